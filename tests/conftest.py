@@ -1,0 +1,19 @@
+"What all tests share: one thread, a fixed seed, and the reference data where it is there."
+import os, random
+from pathlib import Path
+import numpy as np, pytest, torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)   # two test processes share the cores
+
+@pytest.fixture(autouse=True)
+def seeded():
+    "Each test starts from the same random state, whichever ran before it."
+    random.seed(0); np.random.seed(0); torch.manual_seed(0)
+
+@pytest.fixture(scope='session')
+def shared():
+    "The folder of reference vectors and data: REPQ_SHARED, or ../shared beside the repository."
+    path = Path(os.environ.get('REPQ_SHARED') or ROOT.parent/'shared')
+    if not path.is_dir(): pytest.skip(f'no reference data at {path}: set REPQ_SHARED')
+    return path
