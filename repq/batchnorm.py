@@ -7,10 +7,11 @@ from __future__ import annotations
 from functools import cached_property
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from .kernels import Geometry, Kernel, pad_input
 
 # %% auto #0
-__all__ = ['STATISTICS', 'fold', 'running_stats', 'mean_var', 'Moments', 'exact_stats', 'estimated_stats', 'tap_means',
+__all__ = ['STATISTICS', 'fold', 'running_stats', 'lift', 'mean_var', 'Moments', 'exact_stats', 'estimated_stats', 'tap_means',
            'corrected_stats', 'sample_patches', 'sampled_stats', 'get_statistics', 'update_running', 'rebase']
 
 # %% ../nbs/01_batchnorm.ipynb #c006
@@ -31,11 +32,37 @@ def running_stats(bn:nn.BatchNorm2d) -> tuple:
     return bn.running_mean, bn.running_var
 
 # %% ../nbs/01_batchnorm.ipynb #c017
+def lift(t:Tensor) -> Tensor:
+    "`t` in float32 at least: statistics are never taken in half precision"
+    return t if t.dtype == torch.float64 else t.float()
+
+class _MeanVar(torch.autograd.Function):
+    "Mean and biased variance with the closed-form gradient `(g_mean + 2·g_var·(x - mean))/n`, one pass over memory"
+    @staticmethod
+    def forward(ctx, x):
+        if x.is_cuda: var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        else: # on a CPU plain sums are many times faster than torch's var_mean
+            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            f, dims = (x.permute(0, 2, 3, 1).flatten(0, 2), 0) if last else (x.flatten(2), 2)
+            total = lambda t: t if last else t.sum(0)
+            n = x.numel()//x.shape[1]
+            mean = total(f.sum(dims))/n
+            var = total(torch.linalg.vector_norm(f - (mean if last else mean[:, None]), dim=dims).square())/n
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_mean, g_var):
+        x, mean = ctx.saved_tensors
+        a = 2*g_var*x.shape[1]/x.numel()
+        shift = (g_mean*x.shape[1]/x.numel() - a*mean).view(1, -1, 1, 1)
+        return torch.addcmul(shift, x, a.view(1, -1, 1, 1))
+
 def mean_var(x:Tensor, # (batch, channels, h, w)
             ) -> tuple: # mean and biased variance, (channels,), in float32 at least
     "Moments over the batch and all positions"
-    var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (0, 2, 3), unbiased=False)
-    return mean, var
+    return _MeanVar.apply(lift(x))
 
 # %% ../nbs/01_batchnorm.ipynb #c018
 class Moments:
@@ -53,35 +80,44 @@ class Moments:
         if (f, key) not in self._cache: self._cache[f, key] = f(self.x, *key)
         return self._cache[f, key]
 
-# %% ../nbs/01_batchnorm.ipynb #c020
+# %% ../nbs/01_batchnorm.ipynb #c021
+def _check_input(x, kernel, geometry):
+    "What a convolution would refuse, the estimates must not accept"
+    if x.dim() != 4 or x.shape[1] != kernel.in_channels: raise ValueError(f'{kernel} needs an input of (batch, {kernel.in_channels} channels, h, w), got {tuple(x.shape)}')
+    if min(geometry.out_size(x.shape[2:], kernel.kernel_size)) < 1: raise ValueError(f'a map of {tuple(x.shape[2:])} with padding {geometry.padding} is smaller than {kernel} with dilation {geometry.dilation}')
+
+# %% ../nbs/01_batchnorm.ipynb #c022
 def exact_stats(x,                            # (batch, in, h, w), or its `Moments`
                 kernel:Kernel,
                 geometry:Geometry=Geometry(),
                ) -> tuple:                    # mean and biased variance of x*kernel, (out,)
     "Statistics of the output, by computing it (Algorithm 1: RepQ-BN)"
     m = Moments.of(x)
+    _check_input(m.x, kernel, geometry)
     if not kernel.is_identity: return mean_var(kernel.conv(m.x, geometry))
     if geometry.stride == (1, 1) and geometry.padding == (0, 0): return m.mean_var
     (sh, sw), x = geometry.stride, pad_input(m.x, geometry.padding, geometry.padding_mode)
     return mean_var(x[..., ::sh, ::sw])
 
-# %% ../nbs/01_batchnorm.ipynb #c022
+# %% ../nbs/01_batchnorm.ipynb #c024
 def _contract(m:Tensor, # (in, ...) a number per input channel (and tap)
               w:Tensor, # (out, in/groups, ...), reduced or weighted alike
               groups:int) -> Tensor: # (out,)
     "Sum of `m`·`w` over the inputs of each output channel"
     return (w.reshape(groups, w.shape[0]//groups, -1) @ m.reshape(groups, -1, 1)).flatten()
 
-def _add_bias(mean, kernel): return mean if kernel.bias is None else mean + kernel.bias
+def _add_bias(mean, kernel): return mean if kernel.bias is None else mean + lift(kernel.bias)
 
 def estimated_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "Statistics of the output from the moments of the input: `E[X]·ΣW` (5) and `V[X]·ΣW²` (6); arguments and result as `exact_stats`"
-    mean, var = Moments.of(x).mean_var
+    m = Moments.of(x)
+    _check_input(m.x, kernel, geometry)
+    mean, var = m.mean_var
     if kernel.is_identity: return mean, var
-    w, g = kernel.weight, kernel.groups
+    w, g = lift(kernel.weight), kernel.groups
     return _add_bias(_contract(mean, w.sum((2, 3)), g), kernel), _contract(var, w.square().sum((2, 3)), g)
 
-# %% ../nbs/01_batchnorm.ipynb #c024
+# %% ../nbs/01_batchnorm.ipynb #c026
 def _visits(n:int, k:int, stride:int, padding:int, dilation:int, mode:str, like:Tensor) -> Tensor:
     "(k, n): how often each of `k` taps visits each of `n` positions along one axis"
     index = pad_input(torch.arange(1., n + 1).view(1, 1, 1, n), (0, padding), mode).flatten().long() - 1 # -1 is the zero border
@@ -91,7 +127,7 @@ def _visits(n:int, k:int, stride:int, padding:int, dilation:int, mode:str, like:
 
 def tap_means(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     "(in, kh, kw): the mean of what each tap sees of each channel, zero border included"
-    g, total = geometry, (x if x.dtype == torch.float64 else x.float()).sum(0)
+    g, total = geometry, lift(x).sum(0)
     a, b = (_visits(*o, g.padding_mode, total) for o in zip(x.shape[2:], kernel_size, g.stride, g.padding, g.dilation))
     oh, ow = g.out_size(x.shape[2:], kernel_size)
     return a @ total @ b.T/(len(x)*oh*ow)
@@ -99,12 +135,13 @@ def tap_means(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
 def corrected_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "As `estimated_stats` with the exact mean, from per-tap means that respect the border"
     m = Moments.of(x)
+    _check_input(m.x, kernel, geometry)
     if kernel.is_identity: return exact_stats(m, kernel, geometry)
     mean, (_, var) = m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var
-    w, g = kernel.weight, kernel.groups
+    w, g = lift(kernel.weight), kernel.groups
     return _add_bias(_contract(mean, w, g), kernel), _contract(var, w.square().sum((2, 3)), g)
 
-# %% ../nbs/01_batchnorm.ipynb #c028
+# %% ../nbs/01_batchnorm.ipynb #c030
 def _grid_step(n:int, out:tuple, least:int=256) -> int:
     "Distance of sampled output positions: the largest up to 4 that divides the map and leaves `least` samples (1: all of them)"
     return next((t for t in (4, 3, 2) if all(o % t == 0 and o >= 2*t for o in out) and n*out[0]*out[1] >= least*t*t), 1)
@@ -125,23 +162,24 @@ def sample_patches(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     whole, rest = x.split([n - rest, rest]) if rest else (x, ())
     # image m·t² + i·t + j takes phase (i, j): the phase is part of the stride over images
     res = [windows(whole, (cycles, t, t), (t*t*sn, t*sn + sh*sy, sn + sw*sx))] if cycles else []
-    for m, image in enumerate(rest):
-        i, j = divmod(m*t*t//len(rest), t)
+    for k, image in enumerate(rest): # an incomplete cycle goes along diagonals, so that rows and columns stay balanced
+        i, j = k % t, (k//t + k) % t
         res.append(windows(image[:, i*sh:, j*sw:], (), ()))
     return torch.cat(res) if len(res) > 1 else res[0]
 
-# %% ../nbs/01_batchnorm.ipynb #c029
+# %% ../nbs/01_batchnorm.ipynb #c031
 def sampled_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "Exact statistics on a sparse, stratified grid of output positions; arguments and result as `exact_stats`"
     m = Moments.of(x)
+    _check_input(m.x, kernel, geometry)
     if kernel.is_identity: return exact_stats(m, kernel, geometry)
     patches = m.cached(sample_patches, kernel.kernel_size, geometry)
-    g, w = kernel.groups, kernel.weight
+    g, w = kernel.groups, lift(kernel.weight)
     y = patches.to(w.dtype).reshape(len(patches), g, -1).transpose(0, 1) @ w.reshape(g, w.shape[0]//g, -1).transpose(1, 2) # (groups, samples, out/groups)
     var, mean = torch.var_mean(y, 1, unbiased=False)
     return _add_bias(mean.flatten(), kernel), var.flatten()
 
-# %% ../nbs/01_batchnorm.ipynb #c038
+# %% ../nbs/01_batchnorm.ipynb #c040
 STATISTICS = dict(exact=exact_stats, estimated=estimated_stats, corrected=corrected_stats, sampled=sampled_stats)
 
 def get_statistics(name:str): # a key of `STATISTICS`
@@ -149,7 +187,7 @@ def get_statistics(name:str): # a key of `STATISTICS`
     if name not in STATISTICS: raise ValueError(f'statistics must be one of {", ".join(STATISTICS)}; got {name!r}')
     return STATISTICS[name]
 
-# %% ../nbs/01_batchnorm.ipynb #c045
+# %% ../nbs/01_batchnorm.ipynb #c047
 @torch.no_grad()
 def update_running(bn:nn.BatchNorm2d, mean:Tensor, var:Tensor,
                    count:int=None, # how many values `var` was taken over: makes it unbiased; None leaves it
@@ -162,7 +200,7 @@ def update_running(bn:nn.BatchNorm2d, mean:Tensor, var:Tensor,
     bn.running_mean.lerp_(mean.to(bn.running_mean), m)
     bn.running_var.lerp_(var.to(bn.running_var), m)
 
-# %% ../nbs/01_batchnorm.ipynb #c048
+# %% ../nbs/01_batchnorm.ipynb #c050
 @torch.no_grad()
 def rebase(bn:nn.BatchNorm2d,
            mean:Tensor, # (channels,) the new running mean

@@ -11,15 +11,16 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments, fold, get_statistics, mean_var, rebase, running_stats, update_running
+from .batchnorm import Moments, fold, get_statistics, mean_var, running_stats, update_running
+from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
 __all__ = ['Footprint', 'branch_footprint', 'Place', 'Batch', 'extend', 'run', 'Block', 'conv_bn', 'same_padding', 'RepVGGBlock',
            'ACBlock']
 
 # %% ../nbs/03_blocks.ipynb #c005
-_BN = nn.modules.batchnorm._BatchNorm
-_POINTWISE = (nn.Identity, _BN)
+_BN = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_POINTWISE = (nn.Identity, *_BN)
 
 def _flatten(op) -> list:
     "The operations of a branch in order, nested `Sequential`s opened"
@@ -58,7 +59,8 @@ def branch_footprint(name:str, ops:list) -> Footprint:
             if stride != (1, 1): raise ValueError(f"branch '{name}' cannot be merged: a {k[0]}×{k[1]} operation follows a stride of {stride}; put the stride on the last spatial operation")
             if dilation not in (None, d): raise ValueError(f"branch '{name}' cannot be merged: it mixes dilations {dilation} and {d}")
             dilation = d
-        if getattr(op, 'ceil_mode', False): raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d with ceil_mode=True is not a convolution")
+        if isinstance(op, nn.AvgPool2d) and (op.ceil_mode or op.divisor_override is not None or (any(p) and not op.count_include_pad)):
+            raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with ceil_mode=False, count_include_pad=True and no divisor_override")
         size = tuple(a + b - 1 for a, b in zip(size, k))
         stride, padding = tuple(a*b for a, b in zip(stride, s)), tuple(a + b for a, b in zip(padding, p))
     return Footprint(size, stride, padding, dilation or (1, 1))
@@ -155,10 +157,12 @@ class Block(nn.Module):
                  padding_mode=None,   # zeros, reflect, replicate or circular; None: as the branches' convolutions say
                 ):
         super().__init__()
-        if not isinstance(branches, dict): branches = {str(i): b for i, b in enumerate(branches)}
+        if isinstance(branches, nn.Module) and not isinstance(branches, (nn.ModuleList, nn.ModuleDict)):
+            raise TypeError(f'branches must be a dict or a list of modules, got one {type(branches).__name__}; for a single branch give [branch]')
+        branches = dict(branches.items()) if hasattr(branches, 'items') else {str(i): b for i, b in enumerate(branches)}
         if not branches: raise ValueError('a block needs at least one branch')
         self._foot = {n: branch_footprint(n, _flatten(b)) for n, b in branches.items()} # plain data: not in the state dict
-        self.branches, self.statistics = nn.ModuleDict(branches), 'exact'
+        self.branches, self.statistics, self.preserve = nn.ModuleDict(branches), 'exact', False
         self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
         self.stride = self._common('stride', self._foot)
         self.dilation = self._common('dilation', {n: f for n, f in self._foot.items() if f.size != (1, 1)}, (1, 1))
@@ -196,8 +200,9 @@ def _set_padding(self:Block, padding, padding_mode):
         self.padding = next(iter(own.values()))
     else:
         if any(any(f.padding) for f in self._foot.values()): raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
-        self.padding = pair(padding)
-    modes = {o.padding_mode for b in self.branches.values() for o in _flatten(b) if isinstance(o, (nn.Conv2d, Block)) and o.padding_mode != 'zeros'}
+        self.padding = pair(padding, 'padding')
+    modes = {o.padding_mode for b in self.branches.values() for o in _flatten(b)
+             if isinstance(o, (nn.Conv2d, Block)) and (o.padding_mode != 'zeros' or any(_footprint(o)[2]))}
     if padding_mode is None:
         if len(modes) > 1: raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
         padding_mode = modes.pop() if modes else 'zeros'
@@ -209,8 +214,9 @@ def _set_padding(self:Block, padding, padding_mode):
 def _set_channels(self:Block):
     def first(ops, *names): return next((getattr(o, n) for o in ops for n in names if hasattr(o, n)), None)
     ins, outs, self.groups = set(), set(), 0
-    for b in self.branches.values():
+    for n, b in self.branches.items():
         ops = [o.kernel() if hasattr(o, 'kernel') and not isinstance(o, Block) else o for o in _flatten(b)] # a user's operation shows its kernel
+        _check_chain(n, ops)
         ins.add(first(ops, 'in_channels', 'num_features')); outs.add(first(ops[::-1], 'out_channels', 'num_features'))
         self.groups = reduce(gcd, (o.groups for o in ops if hasattr(o, 'groups')), self.groups)
     ins, outs = ins - {None}, outs - {None}
@@ -220,6 +226,14 @@ def _set_channels(self:Block):
     self.groups = self.groups or self.in_channels
     if any(_footprint_is_identity(b) for b in self.branches.values()) and self.in_channels != self.out_channels:
         raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and {self.out_channels}')
+
+def _check_chain(name, ops):
+    "Each operation must take as many channels as the one before gives"
+    now = None
+    for o in ops:
+        takes = getattr(o, 'in_channels', getattr(o, 'num_features', None))
+        if None not in (now, takes) and now != takes: raise ValueError(f"branch '{name}': {type(o).__name__} takes {takes} channels, the operation before gives {now}")
+        now = getattr(o, 'out_channels', getattr(o, 'num_features', now))
 
 def _footprint_is_identity(branch): return all(isinstance(o, _POINTWISE) for o in _flatten(branch))
 
@@ -238,10 +252,10 @@ def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(na
 
 # %% ../nbs/03_blocks.ipynb #c022
 @patch
-def forward(self:Block, x:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
+def forward(self:Block, input:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
     "The branches, added"
     places = {n: self._place(n) for n in self.branches}
-    return sum(run(b, x, places[n], places[n].padding) for n, b in self.branches.items())
+    return sum(run(b, input, places[n], places[n].padding) for n, b in self.branches.items())
 
 @patch
 def kernel(self:Block,
@@ -257,7 +271,9 @@ def _merge(self:Block, batch:Batch) -> Kernel:
         return reduce(Kernel.__add__, (extend(b, start, batch, self._place(n)) for n, b in self.branches.items()))
 
 @patch(as_prop=True)
-def _like(self:Block): return next(self.parameters())
+def _like(self:Block):
+    "A tensor of the block's device and dtype"
+    return next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.zeros(()))
 
 @patch
 def convolve(self:Block, x:Tensor, weight:Tensor, bias:Tensor=None) -> Tensor:
@@ -284,10 +300,16 @@ def batch_statistics(self:Block, x:Tensor) -> dict: # batch norm -> (2, channels
     self._merge(batch)
     return batch.seen
 
+@patch(as_prop=True)
+def has_memory(self:Block) -> bool:
+    "Would other statistics change what the block computes? Not if it is fresh: then there is nothing to keep"
+    bns = [m for m in self.modules() if isinstance(m, _BN) and m.running_mean is not None]
+    return bool(bns) and (self.preserve or any(bool(m.running_mean.any() or (m.running_var != 1).any()) for m in bns))
+
 @patch
 def rebase(self:Block, statistics:dict): # as `batch_statistics` gives them, or an average of several
     "Take `statistics` over as running ones, gamma and beta changed so that the block computes what it did"
-    for bn, (mean, var) in statistics.items(): rebase(bn, mean, var)
+    for bn, (mean, var) in statistics.items(): rebase_bn(bn, mean, var)
 
 # %% ../nbs/03_blocks.ipynb #c030
 def conv_bn(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, **kw) -> nn.Sequential:
@@ -339,8 +361,9 @@ def load_kernel(self:Block, target:Kernel):
     if not scale.all(): raise ValueError(f"branch '{name}' has a batch norm weight of zero: no kernel can be put into it")
     zero = scale.new_zeros(self.out_channels)
     bias = lambda k: zero if k.bias is None else k.bias
-    conv.weight += (target.weight - now.weight)/scale.view(-1, 1, 1, 1)
     diff = bias(target) - bias(now)
+    if not rest and conv.bias is None and diff.abs().max() > 0: raise ValueError(f"branch '{name}' has no bias to take the target's")
+    conv.weight += (target.weight - now.weight)/scale.view(-1, 1, 1, 1)
     holder = rest[-1].bias if rest else conv.bias
     if holder is not None: holder += diff
-    elif diff.abs().max() > 0: raise ValueError(f"branch '{name}' has no bias to take the target's")
+    self.preserve = True # from now on what the block computes matters, though its batch norms never saw a batch

@@ -27,19 +27,19 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device, show_images
 from fastprogress.fastprogress import progress_bar
 
-# %% ../nbs/10_data.ipynb #c007
+# %% ../nbs/10_data.ipynb #c008
 def rng_at(
     *address, # anything with a stable `str`: seed, epoch, index, ...
 ) -> random.Random:
     "A generator that depends on `address` alone, not on what was drawn before"
     return random.Random('/'.join(map(str, address)))
 
-# %% ../nbs/10_data.ipynb #c009
+# %% ../nbs/10_data.ipynb #c010
 def _generator(*address) -> torch.Generator:
     "The same idea for random tensors (on the CPU, so that every device sees the same numbers)"
     return torch.Generator().manual_seed(rng_at(*address).getrandbits(63))
 
-# %% ../nbs/10_data.ipynb #c012
+# %% ../nbs/10_data.ipynb #c013
 def holdout(
     y:Tensor,       # (n,) labels
     fraction:float, # of each class, in (0, 1)
@@ -53,7 +53,7 @@ def holdout(
         held[idxs] = quota.diff() > 0
     return held
 
-# %% ../nbs/10_data.ipynb #c017
+# %% ../nbs/10_data.ipynb #c018
 def random_crop(
     x:Tensor,  # (n, c, h, w)
     pad:int,   # pixels of black added on each side
@@ -65,7 +65,7 @@ def random_crop(
     dy,dx = torch.randint(2*pad+1, (2, n), generator=gen)
     return crops[torch.arange(n), :, dy, dx]
 
-# %% ../nbs/10_data.ipynb #c019
+# %% ../nbs/10_data.ipynb #c020
 def random_flip(
     x:Tensor, # (n, c, h, w)
     gen:torch.Generator=None, # source of the n decisions
@@ -74,7 +74,7 @@ def random_flip(
     flip = torch.rand(len(x), generator=gen) < 0.5
     return torch.where(flip[:,None,None,None], x.flip(-1), x)
 
-# %% ../nbs/10_data.ipynb #c022
+# %% ../nbs/10_data.ipynb #c023
 def channel_stats(
     x:Tensor, # (n, c, h, w) uint8
 ) -> tuple: # (mean, std): two lists of c floats, in units where 255 is 1
@@ -87,7 +87,7 @@ def channel_stats(
     mean = total/count
     return (mean/255).tolist(), ((squares/count - mean**2).clamp(min=0).sqrt()/255).tolist()
 
-# %% ../nbs/10_data.ipynb #c024
+# %% ../nbs/10_data.ipynb #c025
 class _Labelled:
     "What both kinds of dataset have: labels `y`, class names `vocab`, and the loss that fits them"
     loss_func = CrossEntropyLossFlat()
@@ -97,7 +97,7 @@ class _Labelled:
     @property
     def c(self): return len(self.vocab)
 
-# %% ../nbs/10_data.ipynb #c025
+# %% ../nbs/10_data.ipynb #c026
 class ImageArray(_Labelled):
     "Labelled images as one uint8 tensor; a batch is one index, its augmentation three tensor operations"
     where = 'in memory'
@@ -122,7 +122,7 @@ class ImageArray(_Labelled):
     def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip)
     def stats(self): return channel_stats(self.x)
 
-# %% ../nbs/10_data.ipynb #c027
+# %% ../nbs/10_data.ipynb #c028
 def embedded_digits(
     valid:float=0.2, # fraction of each class held out by `holdout`
 ) -> tuple: # (training, validation) `ImageArray`
@@ -135,7 +135,7 @@ def embedded_digits(
     digits = ImageArray(x, y, [str(i) for i in range(10)], flip=False)
     return digits.subset(~held), digits.subset(held)
 
-# %% ../nbs/10_data.ipynb #c035
+# %% ../nbs/10_data.ipynb #c036
 class ImageDL(DataLoader):
     "Batches of a dataset that has `batch(idxs, key)`: x (b, c, h, w) float32 normalised, y (b,) int64, on the device"
     def __init__(self, dataset,
@@ -173,7 +173,7 @@ class ImageDL(DataLoader):
         try: return super().one_batch()
         finally: self.epoch = epoch
 
-# %% ../nbs/10_data.ipynb #c036
+# %% ../nbs/10_data.ipynb #c037
 @patch
 def show_batch(self:ImageDL, b=None, max_n=9, nrows=None, **kwargs):
     "The first `max_n` images of a batch, as the network sees them but in their own colours"
@@ -183,7 +183,7 @@ def show_batch(self:ImageDL, b=None, max_n=9, nrows=None, **kwargs):
     titles = [self.dataset.vocab[i] for i in y[:max_n].tolist()]
     show_images(x, nrows=nrows or max(1, int(math.sqrt(len(x)))), titles=titles, **kwargs)
 
-# %% ../nbs/10_data.ipynb #c043
+# %% ../nbs/10_data.ipynb #c044
 def random_resized_crop(
     im:Image.Image,
     size:int,           # side of the result in pixels
@@ -201,7 +201,7 @@ def random_resized_crop(
             return im.resize((size, size), Image.BILINEAR, box=(left, top, left+cw, top+ch))
     return centre_crop(im, size)
 
-# %% ../nbs/10_data.ipynb #c045
+# %% ../nbs/10_data.ipynb #c046
 def centre_crop(
     im:Image.Image,
     size:int,     # side of the result in pixels
@@ -215,7 +215,7 @@ def centre_crop(
     left,top = round((w-size)/2), round((h-size)/2)
     return im.crop((left, top, left+size, top+size))
 
-# %% ../nbs/10_data.ipynb #c051
+# %% ../nbs/10_data.ipynb #c052
 def open_rgb(
     path, # an image file
 ) -> Image.Image:
@@ -229,7 +229,7 @@ def _quiet():
         warnings.filterwarnings('ignore', category=UserWarning, module='PIL')
         yield
 
-# %% ../nbs/10_data.ipynb #c054
+# %% ../nbs/10_data.ipynb #c055
 _unreadable = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) # what Pillow raises
 
 def _tolerate(
@@ -243,7 +243,7 @@ def _tolerate(
     if len(bad) > n/10: raise ValueError(f'{what}; more than a tenth, so nothing is loaded: repair or delete them')
     warnings.warn(f'{what}; skipped', stacklevel=2)
 
-# %% ../nbs/10_data.ipynb #c056
+# %% ../nbs/10_data.ipynb #c057
 class ImageFiles(_Labelled):
     "Labelled image files, decoded when a batch asks for them, each augmented from its own address"
     where = 'from files'
@@ -280,7 +280,7 @@ class ImageFiles(_Labelled):
         return type(self)([self.files[i] for i in idxs], self.y[idxs], self.vocab, self.size, self.ratio)
     def stats(self): return [0.485, 0.456, 0.406],[0.229, 0.224, 0.225] # ImageNet's, what published weights expect
 
-# %% ../nbs/10_data.ipynb #c057
+# %% ../nbs/10_data.ipynb #c058
 @patch
 def _skip(self:ImageFiles, i, e):
     "Remember and name an unreadable image the first time, with the policy of `_tolerate`"
@@ -289,7 +289,7 @@ def _skip(self:ImageFiles, i, e):
     if len(self.bad) > len(self)/10: _tolerate([self.files[o] for o in self.bad], len(self))
     warnings.warn(f'{self.files[i]} cannot be read ({e}); skipped, number {len(self.bad)} so far')
 
-# %% ../nbs/10_data.ipynb #c060
+# %% ../nbs/10_data.ipynb #c061
 IMAGE_EXTENSIONS = '.jpg .jpeg .png .webp .bmp .ppm .pgm .gif .tif .tiff'.split()
 
 def _subfolders(path) -> list:
@@ -302,7 +302,7 @@ def _walk(folder) -> list:
     def fail(e): raise PermissionError(f'no permission to read the folder {e.filename}') from None
     return sorted(os.path.join(d, f) for d,_,fs in os.walk(folder, onerror=fail, followlinks=True) for f in fs if f[0] != '.')
 
-# %% ../nbs/10_data.ipynb #c061
+# %% ../nbs/10_data.ipynb #c062
 def list_images(
     folder,          # CLASS/image files, at any depth below CLASS
     vocab:list=None, # class names that must be the folder's; None: take the folder's
@@ -321,7 +321,7 @@ def list_images(
     if others: warnings.warn(f'{folder}: files ignored because they are no images: {others}', stacklevel=2)
     return files, torch.tensor(y), classes
 
-# %% ../nbs/10_data.ipynb #c063
+# %% ../nbs/10_data.ipynb #c064
 def _same_classes(classes:list, vocab:list, folder):
     "Raise unless the class folders in validation are those in training"
     def some(names): return ', '.join(sorted(names)[:5]) + (', ...' if len(names) > 5 else '')
@@ -330,7 +330,7 @@ def _same_classes(classes:list, vocab:list, folder):
     if missing: raise ValueError(f'{folder} lacks {len(missing)} class folders of train/: {some(missing)} '
                                  f'(an empty folder says that is meant)')
 
-# %% ../nbs/10_data.ipynb #c067
+# %% ../nbs/10_data.ipynb #c068
 def split_folders(
     path,       # the tree
     valid=None, # name of the validation folder, or a fraction of train/ to hold out
@@ -347,7 +347,7 @@ def split_folders(
     wanted = ', '.join(f'{o}/' for o in names)
     raise FileNotFoundError(f'{path} has no validation folder ({wanted}); {has}; valid=0.1 holds out a tenth of train/')
 
-# %% ../nbs/10_data.ipynb #c070
+# %% ../nbs/10_data.ipynb #c071
 def probe_sizes(
     files:list, # image files
     n:int=64,   # look at so many, evenly spaced
@@ -362,7 +362,7 @@ def probe_sizes(
     if not sizes: raise ValueError(f'none of {len(sample)} images can be read, e.g. {sample[0]}')
     return sizes
 
-# %% ../nbs/10_data.ipynb #c072
+# %% ../nbs/10_data.ipynb #c073
 def _one_size(sizes:Counter):
     "The size that all images share, (width, height)"
     if len(sizes)==1: return next(iter(sizes))
@@ -378,7 +378,7 @@ def _fits_memory(n, w, h):
         raise ValueError(f'{n} images of {w}×{h} need {need/2**30:.1f} GiB in memory, the machine has {have/2**30:.1f}: '
                          'cache=False reads files instead')
 
-# %% ../nbs/10_data.ipynb #c073
+# %% ../nbs/10_data.ipynb #c074
 def decode_images(
     files:list,        # n image files
     size:int=None,     # resize the short side to it and keep the central square; None: all must have the same size
@@ -403,7 +403,7 @@ def decode_images(
     _tolerate([files[i] for i in (~ok).nonzero()[0]], len(files))
     return torch.from_numpy(x), torch.from_numpy(ok)
 
-# %% ../nbs/10_data.ipynb #c077
+# %% ../nbs/10_data.ipynb #c078
 def cache_dir() -> Path:
     "Where decoded images are kept: `$REPQ_CACHE`, or `repq` in the user's cache folder"
     own,users = os.environ.get('REPQ_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -420,7 +420,7 @@ def fingerprint(
         h.update(f'\n{f} {s.st_size} {s.st_mtime_ns}'.encode(errors='surrogateescape'))
     return h.hexdigest()
 
-# %% ../nbs/10_data.ipynb #c079
+# %% ../nbs/10_data.ipynb #c080
 def _read_cache(path, mark):
     "The tensors in `path` if it carries the fingerprint `mark`, else None"
     try:
@@ -438,7 +438,7 @@ def _write_cache(path, mark, x, ok):
     except (OSError, SafetensorError) as e:
         warnings.warn(f'decoded images cannot be kept in {path.parent} ({e}); REPQ_CACHE names another folder', stacklevel=2)
 
-# %% ../nbs/10_data.ipynb #c080
+# %% ../nbs/10_data.ipynb #c081
 def decode_cached(
     folder,        # what the files belong to, names the cache
     files:list,    # n image files
@@ -455,14 +455,14 @@ def decode_cached(
     _write_cache(path, mark, x, ok)
     return x,ok
 
-# %% ../nbs/10_data.ipynb #c085
+# %% ../nbs/10_data.ipynb #c086
 DATASETS = dict(
     digits='8×8 grey digits of scikit-learn: 1,442 training and 355 validation images, 10 classes, embedded',
     cifar10='CIFAR-10, 32×32: 50,000 training and 10,000 test images, 10 classes, fetched by fastai (160 MB)',
     imagenette='Imagenette, short side 160: 9,469 training and 3,925 validation images, 10 classes, fetched by fastai (95 MB)')
 _urls = dict(cifar10=URLs.CIFAR, imagenette=URLs.IMAGENETTE_160)
 
-# %% ../nbs/10_data.ipynb #c087
+# %% ../nbs/10_data.ipynb #c088
 def fetch(
     name:str, # 'cifar10' or 'imagenette'
 ) -> Path: # the unpacked folder
@@ -475,7 +475,7 @@ def fetch(
                               f"give the path of a folder with train/CLASS/image.jpg and val/ or test/, or 'digits'") from None
     finally: socket.setdefaulttimeout(timeout)
 
-# %% ../nbs/10_data.ipynb #c088
+# %% ../nbs/10_data.ipynb #c089
 def _folder(path) -> Path:
     "The folder meant by `path`, a name in `DATASETS` or a path"
     if path in _urls: return fetch(path)
@@ -487,7 +487,7 @@ def _folder(path) -> Path:
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known names: {', '.join(DATASETS)}"
     raise FileNotFoundError(f"no folder {str(path)!r}; {hint}")
 
-# %% ../nbs/10_data.ipynb #c092
+# %% ../nbs/10_data.ipynb #c093
 def get_datasets(
     path,           # ImageFolder tree, or a name in `DATASETS`
     size:int=None,  # side in pixels; None: the images' own if small, 224 if large (128 for imagenette)
@@ -518,7 +518,7 @@ def _in_memory(folder, files, y, vocab, size):
     x,ok = decode_cached(folder, files, size)
     return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab)
 
-# %% ../nbs/10_data.ipynb #c096
+# %% ../nbs/10_data.ipynb #c097
 def _whole(name, v, least=1):
     "Raise unless `v` is None or a whole number of at least `least`"
     if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v < least):
@@ -546,7 +546,7 @@ def _stats(normalize, train):
                          f'not {normalize!r}')
     return mean,std
 
-# %% ../nbs/10_data.ipynb #c098
+# %% ../nbs/10_data.ipynb #c099
 def get_dls(
     path,            # ImageFolder tree (train/ and val/, valid/, validation/ or test/), or a name in `DATASETS`
     size:int=None,   # side in pixels; None: the images' own if small, 224 if large (128 for imagenette)
@@ -571,7 +571,7 @@ def get_dls(
     dls.name = Path(path).name
     return dls
 
-# %% ../nbs/10_data.ipynb #c099
+# %% ../nbs/10_data.ipynb #c100
 def describe(
     dls:DataLoaders, # from `get_dls`
 ) -> str: # one line

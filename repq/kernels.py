@@ -14,11 +14,11 @@ from fastcore.basics import patch
 __all__ = ['pair', 'Geometry', 'pad_input', 'Kernel', 'impulse_response']
 
 # %% ../nbs/00_kernels.ipynb #c005
-def pair(v):
+def pair(v, name='a size'):
     "`v` as a pair (vertical, horizontal), the way `nn.Conv2d` stores its geometry"
-    v = tuple(v) if isinstance(v, (tuple, list)) else (v, v)
-    if len(v) != 2: raise ValueError(f'expected one number or a pair, got {v}')
-    return tuple(int(o) for o in v)
+    res = tuple(v) if isinstance(v, (tuple, list)) else (v, v)
+    if len(res) != 2 or not all(isinstance(o, int) and not isinstance(o, bool) for o in res): raise ValueError(f'{name} must be a whole number or a pair of them, got {v!r}')
+    return res
 
 # %% ../nbs/00_kernels.ipynb #c006
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Geometry:
     padding_mode: str = 'zeros' # as in `nn.Conv2d`: zeros, reflect, replicate or circular
 
     def __post_init__(self):
-        for f in ('stride', 'padding', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f)))
+        for f in ('stride', 'padding', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f), f))
+        if min(self.stride + self.dilation) < 1: raise ValueError(f'stride and dilation must be 1 or more, got {self.stride} and {self.dilation}')
         if self.padding_mode not in _PAD_MODES:
             raise ValueError(f'padding_mode must be one of {", ".join(_PAD_MODES)}; got {self.padding_mode!r}')
 
@@ -141,6 +142,7 @@ def pad(self:Kernel, kernel_size) -> Kernel:
 @patch
 def __add__(self:Kernel, other:Kernel) -> Kernel:
     "Two parallel branches: `x*(a + b) = x*a + x*b`"
+    if not isinstance(other, Kernel): return NotImplemented
     if (self.in_channels, self.out_channels) != (other.in_channels, other.out_channels):
         raise ValueError(f'parallel branches need equal channels: {self} and {other}')
     size = tuple(map(max, self.kernel_size, other.kernel_size))
@@ -190,6 +192,7 @@ def impulse_response(module:nn.Module,    # anything linear that maps (batch, in
     k = pair(kernel_size)
     geo = Geometry(stride, padding if padding is not None else [d*(n//2) for n, d in zip(k, pair(dilation))], dilation, padding_mode)
     p = next(iter(module.parameters()), torch.zeros(()))
+    if in_channels % groups: raise ValueError(f'{in_channels} input channels do not divide into {groups} groups')
     was_training = module.training
     module.eval()
     try:
@@ -206,7 +209,7 @@ def _measure(module, in_channels, k, geo, groups, tol, kw):
     for n, (c, i, j) in enumerate(taps): x[n, c, first[0] + i*geo.dilation[0], first[1] + j*geo.dilation[1]] = 1
     y = torch.cat([module(b)[:, :, out[0], out[1]] for b in x.split(1024)])           # (taps + 1, out)
     dense = (y[:-1] - y[-1]).T.reshape(-1, in_channels, *k)
-    n_out = dense.shape[0]
+    if len(dense) % groups: raise ValueError(f'{len(dense)} output channels do not divide into {groups} groups')
     w = torch.cat([d[:, g*in_channels//groups:(g+1)*in_channels//groups] for g, d in enumerate(dense.chunk(groups))]) if groups > 1 else dense
     kernel = Kernel(w.contiguous(), y[-1].clone(), groups)
     noise = torch.randn(2, in_channels, *size, **kw)

@@ -8,8 +8,8 @@ import copy
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
-from .kernels import Geometry, Kernel
-from .batchnorm import fold, get_statistics, running_stats
+from .kernels import Kernel
+from .batchnorm import STATISTICS, fold, get_statistics, running_stats
 from .quantizers import LSQ
 from .blocks import Block
 
@@ -23,6 +23,7 @@ class FullyConnected(nn.Module):
     def __init__(self, linear:nn.Linear):
         super().__init__()
         self.linear, self.in_channels, self.out_channels = linear, linear.in_features, linear.out_features
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def kernel(self, x=None): return Kernel(self.linear.weight[..., None, None], self.linear.bias)
     def convolve(self, x, weight, bias=None): return F.linear(x, weight.flatten(1).to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -57,13 +58,12 @@ class RepQLayer(nn.Module):
     def set_statistics(self, name:str):
         "Train with the statistics `name` from now on; the next training batch adapts the batch norms so that the layer computes what it did"
         get_statistics(name)
-        has_bn = any(isinstance(m, nn.BatchNorm2d) for m in self.block.modules())
-        self.switching = has_bn and (self.switching or name != self.block.statistics)
+        self.switching = getattr(self.block, 'has_memory', False) and (self.switching or name != self.block.statistics)
         self.block.statistics = name
 
     def kernel(self, x:Tensor=None) -> Kernel:
         "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
-        if self.switching and x is not None: self.rebase(self.block.batch_statistics(x))
+        if self.switching and self.training and x is not None: self.rebase(self.block.batch_statistics(x))
         return self.block.kernel(x)
 
     def rebase(self, statistics:dict):
@@ -71,16 +71,26 @@ class RepQLayer(nn.Module):
         self.block.rebase(statistics)
         self.switching = False
 
-    def forward(self, x:Tensor) -> Tensor:
-        w, b = self.kernel(x if self.training else None)
+    def forward(self, input:Tensor) -> Tensor:
+        w, b = self.kernel(input if self.training else None)
         if self.weight_quantizer is not None: w = self.weight_quantizer(w)
-        if self.input_quantizer is not None: x = self.input_quantizer(x)
-        return self.block.convolve(x, w, b)
+        if self.input_quantizer is not None: input = self.input_quantizer(input)
+        return self.block.convolve(input, w, b)
 
     @property
     def stage(self): return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
-    def get_extra_state(self): return torch.tensor(self.switching)
-    def set_extra_state(self, state): self.switching = bool(state)
+
+    def get_extra_state(self): return torch.tensor([self.switching, list(STATISTICS).index(self.block.statistics)], dtype=torch.uint8)
+    def set_extra_state(self, state):
+        switching, kind = state.tolist()
+        if list(STATISTICS)[kind] != self.block.statistics:
+            raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this layer has '{self.block.statistics}': load it into a model with the same, then call set_statistics")
+        self.switching = bool(switching)
+
+    def __getattr__(self, name): # what code around a layer asks of it: `model.fc.in_features`
+        if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'):
+            return getattr(self.block, name)
+        return super().__getattr__(name)
 
 # %% ../nbs/06_layers.ipynb #c020
 class IntegerKernel(nn.Module):
@@ -94,8 +104,9 @@ class IntegerKernel(nn.Module):
         super().__init__()
         self.bits = bits
         self.geometry, self.groups = source.geometry, source.groups
-        self.in_channels, self.out_channels = source.in_channels, source.out_channels
-        self.register_buffer('integers', integers); self.register_buffer('scale', scale)
+        for n in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode'):
+            if hasattr(source, n): setattr(self, n, getattr(source, n))
+        self.register_buffer('integers', integers.contiguous()); self.register_buffer('scale', scale)
         self.register_buffer('bias', scale.new_zeros(len(integers)) if bias is None else bias.detach().clone())
 
     def kernel(self, x=None): return Kernel(self.integers*self.scale.view(-1, 1, 1, 1), self.bias, self.groups)

@@ -5,16 +5,14 @@
 # %% ../nbs/11_learner.ipynb #c003
 from __future__ import annotations
 from itertools import islice
-import torch, torch.nn as nn
-from torch import Tensor
+import torch.nn as nn
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastai.learner import Learner
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from .quantizers import LSQ
-from .blocks import Block, RepVGGBlock
-from .layers import RepQLayer
+from .blocks import RepVGGBlock
 from . import surgery
 
 # %% auto #0
@@ -44,11 +42,10 @@ def _changed(learn):
 @patch
 @delegates(surgery.reparametrize)
 def reparametrize(self:Learner, block=RepVGGBlock, init='preserve', **kwargs):
-    "`repq.surgery.reparametrize` on this learner's model, in place; with init='preserve' batch norms adapt to one batch, so that training goes on without a jump"
+    "`repq.surgery.reparametrize` on this learner's model, in place; with init='preserve' batch norms adapt to some batches, so that training goes on without a jump"
     self.model = surgery.reparametrize(self.model, block, init, **{**kwargs, 'inplace': True})
     self.model.to(self.dls.device)
-    if init == 'preserve':
-        for x in _inputs(self, 1): surgery.adapt_statistics(self.model, x)
+    if init == 'preserve': surgery.adapt_statistics(self.model, _inputs(self, 8))
     return _changed(self)
 
 @patch

@@ -6,8 +6,7 @@
 from __future__ import annotations
 from difflib import get_close_matches
 from fnmatch import filter as fnmatch_filter
-import torch, torch.nn as nn
-from torch import Tensor
+import torch.nn as nn
 from .blocks import ACBlock, RepVGGBlock, conv_bn, same_padding
 
 # %% auto #0

@@ -5,12 +5,12 @@
 # %% ../nbs/12_recipes.ipynb #c003
 from __future__ import annotations
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-import torch, torch.nn as nn
+import torch.nn as nn
 from .quantizers import check_bits
 from .blocks import Block
-from .models import create_model, image_size, list_models, plain_twin
+from .models import create_model, image_size, plain_twin
 from . import surgery
 
 # %% auto #0

@@ -4,7 +4,7 @@
 
 # %% ../nbs/15_runs.ipynb #c003
 from __future__ import annotations
-import copy, json, os, platform, shutil, statistics, sys, time
+import copy, csv, json, os, platform, shutil, statistics, sys, time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import date
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
-from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
@@ -24,7 +24,6 @@ from . import __version__, plots, surgery
 from .data import get_dls
 from .export import cost
 from .learner import RepQCallback
-from .models import list_models
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
@@ -138,11 +137,13 @@ def _learner(recipe, dls, model, path) -> Learner:
                     cbs=[RepQCallback(), StopOnNonFinite()])
     return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
 
+def _watched():
+    "Does somebody see a progress bar: a terminal or a notebook?"
+    return sys.stdout.isatty() or 'ipykernel' in sys.modules
+
 def _twin(recipe, dls):
     "The plain network at the same stage, for timing"
     return build(replace(recipe, method='plain'), dls.c, dls.in_channels).to(dls.device)
-
-def _sample(model, dls): return dls.one_batch()[0][:1]
 
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
@@ -166,7 +167,7 @@ def train(recipe:Recipe, out, # the run folder to be made
     write_json(part/'recipe.json', info)
     learn = _learner(recipe, dls, model, part)
     if recipe.quantized: learn.calibrate(recipe.calibrate)
-    quiet = [learn.no_bar(), learn.no_logging()] if on_epoch else [nullcontext()]*2
+    quiet = [learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext()]
     t = time.perf_counter()
     with quiet[0], quiet[1]:
         learn.fit(recipe.epochs, cbs=[ParamScheduler(_schedule(recipe)), CSVLogger('history.csv')] + ([ReportEpoch(on_epoch)] if on_epoch else []))
@@ -180,8 +181,7 @@ def train(recipe:Recipe, out, # the run folder to be made
 # %% ../nbs/15_runs.ipynb #c015
 def _results(recipe, model, dls, timing, seconds, info) -> dict:
     "The row of a trained model"
-    deployed, x = surgery.deploy(model, verbose=False), _sample(model, dls)
-    c = cost(model, x)
+    deployed, c = surgery.deploy(model, verbose=False), cost(model, dls.one_batch()[0][:1])
     ratio = None
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
@@ -192,7 +192,6 @@ def _results(recipe, model, dls, timing, seconds, info) -> dict:
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
-    import csv
     with open(Path(run)/'history.csv') as f: return list(csv.DictReader(f))
 
 # %% ../nbs/15_runs.ipynb #c021

@@ -4,14 +4,16 @@
 
 # %% ../nbs/07_surgery.ipynb #c002
 from __future__ import annotations
-import copy
+import copy, inspect, warnings
+from collections import Counter, deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 import torch, torch.nn as nn
 from torch import Tensor, fx
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.optim.swa_utils import update_bn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_leaves
 from .kernels import Geometry, Kernel
-from .batchnorm import fold, get_statistics
+from .batchnorm import fold, get_statistics, running_stats
 from .quantizers import LSQ, check_bits
 from .blocks import Block, RepVGGBlock
 from .layers import RepQLayer
@@ -21,10 +23,6 @@ __all__ = ['Site', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', '
            'param_groups', 'calibrate']
 
 # %% ../nbs/07_surgery.ipynb #c005
-class _Tracer(fx.Tracer):
-    "Blocks and quantized layers are single steps"
-    def is_leaf_module(self, m, qualname): return isinstance(m, (Block, RepQLayer)) or super().is_leaf_module(m, qualname)
-
 @dataclass
 class Site:
     "A place in a model where a kernel is applied"
@@ -32,17 +30,68 @@ class Site:
     module: nn.Module
     bn: str = None            # name of the batch norm that alone reads its output
     nonnegative: bool = None  # can its input be told to be ≥ 0? None: unknown
+    runs: bool = None         # is it called in evaluation mode? None: unknown
+    left: str = ''            # why surgery has to leave it as it is
 
-_KERNELS = (nn.Conv2d, nn.Linear, Block, RepQLayer)
+_BN = nn.modules.batchnorm._BatchNorm
 
-def _is_site(m): return isinstance(m, _KERNELS) and type(m).__name__ != 'NonDynamicallyQuantizableLinear' # attention reads that one's weight itself
+def _computes(m, *classes) -> bool:
+    "Is `m` one of these, also in what it computes?"
+    return any(isinstance(m, c) and getattr(m.forward, '__func__', None) is c.forward for c in classes)
 
-def _registered(model, prefix='') -> list:
-    "Sites in order of registration, not looking inside them"
-    if _is_site(model): return [(prefix, model)]
-    return [s for n, c in model.named_children() for s in _registered(c, f'{prefix}.{n}' if prefix else n)]
+def _is_site(m): return isinstance(m, (Block, RepQLayer)) or _computes(m, nn.Conv2d, nn.Linear)
+def _is_bn(m): return _computes(m, _BN, nn.SyncBatchNorm) and not isinstance(m, (nn.BatchNorm1d, nn.BatchNorm3d))
+def _hooked(m): return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 # %% ../nbs/07_surgery.ipynb #c007
+def _is_composite(m) -> bool:
+    "A layer of torch's own that may have layers inside, not a container"
+    return any(c.__module__.startswith('torch.nn.modules.') and not c.__module__.endswith(('.module', '.container')) for c in type(m).__mro__)
+
+def _why_left(m, inside) -> str:
+    if inside: return f'{inside} reads its weight itself'
+    return 'a hook computes its weight' if 'weight' in vars(m) else ''
+
+def _registered(m, name='', inside='', seen=None) -> list:
+    "Sites in order of registration, each module once, not looking inside them"
+    seen = set() if seen is None else seen
+    if m in seen: return []
+    seen.add(m)
+    if _is_site(m): return [Site(name, m, left=_why_left(m, inside))]
+    if _is_composite(m): inside = type(m).__name__
+    return [s for n, c in m.named_children() for s in _registered(c, f'{name}.{n}' if name else n, inside, seen)]
+
+# %% ../nbs/07_surgery.ipynb #c010
+def _loose(v):
+    "A copy of what a forward pass may change in place; anything else as it is"
+    if isinstance(v, Tensor) and not isinstance(v, nn.Parameter): return v.clone()
+    return copy.copy(v) if isinstance(v, (dict, list, set, deque)) else v
+
+@contextmanager
+def _untouched(model):
+    "Whatever is done to attributes, buffers and modes of `model` here is undone"
+    own = {m: vars(m) for m in model.modules()}
+    for m, attrs in own.items():
+        new = {k: _loose(v) for k, v in attrs.items()}
+        if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
+        object.__setattr__(m, '__dict__', new)
+    try: yield model
+    finally:
+        for m, attrs in own.items(): object.__setattr__(m, '__dict__', attrs)
+
+# %% ../nbs/07_surgery.ipynb #c013
+class _Tracer(fx.Tracer):
+    "Layers that yield kernels and batch norms are single steps"
+    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or super().is_leaf_module(m, qualname)
+
+def _graph(model, training:bool) -> fx.Graph:
+    "What `model` computes in one mode, arguments with a default left out"
+    defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
+    with _untouched(model), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return _Tracer().trace(model.train(training), defaults)
+
+# %% ../nbs/07_surgery.ipynb #c016
 _MAKES = {'relu', 'relu_', 'relu6', 'sigmoid', 'hardsigmoid', 'softmax', 'softplus', 'abs', 'square', 'exp'}
 _KEEPS = {'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2d', 'flatten', 'dropout', 'cat', 'mean', 'reshape', 'view', 'contiguous', 'clone',
           'squeeze', 'unsqueeze', 'permute', 'transpose', 'identity', 'channelshuffle', 'pixelshuffle', 'zeropad2d', 'dropout2d', 'maxpool2d', 'avgpool2d',
@@ -60,45 +109,138 @@ def _nonnegative(graph, model) -> dict:
     for node in graph.nodes:
         name = _operation(node, model) if node.op.startswith('call') else ''
         inputs = all(known[n] for n in node.all_input_nodes) and bool(node.all_input_nodes)
-        constants = all(a >= 0 for a in node.args if isinstance(a, (int, float)))
+        constants = not any(isinstance(a, (int, float)) and not a >= 0 for a in tree_leaves((node.args, node.kwargs)))
         known[node] = name in _MAKES or (name in _KEEPS and inputs) or (name in _ARITHMETIC and inputs and constants)
     return known
 
-# %% ../nbs/07_surgery.ipynb #c008
+# %% ../nbs/07_surgery.ipynb #c019
+@dataclass
+class _Trace:
+    "What the graph of one mode tells"
+    calls: Counter    # module name -> how often it is called; in order of execution
+    follows: dict     # layer -> the batch norm that alone reads its output, or None
+    nonnegative: dict # layer -> are all its inputs certainly ≥ 0?
+    read: set         # ids of the parameters that the model reads itself
+
+def _follows(node, model, calls) -> str:
+    "The batch norm that alone reads the output of this call, or None"
+    reader, *more = node.users or [None]
+    if more or reader is None or reader.op != 'call_module' or calls[node.target] > 1 or calls[reader.target] > 1: return None
+    layer, bn = model.get_submodule(node.target), model.get_submodule(reader.target)
+    return reader.target if _is_bn(bn) and not _hooked(layer) and not _hooked(bn) else None
+
+def _trace(model, training:bool) -> _Trace:
+    "`model` traced in one mode"
+    graph, params = _graph(model, training), dict(model.named_parameters())
+    nonneg, calls = _nonnegative(graph, model), [n for n in graph.nodes if n.op == 'call_module']
+    res = _Trace(Counter(n.target for n in calls), {}, {}, {id(params.get(n.target)) for n in graph.nodes if n.op == 'get_attr'})
+    for n in calls:
+        x = n.all_input_nodes[0] if n.all_input_nodes else None
+        res.nonnegative[n.target] = res.nonnegative.get(n.target, True) and nonneg.get(x, False) # a shared layer: all its inputs
+        res.follows[n.target] = _follows(n, model, res.calls)
+    return res
+
+# %% ../nbs/07_surgery.ipynb #c021
+def _agree(site, traces, model):
+    "Fill in what the traces, evaluation first, tell about `site`"
+    read = set().union(*(t.read for t in traces))
+    is_read = lambda m: any(id(p) in read for p in m.parameters())
+    ran = [t for t in traces if t.calls[site.name]]
+    site.runs = traces[0].calls[site.name] > 0
+    site.nonnegative = bool(ran) and not _hooked(site.module) and all(t.nonnegative[site.name] for t in ran)
+    site.left = site.left or ('the model reads its weight itself' if is_read(site.module) else '' if ran else 'never called')
+    bns = {t.follows[site.name] for t in ran}
+    if site.left or len(bns) != 1 or None in bns: return
+    bn, = bns
+    if not any(t.calls[bn] for t in traces if t not in ran) and not is_read(model.get_submodule(bn)): site.bn = bn
+
+# %% ../nbs/07_surgery.ipynb #c022
 def find_sites(model:nn.Module) -> tuple: # list of `Site`, and why tracing failed ('' if it did not)
-    "The places of `model` where kernels are applied, in the order of execution where it can be traced"
-    names = dict(_registered(model))
-    if '' in names: return [Site('', model)], ''
-    try: graph = _Tracer().trace(model)
-    except Exception as e: return [Site(n, m) for n, m in names.items()], f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
-    nonneg, res = _nonnegative(graph, model), {}
-    calls = [n for n in graph.nodes if n.op == 'call_module']
-    count = {t: sum(c.target == t for c in calls) for t in {c.target for c in calls}}
-    for node in calls:
-        if node.target not in names: continue
-        x = node.all_input_nodes[0] if node.all_input_nodes else None
-        site = res.setdefault(node.target, Site(node.target, names[node.target], nonnegative=True))
-        site.nonnegative = site.nonnegative and nonneg.get(x, False)          # a shared layer: all its inputs
-        readers = [u for u in node.users]
-        if len(readers) == 1 and readers[0].op == 'call_module' and count[node.target] == count[readers[0].target] == 1:
-            if isinstance(model.get_submodule(readers[0].target), nn.BatchNorm2d): site.bn = readers[0].target
-    return list(res.values()) + [Site(n, m) for n, m in names.items() if n not in res], ''
+    "The places of `model` where kernels are applied, where it can be traced in the order of execution: what evaluation runs, then the rest"
+    sites = _registered(model)
+    if sites and not sites[0].name: return sites, ''
+    try: traces = [_trace(model, False), _trace(model, True)]
+    except Exception as e: return sites, f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
+    for s in sites: _agree(s, traces, model)
+    rank = {n: i for i, n in enumerate(dict.fromkeys([*traces[0].calls, *traces[1].calls]))}
+    return sorted(sites, key=lambda s: rank.get(s.name, len(rank))), ''
 
-# %% ../nbs/07_surgery.ipynb #c010
-def _replace(model, name, new):
-    "`model` with the submodule `name` replaced ('' is the model itself)"
-    if not name: return new
-    model.set_submodule(name, new)
-    return model
+# %% ../nbs/07_surgery.ipynb #c028
+def _own(model, inplace:bool) -> nn.Module:
+    "What to work on: `model` or a copy; TypeError for what is no model, ValueError for a lazy one"
+    if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
+    lazy = next((n for n, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
+    if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
+    return model if inplace else copy.deepcopy(model)
 
-def _report(verb, verbose, untraced, *parts):
-    if verbose:
-        print(f'{verb}: ' + '; '.join(p for p in parts if p))
-        if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
+def _replace(model, new:dict) -> tuple: # (model, names of modules whose hooks are gone)
+    "`model` with modules exchanged for `new[module]` under all their names"
+    names = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if new.get(m, m) is not m]
+    for n, m in names:
+        if n: model.set_submodule(n, new[m])
+        else: model = new[m]
+    return model, [n for n, m in names if _hooked(m)]
 
+# %% ../nbs/07_surgery.ipynb #c029
+def _named(name, f, *args):
+    "`f(*args)`, its ValueError with the layer's name"
+    try: return f(*args)
+    except ValueError as e: raise ValueError(f"layer '{name}': {e}") from None
+
+def _same_mode(new, old):
+    "`new` with modules around `old`, or instead of it, in the mode of `old`; what was in `old` keeps its own"
+    for m in set(new.modules()) - set(old.modules()): m.training = old.training
+    return new
+
+# %% ../nbs/07_surgery.ipynb #c032
 def _count(n, what): return f'{n} {what}' + ('' if n == 1 else 's')
+def _some(names, most=3): return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
-# %% ../nbs/07_surgery.ipynb #c012
+def _grouped(pairs) -> str: # of (name, reason)
+    "Names by reason"
+    reasons = {}
+    for n, r in pairs: reasons.setdefault(r, []).append(n)
+    return '; '.join(f'{_some(ns)} ({r})' for r, ns in reasons.items())
+
+def _report(verb, verbose, untraced, *parts, left=(), hooks=()):
+    if not verbose: return
+    print(f'{verb}: ' + '; '.join([*(p for p in parts if p), *([f'left: {_grouped(left)}'] if left else []), *([f'hooks lost with the old layers: {_some(hooks)}'] if hooks else [])]))
+    if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
+
+# %% ../nbs/07_surgery.ipynb #c035
+def _new_block(conv, block) -> Block:
+    "`block` with the geometry of `conv`; TypeError if it gives something else"
+    g = Geometry.of(conv)
+    new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation, conv.groups, g.padding_mode)
+    if not isinstance(new, Block): raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {getattr(block, "__name__", block)} gave {type(new).__name__}')
+    return new.to(conv.weight)
+
+def _take_over(new, conv, bn):
+    "`new` with the modes and settings of what it replaces"
+    new.train(conv.training).requires_grad_(conv.weight.requires_grad)
+    if bn is None: return new
+    for m in (m for m in new.modules() if isinstance(m, _BN)):
+        m.eps, m.momentum = bn.eps, bn.momentum
+        m.train(bn.training).requires_grad_(bn.weight.requires_grad if bn.affine else conv.weight.requires_grad)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(new, bn.process_group) if isinstance(bn, nn.SyncBatchNorm) else new
+
+def _as_block(conv, bn, block, init) -> Block:
+    "The block for a convolution and the batch norm after it (or None)"
+    new = _take_over(_new_block(conv, block), conv, bn)
+    if init == 'preserve':
+        k = Kernel.of(conv)
+        new.load_kernel(k if bn is None else k.affine(*fold(bn, *running_stats(bn))))
+    return new
+
+# %% ../nbs/07_surgery.ipynb #c036
+def _absorbable(model, site):
+    "The batch norm after `site`, or None where there is none that keeps running statistics"
+    bn = model.get_submodule(site.bn) if site.bn else None
+    return None if bn is None or bn.running_mean is None else bn
+
+def _gone(bn): return nn.Identity().train(bn.training) # what stands in the place of an absorbed batch norm
+
+# %% ../nbs/07_surgery.ipynb #c037
 def reparametrize(model:nn.Module,
                   block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
@@ -106,79 +248,143 @@ def reparametrize(model:nn.Module,
                   inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` with its convolutions re-parametrized, batch norms after them absorbed"
     if init not in ('preserve', 'paper'): raise ValueError(f"init must be 'preserve' or 'paper', got {init!r}")
-    model = model if inplace else copy.deepcopy(model)
+    if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
+    model = _own(model, inplace)
     sites, untraced = find_sites(model)
-    done, absorbed, refused = 0, 0, []
+    sites = [s for s in sites if type(s.module) is nn.Conv2d and (where is None or where(s.name, s.module))]
+    blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
-        if type(s.module) is not nn.Conv2d or not (where is None or where(s.name, s.module)): continue
-        bn = model.get_submodule(s.bn) if s.bn else None
-        if bn is not None and bn.running_mean is None: bn = None
-        try: new = _as_block(s.module, bn, block, init)
-        except ValueError as e: refused.append(f'{s.name} ({e})'); continue
-        model, done = _replace(model, s.name, new), done + 1
-        if bn is not None: _replace(model, s.bn, nn.Identity()); absorbed += 1
-    _report('reparametrize', verbose, untraced, f'{_count(done, "convolution")} → {getattr(block, "__name__", block)}', absorbed and f'{_count(absorbed, "batch norm")} absorbed',
-            refused and f'left: {", ".join(refused)}')
+        if s.left: continue
+        bn = _absorbable(model, s)
+        try: blocks[s.module] = _as_block(s.module, bn, block, init)
+        except ValueError as e: left.append((s.name, e)); continue
+        if bn is not None: identities[bn] = _gone(bn)
+    model, hooks = _replace(model, {**blocks, **identities})
+    _report('reparametrize', verbose, untraced, f'{_count(len(blocks), "convolution")} → {getattr(block, "__name__", block)}',
+            identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
     return model
 
-def _as_block(conv, bn, block, init):
-    g = Geometry.of(conv)
-    new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation, conv.groups, g.padding_mode).to(conv.weight).train(conv.training)
-    if init == 'preserve':
-        k = Kernel.of(conv)
-        new.load_kernel(k if bn is None else k.affine(*fold(bn, bn.running_mean, bn.running_var)))
-    return new
-
-# %% ../nbs/07_surgery.ipynb #c015
+# %% ../nbs/07_surgery.ipynb #c041
 def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` in which blocks are single convolutions again (from running statistics)"
-    model = model if inplace else copy.deepcopy(model)
-    n = quantized = 0
-    for name, m in _registered(model):
-        if isinstance(m, RepQLayer) and m.stage != 'merged': quantized += 1
-        elif isinstance(m, (Block, RepQLayer)): model, n = _replace(model, name, m.deploy()), n + 1
-    _report('merge', verbose, '', f'{_count(n, "block")} → convolutions', quantized and f'{_count(quantized, "quantized layer")} left (deploy() turns them into integers)')
+    model = _own(model, inplace)
+    sites = [s for s in _registered(model) if isinstance(s.module, (Block, RepQLayer))]
+    quantized = [s.name for s in sites if isinstance(s.module, RepQLayer) and s.module.stage != 'merged']
+    new = {s.module: _named(s.name, s.module.deploy) for s in sites if s.name not in quantized}
+    model, hooks = _replace(model, new)
+    _report('merge', verbose, '', f'{_count(len(new), "block")} → convolutions', left=[(n, 'quantized, which deploy() makes integers') for n in quantized], hooks=hooks)
     return model
 
-# %% ../nbs/07_surgery.ipynb #c018
+# %% ../nbs/07_surgery.ipynb #c044
+@contextmanager
+def _modes_kept(model):
+    "Whatever modes are set here, each module has its own again afterwards"
+    modes = {m: m.training for m in model.modules()}
+    try: yield
+    finally:
+        for m, t in modes.items(): m.training = t
+
+@contextmanager
+def _unquantized(model):
+    "No quantizers meanwhile"
+    own = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
+    for m, *_ in own: m.weight_quantizer = m.input_quantizer = None
+    try: yield
+    finally:
+        for m, w, i in own: m.weight_quantizer, m.input_quantizer = w, i
+
+# %% ../nbs/07_surgery.ipynb #c045
+def _input(batch): return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+def _check_batches(batches):
+    "TypeError for what would be taken apart wrongly: a tensor iterates over its images"
+    if isinstance(batches, (Tensor, str)) or not hasattr(batches, '__iter__'):
+        what = f'one tensor {tuple(batches.shape)}' if isinstance(batches, Tensor) else repr(batches)
+        raise TypeError(f'batches must be an iterable of batches, as a list or a data loader, got {what}')
+
+# %% ../nbs/07_surgery.ipynb #c047
+def _watched(model) -> dict: # layer -> (name, block)
+    "Layers whose batch norms can be rebased; ValueError where one cannot"
+    res = {s.module: (s.name, getattr(s.module, 'block', s.module)) for s in _registered(model)}
+    res = {m: (n, b) for m, (n, b) in res.items() if isinstance(b, Block)}
+    for n, b in res.values():
+        if any(isinstance(m, _BN) and (m.weight is None or m.running_mean is None) for m in b.modules()):
+            raise ValueError(f"layer '{n}': a batch norm without weight and bias (affine=False) or running statistics cannot take other statistics and stay the same")
+    return res
+
+# %% ../nbs/07_surgery.ipynb #c048
+@contextmanager
+def _noting(layers:dict):
+    "Layer -> [sum of its statistics by batch norm, number of calls], while the model runs"
+    seen = {}
+    def note(layer, args, kwargs):
+        stats = layers[layer][1].batch_statistics((*args, *kwargs.values())[0])
+        sums, n = seen.get(layer, ({}, 0))
+        seen[layer] = {bn: sums.get(bn, 0) + v for bn, v in stats.items()}, n + 1
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in layers]
+    try: yield seen
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../nbs/07_surgery.ipynb #c049
 @torch.no_grad()
 def adapt_statistics(model:nn.Module,
                      batches, # iterable of tensors (batch, channels, h, w), or of tuples that begin with one
                     ) -> nn.Module:
     "Rebase the batch norms inside blocks onto the average statistics of `batches`, in place: evaluation mode computes what it did, and training mode starts from there"
-    blocks = {m: m if isinstance(m, Block) else m.block for _, m in _registered(model) if isinstance(m, Block) or isinstance(getattr(m, 'block', None), Block)}
-    seen, n = {b: {} for b in blocks.values()}, 0
-    def note(layer, args):
-        s = seen[blocks[layer]]
-        for bn, v in blocks[layer].batch_statistics(args[0]).items(): s[bn] = s[bn] + v if bn in s else v
-    was_training, hooks = model.training, [m.register_forward_pre_hook(note) for m in blocks]
-    quantizers = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
-    for m, *_ in quantizers: m.weight_quantizer = m.input_quantizer = None # the function to keep is the one without rounding
-    model.eval()
-    try:
+    _check_batches(batches)
+    n = 0
+    with _modes_kept(_own(model, True)), _unquantized(model), _noting(_watched(model)) as seen:
+        model.eval()
         for n, b in enumerate(batches, 1): model(_input(b))
-    finally:
-        for h in hooks: h.remove()
-        for m, w, i in quantizers: m.weight_quantizer, m.input_quantizer = w, i
-        model.train(was_training)
-    for layer, block in blocks.items(): layer.rebase({bn: v/n for bn, v in seen[block].items()})
+    if not n: raise ValueError('adapt_statistics needs at least one batch')
+    for layer, (sums, calls) in seen.items(): layer.rebase({bn: v/calls for bn, v in sums.items()})
     return model
 
-def _input(batch): return batch[0] if isinstance(batch, (tuple, list)) else batch
-
-# %% ../nbs/07_surgery.ipynb #c021
+# %% ../nbs/07_surgery.ipynb #c053
 def train_merged(model:nn.Module,
                  statistics:str=None, # 'exact', 'estimated', 'corrected' or 'sampled'; None: as the blocks have it
                  inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` whose blocks train through their merged kernel, in full precision"
     if statistics is not None: get_statistics(statistics)
-    model, n = model if inplace else copy.deepcopy(model), 0
-    for name, m in _registered(model):
-        if isinstance(m, Block): model, n = _replace(model, name, RepQLayer(m, statistics=statistics).train(m.training)), n + 1
-    _report('train_merged', verbose, '', f'{_count(n, "block")} train as single convolutions')
+    model = _own(model, inplace)
+    new = {s.module: _same_mode(RepQLayer(s.module), s.module) for s in _registered(model) if isinstance(s.module, Block)}
+    if statistics is not None:
+        for layer in new.values(): layer.set_statistics(statistics)
+    model, hooks = _replace(model, new)
+    _report('train_merged', verbose, '', f'{_count(len(new), "block")} train as single convolutions', hooks=hooks)
     return model
 
-# %% ../nbs/07_surgery.ipynb #c024
+# %% ../nbs/07_surgery.ipynb #c056
+def _edges(sites) -> list:
+    "First and last layer among those that evaluation runs"
+    run = [s for s in sites if s.runs is not False and not s.left]
+    return [run[0], run[-1]] if run else []
+
+def _stay_float(model) -> list: # of (name, type)
+    "Weights (parameters with two dimensions or more) outside sites and norms: torch's layers by their own name, others by the parameter's"
+    inside = {m for s in _registered(model) for m in s.module.modules()}
+    held = [(n, p, m) for n, m in model.named_modules() if m not in inside and not isinstance(m, (_BN, nn.LayerNorm)) for p, v in m.named_parameters(recurse=False) if sum(n > 1 for n in v.shape) > 1]
+    named = [(n or type(m).__name__, type(m).__name__) if _is_composite(m) else (f'{n}.{p}'.strip('.'), f'a parameter of {type(m).__name__}') for n, p, m in held]
+    return [(n, f'{t}, in floating point') for n, t in dict.fromkeys(named)]
+
+def _quantizers(layer, signed, weight_bits, input_bits, per_channel) -> tuple:
+    "The two quantizers of a layer, on its device (steps stay in float32 at least)"
+    p = next(layer.parameters())
+    return LSQ(weight_bits, True, per_channel, channels=layer.block.out_channels if per_channel else None).to(p.device, p.dtype), LSQ(input_bits, signed).to(p.device, p.dtype)
+
+# %% ../nbs/07_surgery.ipynb #c057
+def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
+    "(layer, its two quantizers) for a site, nothing changed yet"
+    layer = site.module if isinstance(site.module, RepQLayer) else _same_mode(RepQLayer(site.module), site.module)
+    signed = None if site.nonnegative is None else not site.nonnegative
+    return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
+
+def _install(layer, weight_quantizer, input_quantizer, statistics):
+    if statistics is not None: layer.set_statistics(statistics)
+    layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
+
+# %% ../nbs/07_surgery.ipynb #c058
 def quantize(model:nn.Module,
              weight_bits:int=8, input_bits:int=8, # 2..16
              statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled'; None: as they are ('exact' unless set)
@@ -188,70 +394,85 @@ def quantize(model:nn.Module,
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
     if statistics is not None: get_statistics(statistics)
-    model = model if inplace else copy.deepcopy(model)
+    model = _own(model, inplace)
     sites, untraced = find_sites(model)
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
-    todo = [s for s in sites if not isinstance(s.module, RepQLayer) or s.module.stage == 'merged']
-    for i, s in enumerate(sites):
-        if s not in todo: continue
-        edge = first_last_bits is not None and i in (0, len(sites) - 1)
-        wb, ib = (first_last_bits,)*2 if edge else (weight_bits, input_bits)
-        model = _replace(model, s.name, _quantized(s, wb, ib, statistics, per_channel))
-    rep = sum(isinstance(s.module.block if isinstance(s.module, RepQLayer) else s.module, Block) for s in todo)
-    _report('quantize', verbose, untraced, f'{_count(len(todo), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' +
-            (f', first and last at {first_last_bits}' if first_last_bits is not None and todo else ''), len(todo) < len(sites) and f'{_count(len(sites) - len(todo), "layer")} quantized before, left as they are')
+    todo = [s for s in sites if not s.left and (not isinstance(s.module, RepQLayer) or s.module.stage == 'merged')]
+    edges = [] if first_last_bits is None else _edges(sites)
+    bits = lambda s: (first_last_bits,)*2 if s in edges else (weight_bits, input_bits)
+    plan = {s.module: _named(s.name, _plan, s, *bits(s), per_channel) for s in todo}
+    for p in plan.values(): _install(*p, statistics)
+    model, hooks = _replace(model, {m: p[0] for m, p in plan.items()})
+    rep, before = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items()), [s for s in sites if s not in todo and not s.left]
+    _report('quantize', verbose, untraced, f'{_count(len(todo), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and todo else ''),
+            before and f'{_count(len(before), "layer")} quantized before, left as they are', left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)
     return model
 
-def _quantized(site, weight_bits, input_bits, statistics, per_channel):
-    layer = site.module if isinstance(site.module, RepQLayer) else RepQLayer(site.module)
-    if statistics is not None: layer.set_statistics(statistics)
-    p = next(layer.parameters())
-    signed = None if site.nonnegative is None else not site.nonnegative
-    layer.weight_quantizer = LSQ(weight_bits, True, per_channel, channels=layer.block.out_channels if per_channel else None).to(p.device)
-    layer.input_quantizer = LSQ(input_bits, signed).to(p.device)
-    return layer.train(site.module.training)
-
-# %% ../nbs/07_surgery.ipynb #c029
-def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
-    "A copy of `model` for inference: integer weights where it is quantized, single convolutions elsewhere, batch norms after them absorbed; in evaluation mode"
-    model = (model if inplace else copy.deepcopy(model)).eval()
-    sites, untraced = find_sites(model)
-    integers = merged = absorbed = 0
-    for s in sites:
-        m, bn = s.module, model.get_submodule(s.bn) if s.bn else None
-        if isinstance(m, RepQLayer) and m.stage == 'quantized': m, integers = _named(s, m.deploy), integers + 1
-        elif isinstance(m, (Block, RepQLayer)) and not _deployed(m): m, merged = m.deploy(), merged + 1
-        if bn is not None and bn.running_mean is not None and (_deployed(m) or type(m) is nn.Conv2d):
-            if _deployed(m): m.block.absorb(bn)
-            else: m = fuse_conv_bn_eval(m.eval(), bn.eval())
-            _replace(model, s.bn, nn.Identity()); absorbed += 1
-        model = _replace(model, s.name, m)
-    _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions', absorbed and f'{_count(absorbed, "batch norm")} absorbed')
-    return model.eval()
-
+# %% ../nbs/07_surgery.ipynb #c066
 def _deployed(m): return isinstance(m, RepQLayer) and m.stage == 'deployed'
 
-def _named(site, f):
-    "`f()`, its errors with the layer's name"
-    try: return f()
-    except ValueError as e: raise ValueError(f"layer '{site.name}': {e}") from None
+def _has_steps(m): return all(q is None or q.initialized for q in (m.weight_quantizer, m.input_quantizer))
 
-# %% ../nbs/07_surgery.ipynb #c034
+def _final(m) -> nn.Module:
+    "The module for inference in the place of `m`, without what follows it"
+    return m.deploy() if isinstance(m, (Block, RepQLayer)) and not _deployed(m) else m
+
+@torch.no_grad()
+def _with_bn(m, bn) -> nn.Module:
+    "A copy of the final module `m` with the batch norm after it absorbed, or None where that cannot be done"
+    if not (_deployed(m) or type(m) is nn.Conv2d): return None
+    m = copy.deepcopy(m)
+    if _deployed(m): m.block.absorb(bn)
+    else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
+    return m
+
+# %% ../nbs/07_surgery.ipynb #c067
+def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
+    "A copy of `model` for inference: integer weights where it is quantized, single convolutions elsewhere, batch norms after them absorbed; in evaluation mode"
+    model = _own(model, inplace)
+    sites, untraced = find_sites(model)
+    new, identities, left = {}, {}, []
+    for s in sites:
+        if isinstance(s.module, RepQLayer) and s.runs is False and not _has_steps(s.module): left.append((s.name, 'evaluation never runs it, and it has no steps')); continue
+        m, bn = _named(s.name, _final, s.module), _absorbable(model, s)
+        absorbed = None if bn is None else _with_bn(m, bn)
+        if absorbed is not None: identities[bn] = _gone(bn)
+        new[s.module] = m if absorbed is None else absorbed
+    integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
+    merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
+    model, hooks = _replace(model, {**new, **identities})
+    _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions',
+            identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
+    return model.eval()
+
+# %% ../nbs/07_surgery.ipynb #c075
 def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch optimizer
     "Two parameter groups: weights with `weight_decay`; steps, batch norms and biases without"
-    plain = {id(p) for m in model.modules() if isinstance(m, (nn.modules.batchnorm._BatchNorm, LSQ)) for p in m.parameters(recurse=False)}
+    plain = {id(p) for m in model.modules() if isinstance(m, (_BN, LSQ)) for p in m.parameters(recurse=False)}
     free = [p for n, p in model.named_parameters() if id(p) in plain or n.endswith('bias')]
     ids = {id(p) for p in free}
     return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay), dict(params=free, weight_decay=0.)]
+
+# %% ../nbs/07_surgery.ipynb #c076
+@contextmanager
+def _cumulative(model):
+    "Batch norms that start anew and average over all batches alike, meanwhile"
+    own = {m: m.momentum for m in model.modules() if isinstance(m, _BN)}
+    for m in own: m.reset_running_stats(); m.momentum = None
+    try: yield
+    finally:
+        for m, momentum in own.items(): m.momentum = momentum
 
 @torch.no_grad()
 def calibrate(model:nn.Module, batches, # iterable of tensors, or of tuples that begin with one
              ) -> nn.Module:
     "Initialise steps on the first batch and re-estimate all running statistics over `batches`, in place; weights stay as they are"
+    _check_batches(batches)
     batches = list(batches)
     if not batches: raise ValueError('calibrate needs at least one batch')
     if any(isinstance(m, RepQLayer) and m.switching for m in model.modules()): adapt_statistics(model, batches)
-    was_training = model.training
-    model.train()(_input(batches[0]))
-    update_bn(batches, model)
-    return model.train(was_training)
+    with _modes_kept(model):
+        model.train()(_input(batches[0]))
+        with _cumulative(model):
+            for b in batches: model(_input(b))
+    return model

@@ -92,7 +92,7 @@ def render():
     except Failed as e:
         said = re.sub(r'(?s)^.*?(?=^Exception: Error in notebook)', '', str(e), flags=re.M)     # without nbdev's traceback
         raise Failed(f'{said}\nTo document a module nbdev executes exported cells and every cell with an import, no others: '
-                     'keep imports in cells of their own.')
+                     'keep imports in cells of their own, and leave the working directory alone there.')
     shutil.copyfile(ROOT/'_quarto.yml', PROC/'_quarto.yml')
     site = PROC/config['project']['output-dir']
     if shutil.which('quarto'):

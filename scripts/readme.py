@@ -44,6 +44,14 @@ def output(o, figures):
     if 'text/markdown' in data: return lines(data['text/markdown']).strip()
     return text_block(lines(data.get('text/plain', '')))
 
+def joined(outputs):
+    "Outputs with a run of stdout as one: how often it was flushed is chance."
+    res = []
+    for o in outputs:
+        if res and all(p['output_type'] == 'stream' and p['name'] == 'stdout' for p in (res[-1], o)): res[-1] = {**o, 'text': lines(res[-1]['text']) + lines(o['text'])}
+        else: res.append(o)
+    return res
+
 def readme(nb_path=ROOT/'nbs'/'index.ipynb'):
     "The text of README.md and its figures, {path: bytes}."
     parts, figures = [], {}
@@ -54,7 +62,7 @@ def readme(nb_path=ROOT/'nbs'/'index.ipynb'):
         flags, code = directives(source)
         if HIDDEN & set(flags) or flags.get('include') == 'false': continue
         if code and flags.get('echo') != 'false': parts.append(f'```python\n{code}\n```')
-        if flags.get('output') != 'false': parts += [output(o, figures) for o in cell['outputs']]
+        if flags.get('output') != 'false': parts += [output(o, figures) for o in joined(cell['outputs'])]
     return '\n\n'.join(['<!-- Written by `make readme` from nbs/index.ipynb: edit that. -->'] + [p for p in parts if p]) + '\n', figures
 
 def out_of_step():

@@ -125,7 +125,3 @@ def states(module): return {k: v.clone() for k, v in module.state_dict().items()
 def same_state(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), f'{k} differs'
-
-def known_bug(why, **kw):
-    "A test that shows a fault of the present code; strict: it fails as soon as the fault is gone, then this mark goes too"
-    return pytest.mark.xfail(strict=True, reason=f'known bug: {why}', **kw)

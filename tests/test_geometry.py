@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from helpers import BN, KINDS, blocks, cases, close, known_bug, randomize
+from helpers import BN, KINDS, blocks, cases, close, randomize
 from repq.blocks import ACBlock, Block, RepVGGBlock
 from repq.kernels import Geometry, Kernel, impulse_response
 from repq.layers import RepQLayer
@@ -159,16 +159,13 @@ def test_batch_norms_without_affine_or_statistics():
 
 # Faults found
 
-@known_bug('AvgPool2d(count_include_pad=False, padding>0) is merged as if padding were counted: refuse it in branch_footprint')
 @pytest.mark.parametrize('kw', [dict(padding=1, count_include_pad=False), dict(padding=0, divisor_override=1)])
 def test_pools_that_are_no_convolution_are_refused(kw):
     with pytest.raises(ValueError, match='AvgPool2d'): Block([nn.Sequential(nn.Conv2d(2, 2, 1), nn.AvgPool2d(3, 1, **kw))])
 
-@known_bug('a zero-padded branch beside a reflecting one silently becomes reflecting: compare the modes of all convolutions that pad')
 def test_mixed_padding_modes_are_refused():
     with pytest.raises(ValueError, match='padding modes'): Block([nn.Conv2d(2, 2, 3, padding=1, padding_mode='reflect'), nn.Conv2d(2, 2, 3, padding=1)])
 
-@known_bug('kernel() of a block without parameters ends in StopIteration: take device and dtype from buffers')
 def test_block_without_parameters():
     block = Block([nn.BatchNorm2d(4, affine=False)]).eval()
     x = torch.randn(2, 4, 3, 3)

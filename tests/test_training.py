@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from helpers import BN, close, known_bug, randomize, same_state, states
+from helpers import BN, close, randomize, same_state, states
 from repq.batchnorm import STATISTICS, fold, running_stats
 from repq.blocks import ACBlock, Block, RepVGGBlock
 from repq.kernels import Geometry, Kernel
@@ -124,6 +124,9 @@ def test_autocast(block, statistics):
 @pytest.mark.parametrize('block', BLOCKS)
 def test_channels_last(block, statistics):
     model = quantized(block, 8, statistics).double()
+    model(batches(1)[0][0].double())
+    for q in model.modules(): # away from MinError's candidates, which may put a value on the very edge of the grid, where rounding decides its gradient
+        if isinstance(q, LSQ): q.set_step(q.step.detach()*1.013)
     twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
     data = [(x.double(), y) for x, y in batches(1)]
     train(model, optimizer(model), data)
@@ -260,7 +263,7 @@ def test_training_mode_is_kept(name):
     for mode in True, False:
         model, x = made(name); model.train(mode)
         for m in (reparametrize(model, **quiet), quantize(model, 8, 8, **quiet), merge(reparametrize(model, **quiet), **quiet)):
-            assert all(c.training == mode for c in m.modules() if not isinstance(c, nn.Identity))
+            assert all(c.training == mode for c in m.modules())
     assert not any(c.training for c in deploy(model.train(), **quiet).modules())
 
 @pytest.mark.parametrize('name', ['own', 'untraceable', 'shared', 'resnet18', 'mobilenet_v2', 'shufflenet'])
@@ -341,7 +344,6 @@ def test_calibrate_keeps_weights_and_mode():
 
 # Faults found
 
-@known_bug('statistics="estimated" on a block that has seen no batch rebases onto the initial running statistics (0, 1), so that nothing is normalised')
 def test_from_scratch_every_statistics_normalises():
     "An untrained block normalises its output whichever statistics were asked for"
     x, std = torch.randn(16, 8, 8, 8)*5 + 3, {}
@@ -350,14 +352,12 @@ def test_from_scratch_every_statistics_normalises():
         std[s] = RepQLayer(RepVGGBlock(8, 8), statistics=s).train()(x).std().item()
     assert max(std.values()) < 1.5*std['exact'], std
 
-@known_bug('quantize on a float64 model makes float32 steps, and the integers times a float32 scale are not the float64 fake-quantized weight: cast the scale to the weight, or the quantizers to the layer')
 def test_float64_model():
     model = quantize(net().double(), 4, 4, **quiet)
     x = batches(1)[0][0].double()
     model.train()(x); model.eval()
     with torch.no_grad(): close(deploy(model, **quiet)(x), model(x), 1e-12)
 
-@known_bug('integers keep the strides of a kernel that `then` composed, and safetensors refuses them: .contiguous() in IntegerKernel')
 def test_deployed_composition_can_be_saved(tmp_path):
     from safetensors.torch import save_file
     deep = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4))
@@ -365,7 +365,6 @@ def test_deployed_composition_can_be_saved(tmp_path):
     model.train()(torch.randn(4, 3, 8, 8))
     save_file(deploy(model, **quiet).state_dict(), tmp_path/'m.safetensors')
 
-@known_bug('a layer that stands in a Sequential twice is replaced once: replace every name of the same module (named_modules(remove_duplicate=False))')
 @pytest.mark.parametrize('f', [lambda m: quantize(m, 8, 8, **quiet), lambda m: reparametrize(m, **quiet)])
 def test_layer_used_twice(f):
     conv = nn.Conv2d(3, 3, 3, padding=1)
@@ -380,7 +379,6 @@ class Optional(nn.Module):
         if skip is None: y = y*2
         return self.bn(y)
 
-@known_bug('tracing makes arguments with defaults into proxies, which are not None: pass concrete_args with the defaults')
 def test_tracing_keeps_default_arguments():
     model, x = randomize(Optional()).eval(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():
@@ -393,7 +391,6 @@ class Modal(Optional):
         y = self.conv(x)
         return self.bn(y if self.training else y.clamp(-1, 1))
 
-@known_bug('a model is traced in the mode that it is in, and changed for both: absorb a batch norm only where both modes show it')
 def test_tracing_sees_both_modes():
     model, x = randomize(Modal()).train(), torch.randn(2, 3, 6, 6)
     rep = reparametrize(model, **quiet).eval()
@@ -410,14 +407,12 @@ class Remembers(nn.Module):
         self.features = self.conv(x)
         return F.relu(self.features)
 
-@known_bug('tracing runs the forward method: buffers change, and proxies stay in attributes (on the model itself with inplace=True or find_sites): trace with the state put back afterwards')
 def test_tracing_leaves_no_trace():
     model = Remembers()
     find_sites(model)
     assert model.features is None and model.calls == 0
     assert reparametrize(model, **quiet).features is None
 
-@known_bug('torch.add(a, b, alpha=-1) passes for a sum of non-negatives: constants in keyword arguments count too')
 def test_subtraction_is_not_a_sum():
     class Difference(nn.Module):
         def __init__(self): super().__init__(); self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
@@ -431,12 +426,10 @@ class Auxiliary(nn.Module):
         y = F.relu(self.conv(x)).mean((2, 3))
         return (self.fc(y), self.aux(y)) if self.training else self.fc(y)
 
-@known_bug('layers outside the traced path count as the last ones: the real last layer gets few bits; count traced sites only')
 def test_last_layer_is_the_last_executed():
     q = quantize(Auxiliary().eval(), 4, 4, **quiet)
     assert q.fc.weight_quantizer.bits == 8
 
-@known_bug('deploy refuses a model because of a layer that evaluation never runs: leave such layers as they are and say so')
 def test_deploy_with_an_unused_layer():
     q = quantize(Auxiliary().eval(), 8, 8, **quiet)
     x = torch.randn(2, 3, 6, 6)
@@ -447,35 +440,29 @@ class ReadsWeights(nn.Module):
     def __init__(self): super().__init__(); self.conv, self.proj = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
     def forward(self, x): return F.linear(self.conv(x).mean((2, 3)), self.proj.weight, self.proj.bias)
 
-@known_bug("a layer whose weight the model reads itself is replaced, and the model then fails with AttributeError 'weight': leave layers that no graph node calls, or give RepQLayer weight and bias")
 @pytest.mark.parametrize('make', [lambda: (ReadsWeights(), torch.randn(2, 3, 4, 4)), lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))])
 def test_models_that_read_weights_still_run(make):
     model, x = make()
     with torch.no_grad(): quantize(model.eval(), 8, 8, **quiet)(x)
 
-@known_bug('the Identity in place of an absorbed batch norm is in training mode inside an evaluated model')
 def test_identities_take_over_the_mode():
     assert not any(m.training for m in reparametrize(own().eval(), **quiet).modules())
 
-@known_bug('quantize sets a whole block to the training mode of its outside: a frozen batch norm inside is thawed')
 def test_frozen_batch_norm_stays_frozen():
     block = RepVGGBlock(4, 4).train(); block.branches['dense'].bn.eval()
     assert not quantize(nn.Sequential(block), 4, 4, **quiet)[0].block.branches['dense'].bn.training
 
-@known_bug('isinstance(.., nn.BatchNorm2d) leaves SyncBatchNorm out: it is neither absorbed nor rebased')
 def test_synchronized_batch_norm():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(own())
     assert not any(isinstance(m, nn.SyncBatchNorm) and n == '1' for n, m in reparametrize(model, **quiet).named_modules())
-    layer = RepQLayer(nn.SyncBatchNorm.convert_sync_batchnorm(RepVGGBlock(4, 4)), statistics='estimated')
+    layer = RepQLayer(nn.SyncBatchNorm.convert_sync_batchnorm(randomize(RepVGGBlock(4, 4))), statistics='estimated')
     assert layer.switching
 
-@known_bug('eps and momentum of the absorbed batch norm are lost (GoogLeNet 1e-3, EfficientNet .01): give them to the block')
 def test_absorbed_batch_norm_hands_on_its_settings():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3, momentum=.01))
     for m in reparametrize(model, **quiet).modules():
         if isinstance(m, BN): assert (m.eps, m.momentum) == (1e-3, .01)
 
-@known_bug('a frozen convolution becomes a trainable block')
 def test_frozen_stays_frozen():
     assert not any(p.requires_grad for p in reparametrize(own().requires_grad_(False), **quiet).parameters())
 
@@ -486,7 +473,6 @@ class OneKernel(nn.Module):
     def kernel(self, x=None): return Kernel.of(self.conv).affine(*fold(self.bn, *running_stats(self.bn)))
     def convolve(self, x, weight, bias=None): return Kernel(weight, bias).conv(x, self.geometry)
 
-@known_bug("switching calls batch_statistics on anything with a batch norm inside: AttributeError for a module that only has kernel and convolve")
 def test_users_own_kernel_with_statistics():
     RepQLayer(OneKernel(), LSQ(4), LSQ(4), 'estimated').train()(torch.randn(2, 3, 5, 5))
 
@@ -495,3 +481,50 @@ def test_users_own_kernel():
     layer(x).sum().backward()
     assert all(p.grad is not None for n, p in layer.named_parameters())
     with torch.no_grad(): assert torch.equal(layer.eval().deploy()(x), layer(x))
+
+class Derived(nn.Conv2d):
+    "Computes what a convolution does"
+class Standardized(nn.Conv2d):
+    "Does not: only it knows its weight"
+    def forward(self, x): return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+def test_subclasses():
+    model = quantize(nn.Sequential(Derived(3, 4, 3), Standardized(4, 2, 3)), 8, 8, **quiet)
+    assert [type(m) for m in model] == [RepQLayer, Standardized]
+
+class ByKeyword(nn.Module):
+    def __init__(self): super().__init__(); self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+    def forward(self, x): return F.relu(self.bn(self.conv(input=x)))
+
+def test_layers_called_by_keyword():
+    model, x = randomize(ByKeyword()).eval(), torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        want, rep = model(x), adapt_statistics(reparametrize(model, **quiet), [x])
+        close(rep(x), want, 1e-5)
+        q = quantize(rep, 8, 8, **quiet); calibrate(q, [x])
+        close(deploy(q, **quiet)(x), q(x), 1e-5)
+
+@pytest.mark.parametrize('name', ['googlenet', 'swin_v2_t', 'vit_b_16'])
+def test_torchvision_models_still_run(name):
+    kw = dict(googlenet=dict(init_weights=False, aux_logits=True), vit_b_16=dict(image_size=32)).get(name, {})
+    model = fewer_candidates(quantize(tv(name, **kw)().eval(), 8, 8, inplace=True, **quiet))
+    x = torch.randn(2, 3, *((32, 32) if name == 'vit_b_16' else (64, 64)))
+    with torch.no_grad():
+        model(x)
+        d = deploy(model, **quiet)
+        assert sum(isinstance(m, RepQLayer) and m.stage == 'deployed' for m in d.modules()) > 10
+        assert (d(x) - model(x)).norm() <= .05*model(x).norm() # a new ViT gives zeros
+
+def test_failed_calibration_gives_modes_back():
+    model = quantized().eval(); model[0].block.branches['dense'].bn.train()
+    modes, x = [m.training for m in model.modules()], batches(1)[0][0]
+    with pytest.raises(Exception): calibrate(model, [x, x[:, :2]])
+    assert modes == [m.training for m in model.modules()]
+    assert all(m.momentum == .1 for m in model.modules() if isinstance(m, BN))
+
+@pytest.mark.parametrize('f', [adapt_statistics, calibrate])
+def test_frozen_parts_stay_frozen_through_statistics(f):
+    model = quantized().train(); model[0].block.branches['dense'].bn.eval()
+    modes = [m.training for m in model.modules()]
+    f(model, [batches(1)[0][0]])
+    assert modes == [m.training for m in model.modules()]
