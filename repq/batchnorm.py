@@ -67,7 +67,7 @@ def mean_var(x:Tensor, # (batch, channels, h, w)
 # %% ../nbs/01_batchnorm.ipynb #c018
 class Moments:
     "An input (batch, channels, h, w) with what statistics need of it: computed when first asked for, then shared by the branches of a layer"
-    def __init__(self, x:Tensor): self.x, self._cache = x, {}
+    def __init__(self, x:Tensor): self.x, self._cache = x.as_subclass(Tensor), {} # fastai's batches have types of their own, parameters must not
 
     @classmethod
     def of(cls, x): return x if isinstance(x, cls) else cls(x)
@@ -210,6 +210,6 @@ def rebase(bn:nn.BatchNorm2d,
     if bn.weight is None: raise ValueError('a batch norm without weight and bias (affine=False) cannot take other statistics and stay the same')
     old_mean, old_var = running_stats(bn)
     scale = bn.weight*(old_var + bn.eps).rsqrt()
-    bn.bias += scale*(mean - old_mean)
+    bn.bias.add_(scale*(mean - old_mean))
     bn.weight.copy_(scale*(var + bn.eps).sqrt())
     bn.running_mean.copy_(mean); bn.running_var.copy_(var)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FULL_PRECISION = {'plain': (.1, .3), 'repq-bn': (.1, .3)}                     # method: learning rates tried
-QUANTIZED = {m: (.005, .02) for m in ('plain', 'repq-bn', 'repq-bnest', 'repq-bnsample')} | {'merged': (.0005, .002)}
+QUANTIZED = {m: (.005, .02) for m in ('plain', 'repq-bn', 'repq-bnest', 'repq-bnsample')} | {'merged': (.0005, .002, .006, .02)}
 
 
 def train(args, name, method, lr, epochs, seed, bits=32, init=None, valid=None):
@@ -78,7 +78,7 @@ def main():
     p.add_argument('--bits', type=int, nargs='+', default=[4])
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     p.add_argument('--fp-epochs', type=int, default=4)
-    p.add_argument('--epochs', type=int, default=2, help='of the quantized stage')
+    p.add_argument('--epochs', type=int, default=3, help='of the quantized stage')
     p.add_argument('--tune-epochs', type=int, default=1, help='of every tuning run')
     p.add_argument('--jobs', type=int, default=2, help='runs at a time')
     p.add_argument('--keep', type=Path, help='write a summary of everything to this JSON file')
