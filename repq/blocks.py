@@ -5,7 +5,8 @@
 # %% ../nbs/03_blocks.ipynb #c002
 from __future__ import annotations
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, lru_cache, reduce
+from itertools import chain
 from math import gcd
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
@@ -80,15 +81,18 @@ class Place:
         "Pixels on each side of the current map that only later operations will consume"
         return tuple(min(max(p, 0), r//2) for p, r in zip(self.padding, self.rest))
 
-    @property
+    @cached_property
     def geometry(self):
         "How the kernel so far moves over the input to give the map whose statistics count"
         return Geometry(self.stride, tuple(p - b for p, b in zip(self.padding, self.border)), self.dilation, self.padding_mode)
 
     def after(self, op):
         "The place behind `op`"
-        k, s, *_ = _footprint(op)
-        return replace(self, rest=tuple(r - d*(n-1) for r, d, n in zip(self.rest, self.dilation, k)), stride=tuple(a*b for a, b in zip(self.stride, s)))
+        return _after(self, *((op.kernel_size, op.stride) if isinstance(op, nn.Conv2d) else _footprint(op)[:2]))
+
+@lru_cache(4096) # a merge asks for the same few places in every training step
+def _after(place, size, stride):
+    return replace(place, rest=tuple(r - d*(n-1) for r, d, n in zip(place.rest, place.dilation, size)), stride=tuple(a*b for a, b in zip(place.stride, stride)))
 
 # %% ../nbs/03_blocks.ipynb #c012
 @dataclass
@@ -162,7 +166,7 @@ class Block(nn.Module):
         branches = dict(branches.items()) if hasattr(branches, 'items') else {str(i): b for i, b in enumerate(branches)}
         if not branches: raise ValueError('a block needs at least one branch')
         self._foot = {n: branch_footprint(n, _flatten(b)) for n, b in branches.items()} # plain data: not in the state dict
-        self.branches, self.statistics, self.preserve = nn.ModuleDict(branches), 'exact', False
+        self.branches, self.statistics, self.preserve, self._places = nn.ModuleDict(branches), 'exact', False, {}
         self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
         self.stride = self._common('stride', self._foot)
         self.dilation = self._common('dilation', {n: f for n, f in self._foot.items() if f.size != (1, 1)}, (1, 1))
@@ -241,6 +245,11 @@ def _footprint_is_identity(branch): return all(isinstance(o, _POINTWISE) for o i
 @patch
 def _place(self:Block, name, outer:Place=None) -> Place:
     "Where branch `name` starts, in a block that stands alone or at `outer` in a branch"
+    if (name, outer) not in self._places: self._places[name, outer] = self._find_place(name, outer)
+    return self._places[name, outer]
+
+@patch
+def _find_place(self:Block, name, outer) -> Place:
     foot, margin = self._foot[name], self._margin(name)
     own = tuple(d*(s - 1) for d, s in zip(self.dilation, foot.size))
     if outer is None: return Place(tuple(p - m for p, m in zip(self.padding, margin)), self.dilation, self.padding_mode, own)
@@ -266,14 +275,15 @@ def kernel(self:Block,
 
 @patch
 def _merge(self:Block, batch:Batch) -> Kernel:
-    start = Kernel.identity(self.in_channels, device=self._like.device, dtype=self._like.dtype)
+    like = self._like
+    start = Kernel.identity(self.in_channels, device=like.device, dtype=like.dtype)
     with torch.autocast(start.weight.device.type, enabled=False): # kernels and statistics stay in full precision
         return reduce(Kernel.__add__, (extend(b, start, batch, self._place(n)) for n, b in self.branches.items()))
 
 @patch(as_prop=True)
 def _like(self:Block):
     "A tensor of the block's device and dtype"
-    return next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.zeros(()))
+    return next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), torch.zeros(()))
 
 @patch
 def convolve(self:Block, x:Tensor, weight:Tensor, bias:Tensor=None) -> Tensor:
@@ -310,6 +320,7 @@ def has_memory(self:Block) -> bool:
 def rebase(self:Block, statistics:dict): # as `batch_statistics` gives them, or an average of several
     "Take `statistics` over as running ones, gamma and beta changed so that the block computes what it did"
     for bn, (mean, var) in statistics.items(): rebase_bn(bn, mean, var)
+    self.preserve = False
 
 # %% ../nbs/03_blocks.ipynb #c030
 def conv_bn(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, **kw) -> nn.Sequential:

@@ -52,7 +52,7 @@ class RepQLayer(nn.Module):
                  statistics:str=None,         # exact, estimated, corrected or sampled; None: as the block has it
                 ):
         super().__init__()
-        self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, False
+        self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
         if statistics is not None: self.set_statistics(statistics)
 
     def set_statistics(self, name:str):
