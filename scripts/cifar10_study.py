@@ -64,7 +64,7 @@ def summary(args):
     from repq.runs import environment, read_history
     runs = sorted(p.parent for p in args.out.glob('*/results.json'))
     rows = {r.name: json.loads((r/'results.json').read_text())[0] for r in runs}
-    return dict(command='python ' + ' '.join(sys.argv), environment=environment(), model=args.model, rows={n: r for n, r in rows.items() if not n.startswith('tune')},
+    return dict(command=' '.join(['python scripts/cifar10_study.py', *sys.argv[1:]]), environment=environment(), model=args.model, rows={n: r for n, r in rows.items() if not n.startswith('tune')},
                 tuning={n: dict(lr=r['lr'], accuracy=r['accuracy']) for n, r in rows.items() if n.startswith('tune')},
                 histories={r.name: read_history(r) for r in runs if not r.name.startswith('tune')},
                 statistics=statistics(args, f'fp-repq-bn-s{args.seeds[0]}'), timing=timing(args, args.bits))
