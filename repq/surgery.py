@@ -466,7 +466,7 @@ def _cumulative(model):
 @torch.no_grad()
 def calibrate(model:nn.Module, batches, # iterable of tensors, or of tuples that begin with one
              ) -> nn.Module:
-    "Initialise steps on the first batch and re-estimate all running statistics over `batches`, in place; weights stay as they are"
+    "Initialise steps on the first batch and re-estimate all running statistics over `batches`, in place; weights stay, batch norms that still have to be rebased (see `adapt_statistics`) are"
     _check_batches(batches)
     batches = list(batches)
     if not batches: raise ValueError('calibrate needs at least one batch')
