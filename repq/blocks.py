@@ -285,6 +285,7 @@ def _like(self:Block):
     "A tensor of the block's device and dtype"
     return next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), torch.zeros(()))
 
+# %% ../nbs/03_blocks.ipynb #c022b
 @patch
 def convolve(self:Block, x:Tensor, weight:Tensor, bias:Tensor=None) -> Tensor:
     "`x` through a convolution of this block's geometry"

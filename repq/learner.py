@@ -39,6 +39,7 @@ def _changed(learn):
     if not hasattr(learn, 'rep_q'): learn.add_cb(RepQCallback())
     return learn
 
+# %% ../nbs/11_learner.ipynb #c007b
 @patch
 @delegates(surgery.reparametrize)
 def reparametrize(self:Learner, block=RepVGGBlock, init='preserve', **kwargs):

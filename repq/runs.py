@@ -223,8 +223,8 @@ def report(paths, out=None # folder for pictures
         plots.save(plots.plot_results(rows), out/'accuracy.png')
         plots.save(plots.plot_tradeoff(rows), out/'tradeoff.png')
         if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): plots.save(plots.plot_step_ratio(rows), out/'step_ratio.png')
-        plots.save(plots.plot_history({p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}) if any((Path(p)/'history.csv').exists() for p in paths)
-                   else plots.plot_results(rows), out/'history.png')
+        histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
+        if histories: plots.save(plots.plot_history(histories), out/'history.png')
     return plots.results_table(rows)
 
 # %% ../nbs/15_runs.ipynb #c025
@@ -238,6 +238,7 @@ def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, b
         for m in methods: res[f'{m}-w{b}'] = (get_recipe(model, m, b, **kw), 'fp-repq' if METHODS[m].reparametrized else 'fp-plain')
     return res
 
+# %% ../nbs/15_runs.ipynb #c025b
 def _finished(path, recipe) -> bool:
     "Is this run there? ValueError if another one has its place"
     if not path.exists(): return False
