@@ -4,6 +4,7 @@
 
 # %% ../nbs/03_blocks.ipynb #c002
 from __future__ import annotations
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, reduce
 from itertools import chain
@@ -16,8 +17,9 @@ from .batchnorm import Moments, fold, get_statistics, mean_var, running_stats, u
 from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
-__all__ = ['Footprint', 'branch_footprint', 'Place', 'Batch', 'extend', 'run', 'Block', 'conv_bn', 'same_padding', 'RepVGGBlock',
-           'ACBlock']
+__all__ = ['Footprint', 'branch_footprint', 'Place', 'Batch', 'extend', 'run', 'Block', 'conv_bn', 'same_padding', 'ConvShape',
+           'ConvBlock', 'RepVGGBlock', 'ACBlock', 'MobileOneBlock', 'QARepVGGBlock', 'RepSRBlock', 'IdentityConv',
+           'DepthwiseFilter', 'Scale', 'average_pool', 'DiverseBranchBlock']
 
 # %% ../nbs/03_blocks.ipynb #c005
 _BN = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -34,8 +36,7 @@ def _footprint(op) -> tuple:
     if isinstance(op, nn.Conv2d) and not isinstance(op, nn.modules.conv._ConvTransposeNd):
         g = Geometry.of(op)
         return op.kernel_size, g.stride, g.padding, g.dilation
-    if isinstance(op, Block): return op.kernel_size, op.stride, op.padding, op.dilation
-    if hasattr(op, 'kernel'): return op.kernel().kernel_size, *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
+    if hasattr(op, 'kernel'): return pair(getattr(op, 'kernel_size', None) or op.kernel().kernel_size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
     raise TypeError(f'{type(op).__name__} cannot be merged: a branch is made of linear operations '
                     '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a kernel() method); activations stay outside the block')
 
@@ -122,7 +123,7 @@ def extend(op,            # an operation, a `Sequential` of them, or a block
     "The kernel after `op`: the one recursion that merges every block"
     for o in _flatten(op):
         if isinstance(o, _BN): kernel = kernel.affine(*batch.scale_shift(o, kernel, place))
-        elif isinstance(o, Block): kernel = reduce(Kernel.__add__, (extend(b, kernel, batch, o._place(n, place)) for n, b in o.branches.items()))
+        elif isinstance(o, Block): kernel = o._extend(kernel, batch, place)
         elif not isinstance(o, nn.Identity): kernel = kernel.then(_linear(o, kernel.out_channels, kernel.weight))
         place = place.after(o)
     return kernel
@@ -144,7 +145,7 @@ def run(op, x:Tensor, place:Place,
     for o in _flatten(op):
         if isinstance(o, (_BN, Block, nn.AvgPool2d)): x, pad = pad_input(x, pad, place.padding_mode), (0, 0)
         if isinstance(o, _BN): x = _run_bn(o, x, place)
-        elif isinstance(o, Block): x = sum(run(b, o._crop(n, x), o._place(n, place)) for n, b in o.branches.items())
+        elif isinstance(o, Block): x = o._run(x, place)
         elif isinstance(o, nn.AvgPool2d): x = F.avg_pool2d(x, o.kernel_size, o.stride)
         elif not isinstance(o, nn.Identity):
             _, s, _, d = _footprint(o)
@@ -159,6 +160,7 @@ class Block(nn.Module):
                  branches,            # dict (or list) of modules, each a linear operation or a `Sequential` of them
                  padding=None,        # of the merged convolution; None: as the branches' own modules say
                  padding_mode=None,   # zeros, reflect, replicate or circular; None: as the branches' convolutions say
+                 bias=False,          # a bias of the block's own, beside those of its branches?
                 ):
         super().__init__()
         if isinstance(branches, nn.Module) and not isinstance(branches, (nn.ModuleList, nn.ModuleDict)):
@@ -172,6 +174,8 @@ class Block(nn.Module):
         self.dilation = self._common('dilation', {n: f for n, f in self._foot.items() if f.size != (1, 1)}, (1, 1))
         self._set_padding(padding, padding_mode)
         self._set_channels()
+        self.register_parameter('bias', None)
+        if bias: self.add_bias()
 
     def _common(self, what, feet, default=None):
         values = {n: getattr(f, what) for n, f in feet.items()}
@@ -261,10 +265,20 @@ def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(na
 
 # %% ../nbs/03_blocks.ipynb #c022
 @patch
+def _run(self:Block, x:Tensor, outer:Place=None) -> Tensor:
+    places = {n: self._place(n, outer) for n in self.branches}
+    y = sum(run(b, x, places[n], places[n].padding) if outer is None else run(b, self._crop(n, x), places[n]) for n, b in self.branches.items())
+    return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
+
+@patch
+def _extend(self:Block, kernel:Kernel, batch:Batch, outer:Place=None) -> Kernel:
+    kernel = reduce(Kernel.__add__, (extend(b, kernel, batch, self._place(n, outer)) for n, b in self.branches.items()))
+    return kernel if self.bias is None else kernel.affine(shift=self.bias)
+
+@patch
 def forward(self:Block, input:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
     "The branches, added"
-    places = {n: self._place(n) for n in self.branches}
-    return sum(run(b, input, places[n], places[n].padding) for n, b in self.branches.items())
+    return self._run(input)
 
 @patch
 def kernel(self:Block,
@@ -277,8 +291,9 @@ def kernel(self:Block,
 def _merge(self:Block, batch:Batch) -> Kernel:
     like = self._like
     start = Kernel.identity(self.in_channels, device=like.device, dtype=like.dtype)
-    with torch.autocast(start.weight.device.type, enabled=False): # kernels and statistics stay in full precision
-        return reduce(Kernel.__add__, (extend(b, start, batch, self._place(n)) for n, b in self.branches.items()))
+    device = start.weight.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext(): # kernels and statistics stay in full precision
+        return self._extend(start, batch)
 
 @patch(as_prop=True)
 def _like(self:Block):
@@ -290,6 +305,11 @@ def _like(self:Block):
 def convolve(self:Block, x:Tensor, weight:Tensor, bias:Tensor=None) -> Tensor:
     "`x` through a convolution of this block's geometry"
     return Kernel(weight, bias, self.groups).conv(x, self.geometry)
+
+@patch
+def add_bias(self:Block):
+    "Give the block a bias of its own, zero to begin with; one that it has stays"
+    if self.bias is None: self.bias = nn.Parameter(self._like.new_zeros(self.out_channels))
 
 @patch
 @torch.no_grad()
@@ -335,47 +355,211 @@ def same_padding(kernel_size, dilation=1) -> tuple:
     "Half the kernel: the padding that keeps the size of a map at stride 1"
     return tuple(d*(k//2) for k, d in zip(pair(kernel_size), pair(dilation)))
 
-class RepVGGBlock(Block):
-    "`BN(k×k) + BN(1×1) + BN(x)`, the last where channels are equal and stride is 1 (RepVGG, Ding et al. 2021); the 1×1 is left out at kernel size 1"
+# %% ../nbs/03_blocks.ipynb #n034
+@dataclass(frozen=True)
+class ConvShape:
+    "The convolution that a block stands for; sizes become pairs (vertical, horizontal)"
+    in_channels: int; out_channels: int; kernel_size: tuple; stride: tuple = 1; dilation: tuple = 1; groups: int = 1
+
+    def __post_init__(self):
+        for f in ('kernel_size', 'stride', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f), f))
+        for f in ('in_channels', 'out_channels', 'groups'):
+            if not isinstance(v := getattr(self, f), int) or v < 1: raise ValueError(f'{f} must be a whole number from 1, got {v!r}')
+        if min(self.kernel_size) < 1: raise ValueError(f'kernel_size must be 1 or more, got {self.kernel_size}')
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f'groups={self.groups} must divide the numbers of channels, {self.in_channels} and {self.out_channels}')
+
+    @property
+    def keeps_shape(self): return self.in_channels == self.out_channels and self.stride == (1, 1)
+    @property
+    def depthwise(self): return self.in_channels == self.out_channels == self.groups
+    @property
+    def pointwise(self): return self.kernel_size == (1, 1)
+
+    def conv(self, kernel_size, in_channels=None, out_channels=None, # None: the block's
+             stride=None,                                            # None: the block's; 1 for all but the last spatial operation of a branch
+             bias=False) -> nn.Conv2d:
+        "A convolution of a branch, without padding: the block pads"
+        return nn.Conv2d(in_channels or self.in_channels, out_channels or self.out_channels, kernel_size, stride or self.stride, 0, self.dilation, self.groups, bias=bias)
+
+    def conv_bn(self, kernel_size) -> nn.Sequential:
+        "A branch of one convolution and its batch norm"
+        return conv_bn(self.in_channels, self.out_channels, kernel_size, self.stride, 0, self.dilation, self.groups)
+
+# %% ../nbs/03_blocks.ipynb #n035
+class ConvBlock(Block):
+    "A block that takes the place of `nn.Conv2d`; a subclass lists its branches in `make`"
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1,
-                 padding=None, # None: half the kernel
-                 dilation=1, groups=1, padding_mode='zeros'):
-        branches = dict(dense=conv_bn(in_channels, out_channels, kernel_size, stride, 0, dilation, groups))
-        if pair(kernel_size) != (1, 1): branches['point'] = conv_bn(in_channels, out_channels, 1, stride, groups=groups)
-        if in_channels == out_channels and pair(stride) == (1, 1): branches['identity'] = nn.BatchNorm2d(in_channels)
-        super().__init__(branches, same_padding(kernel_size, dilation) if padding is None else padding, padding_mode)
+                 padding=None,         # None: half the kernel
+                 dilation=1, groups=1, padding_mode='zeros',
+                 bias=False,           # a bias of the block's own, beside those of its branches?
+                 **kwargs):            # of `make`
+        try:
+            shape = ConvShape(in_channels, out_channels, kernel_size, stride, dilation, groups)
+            if padding is None: padding = same_padding(shape.kernel_size, shape.dilation)
+            super().__init__(self.make(shape, **kwargs), padding, padding_mode, bias)
+        except ValueError as e:
+            others = dict(stride=(stride, 1), padding=(padding, None), dilation=(dilation, 1), groups=(groups, 1), padding_mode=(padding_mode, 'zeros'))
+            shown = ''.join(f', {n}={v!r}' for n, (v, default) in others.items() if v not in (default, (default, default)))
+            raise ValueError(f'{type(self).__name__} cannot stand for a convolution {in_channels}→{out_channels}, kernel_size={kernel_size}{shown}: {e}') from None
+
+    def make(self, shape:ConvShape) -> dict: # name -> branch; modules without padding
+        "The branches"
+        raise NotImplementedError(f'{type(self).__name__}.make has to list the branches')
+
+# %% ../nbs/03_blocks.ipynb #n036
+class RepVGGBlock(ConvBlock):
+    "`BN(k×k) + BN(1×1) + BN(x)`, the last where channels are equal and stride is 1 (RepVGG, Ding et al. 2021); the 1×1 is left out at kernel size 1"
+    def make(self, shape):
+        res = dict(dense=shape.conv_bn(shape.kernel_size))
+        if not shape.pointwise: res['point'] = shape.conv_bn(1)
+        if shape.keeps_shape: res['identity'] = nn.BatchNorm2d(shape.in_channels)
+        return res
 
 # %% ../nbs/03_blocks.ipynb #c033
-class ACBlock(Block):
+class ACBlock(ConvBlock):
     "`BN(k×k) + BN(k×1) + BN(1×k)` (ACNet, Ding et al. 2019)"
-    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1,
-                 padding=None, # None: half the kernel
-                 dilation=1, groups=1, padding_mode='zeros'):
-        kh, kw = pair(kernel_size)
-        branches = {n: conv_bn(in_channels, out_channels, k, stride, 0, dilation, groups)
-                    for n, k in dict(square=(kh, kw), vertical=(kh, 1), horizontal=(1, kw)).items()}
-        super().__init__(branches, same_padding(kernel_size, dilation) if padding is None else padding, padding_mode)
+    def make(self, shape):
+        kh, kw = shape.kernel_size
+        return {n: shape.conv_bn(k) for n, k in dict(square=(kh, kw), vertical=(kh, 1), horizontal=(1, kw)).items()}
+
+# %% ../nbs/03_blocks.ipynb #n040
+class MobileOneBlock(ConvBlock):
+    "`Σₙ BN(k×k) + BN(1×1) + BN(x)`, the 1×1 where k > 1, the last as in `RepVGGBlock` (MobileOne, Vasu et al. 2023)"
+    def make(self, shape,
+             num_conv_branches:int=1): # copies of the k×k branch; MobileOne-s0 has 4 in most of its layers
+        if not isinstance(num_conv_branches, int) or num_conv_branches < 1: raise ValueError(f'num_conv_branches must be a whole number from 1, got {num_conv_branches!r}')
+        res = {f'conv{i}': shape.conv_bn(shape.kernel_size) for i in range(num_conv_branches)}
+        if not shape.pointwise: res['scale'] = shape.conv_bn(1)
+        if shape.keeps_shape: res['skip'] = nn.BatchNorm2d(shape.in_channels)
+        return res
+
+# %% ../nbs/03_blocks.ipynb #n043
+class QARepVGGBlock(ConvBlock):
+    "`BN(BN(k×k) + 1×1 + x)`, the identity as in `RepVGGBlock` (QARepVGG, Chu et al. 2024: the variant that its authors use by default)"
+    def make(self, shape):
+        inner = dict(dense=shape.conv_bn(shape.kernel_size))
+        if not shape.pointwise: inner['point'] = shape.conv(1)
+        if shape.keeps_shape: inner['identity'] = nn.Identity()
+        res = nn.Sequential()
+        res.sum, res.bn = Block(inner, padding=0), nn.BatchNorm2d(shape.out_channels)
+        return dict(post=res)
+
+# %% ../nbs/03_blocks.ipynb #n046
+class RepSRBlock(ConvBlock):
+    "`x + Σ₂ 1×1(BN(k×k))` with twice the channels in between (RepSR, Wang et al. 2022); the identity where channels are equal and stride is 1"
+    def make(self, shape,
+             expand:int=2): # channels in between, as a multiple of the output's
+        mid = expand*shape.out_channels
+        def branch(): return nn.Sequential(shape.conv(shape.kernel_size, out_channels=mid, bias=True), nn.BatchNorm2d(mid), shape.conv(1, mid, stride=1, bias=True))
+        res = dict(branch1=branch(), branch2=branch())
+        if shape.keeps_shape: res['identity'] = nn.Identity()
+        return res
+
+# %% ../nbs/03_blocks.ipynb #n049
+class IdentityConv(nn.Module):
+    "A 1×1 convolution with weight `I + W`, W zero at first; output t takes input t mod (in/groups) of its group"
+    kernel_size = (1, 1)
+    def __init__(self, in_channels, out_channels=None, # None: as the inputs
+                 groups=1):
+        super().__init__()
+        out_channels, self.groups = out_channels or in_channels, groups
+        eye = torch.zeros(out_channels, in_channels//groups, 1, 1)
+        eye[torch.arange(out_channels), torch.arange(out_channels) % (in_channels//groups)] = 1
+        self.weight = nn.Parameter(torch.zeros_like(eye))
+        self.register_buffer('eye', eye, persistent=False)
+
+    def kernel(self): return Kernel(self.weight + self.eye, None, self.groups)
+
+class DepthwiseFilter(nn.Module):
+    "A fixed filter for each channel, with a learned scale and bias or without"
+    def __init__(self, filters, # (channels, kh, kw)
+                 stride=1, dilation=1, learned=False):
+        super().__init__()
+        self.kernel_size, self.stride, self.dilation = tuple(filters.shape[1:]), pair(stride), pair(dilation)
+        self.register_buffer('filters', filters[:, None].clone(), persistent=False)
+        self.scale, self.bias = (nn.Parameter(f(len(filters))) if learned else None for f in (torch.ones, torch.zeros))
+
+    def kernel(self): return Kernel(self.filters if self.scale is None else self.filters*self.scale.view(-1, 1, 1, 1), self.bias, len(self.filters))
+
+class Scale(nn.Module):
+    "A learned factor for each channel"
+    kernel_size = (1, 1)
+    def __init__(self, channels, value=1.):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(value)))
+
+    def kernel(self): return Kernel(self.weight.view(-1, 1, 1, 1), None, len(self.weight))
+
+def average_pool(channels, kernel_size, stride=1, dilation=1) -> nn.Module:
+    "Average pooling without padding, dilated where asked"
+    if pair(dilation) == (1, 1): return nn.AvgPool2d(kernel_size, stride)
+    kh, kw = pair(kernel_size)
+    return DepthwiseFilter(torch.full((channels, kh, kw), 1/(kh*kw)), stride, dilation)
+
+# %% ../nbs/03_blocks.ipynb #n052
+class DiverseBranchBlock(ConvBlock):
+    "`BN(k×k) + BN(1×1) + BN(avg(BN(1×1))) + BN(k×k(BN(1×1)))` (DBB, Ding et al. 2021)"
+    def make(self, shape,
+             internal_channels:int=None): # between the two convolutions of the last branch; None: the inputs, twice as many in a depthwise block
+        mid, pool = internal_channels or shape.in_channels*(2 if shape.depthwise else 1), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
+        first = IdentityConv(mid, groups=shape.groups) if mid == shape.in_channels else shape.conv(1, out_channels=mid, stride=1)
+        bn = nn.BatchNorm2d
+        res = dict(origin=shape.conv_bn(shape.kernel_size), avg=nn.Sequential(pool, bn(shape.out_channels)))
+        if not shape.depthwise:
+            res['avg'] = nn.Sequential(shape.conv(1, stride=1), bn(shape.out_channels), *res['avg'])
+            res['point'] = shape.conv_bn(1)
+        res['deep'] = nn.Sequential(first, bn(mid), shape.conv(shape.kernel_size, mid), bn(shape.out_channels))
+        return res
 
 # %% ../nbs/03_blocks.ipynb #c040
 @patch
+def _taker(self:Block) -> list:
+    "A full-size convolution and the pointwise operations that follow it, in a branch of the block or of a block in it; nothing if there is none"
+    for b in self.branches.values():
+        first, *rest = _flatten(b)
+        if any(_footprint(o)[:2] != ((1, 1), (1, 1)) for o in rest): continue
+        if isinstance(first, Block) and first.kernel_size == self.kernel_size and (found := first._taker()): return found + rest
+        if isinstance(first, nn.Conv2d) and first.kernel_size == self.kernel_size and first.groups == self.groups: return [first, *rest]
+    return []
+
+@patch
+def _holder(self:Block):
+    "The bias that moves the block's own by as much: its own, or the last one behind the convolution; None where there is none"
+    if self.bias is not None: return self.bias
+    return next((getattr(o, 'bias', None) for o in self._taker()[::-1] if not isinstance(o, nn.Identity)), None)
+
+@patch
+def add_rest(self:Block):
+    "Add a branch 'rest', a convolution of zeros, unless the block has one that can take any kernel"
+    if self._taker(): return
+    shape = ConvShape(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.dilation, self.groups)
+    rest = shape.conv(self.kernel_size).to(self._like).train(self.training)
+    nn.init.zeros_(rest.weight)
+    self.branches['rest'], self._foot['rest'] = rest, branch_footprint('rest', [rest])
+
+# %% ../nbs/03_blocks.ipynb #n064
+def _solve(through:Kernel, delta:Tensor, groups:int) -> Tensor:
+    "The smallest change of a weight that `through`, which follows it, makes `delta` (out, in/groups, kh, kw) of"
+    if through.groups == through.in_channels == through.out_channels:
+        if not through.weight.all(): raise ValueError('a batch norm weight of zero hides the convolution: no kernel can be put into it')
+        return delta/through.weight.view(-1, 1, 1, 1)
+    m = through.coarsen(groups).weight.view(groups, -1, through.in_channels//groups).double() # (groups, out/groups, middle/groups)
+    if torch.linalg.matrix_rank(m).min() < m.shape[1]: raise ValueError(f'the operations behind the convolution leave fewer than {m.shape[1]} directions per group: not every kernel can be put into it')
+    return (torch.linalg.pinv(m) @ delta.double().view(groups, m.shape[1], -1)).view(-1, *delta.shape[1:]).to(delta)
+
+@patch
 @torch.no_grad()
 def load_kernel(self:Block, target:Kernel):
-    "Make `self.kernel()` equal to `target` by changing the branch that is one full-size convolution (with batch norms after it, or none)"
-    for name, b in self.branches.items():
-        conv, *rest = _flatten(b)
-        if isinstance(conv, nn.Conv2d) and conv.kernel_size == self.kernel_size and conv.groups == self.groups and all(isinstance(o, _BN) for o in rest): break
-    else: raise ValueError(f'{type(self).__name__} has no branch that is one {self.kernel_size} convolution: it cannot start from a given kernel')
-    now = self.kernel()
-    scale, shift = conv.weight.new_ones(self.out_channels), 0
-    for bn in rest:
-        s, t = fold(bn, *running_stats(bn))
-        scale, shift = scale*s, shift*s + t
-    if not scale.all(): raise ValueError(f"branch '{name}' has a batch norm weight of zero: no kernel can be put into it")
-    zero = scale.new_zeros(self.out_channels)
+    "Make `self.kernel()` equal to `target` by changing one full-size convolution and the last bias behind it; nothing changes if that cannot be done"
+    conv, *rest = self._taker() or [None]
+    if conv is None: raise ValueError(f'{type(self).__name__} has no branch that begins with a {self.kernel_size} convolution and goes on with pointwise operations: it cannot start from a given kernel; add_rest() adds one')
+    through = Kernel.identity(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
+    for o in rest: through = extend(o, through, Batch(), Place((0, 0), (1, 1), 'zeros', (0, 0)))
+    now, zero = self.kernel(), conv.weight.new_zeros(self.out_channels)
     bias = lambda k: zero if k.bias is None else k.bias
-    diff = bias(target) - bias(now)
-    if not rest and conv.bias is None and diff.abs().max() > 0: raise ValueError(f"branch '{name}' has no bias to take the target's")
-    conv.weight += (target.weight - now.weight)/scale.view(-1, 1, 1, 1)
-    holder = rest[-1].bias if rest else conv.bias
+    diff, holder = bias(target) - bias(now), self._holder()
+    if holder is None and diff.abs().max() > 0: raise ValueError(f"{type(self).__name__} has no bias to take the target's: add_bias() adds one")
+    conv.weight += _solve(through, target.coarsen(self.groups).pad(self.kernel_size).weight - now.weight, self.groups)
     if holder is not None: holder += diff
     self.preserve = True # from now on what the block computes matters, though its batch norms never saw a batch

@@ -158,16 +158,27 @@ def then(self:Kernel, after:Kernel) -> Kernel:
     if self.out_channels != after.in_channels: raise ValueError(f'{after} cannot follow {self}: channels differ')
     if self.is_identity: return after
     if after.is_identity: return self
-    g = gcd(self.groups, after.groups)
-    a, b = self.coarsen(g), after.coarsen(g)
-    (m, i, _, _), (o, _, kh, kw) = a.weight.shape, b.weight.shape # m middle channels
-    image = a.weight.view(g, m//g, i, *a.kernel_size).permute(2, 0, 1, 3, 4).reshape(i, m, *a.kernel_size)
-    w = F.conv2d(image, b.weight.flip(2, 3), padding=(kh-1, kw-1), groups=g) # (in/g, out, kh, kw)
-    bias = b.bias
+    if after.groups == after.out_channels == after.in_channels and after.kernel_size == (1, 1): return self.affine(after.weight.flatten(), after.bias)
+    a = self if self.groups % after.groups == 0 else self.coarsen(gcd(self.groups, after.groups))
+    w = _compose(a.weight, after.weight, a.groups, after.groups)
+    bias = after.bias
     if a.bias is not None:
-        through = (b.weight.sum((2, 3)).view(g, o//g, m//g) @ a.bias.view(g, m//g, 1)).flatten()
+        through = (after.weight.sum((2, 3)).view(after.groups, -1, after.weight.shape[1]) @ a.bias.view(after.groups, -1, 1)).flatten()
         bias = through if bias is None else bias + through
-    return Kernel(w.transpose(0, 1), bias, g)
+    return Kernel(w, bias, min(a.groups, after.groups))
+
+def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
+    "The weight of `a` (in `ga` groups) followed by `b` (in `gb`), of which one number divides the other; channels that never meet are left out"
+    r = max(ga//gb, 1)                              # groups of a within a group of b
+    i, m, o = a.shape[1], b.shape[1]//r, b.shape[0] # inputs, middle channels that are summed over, outputs
+    a, b = a.view(gb, r, m, i, *a.shape[2:]), b.view(gb, o//gb, r, m, *b.shape[2:])
+    if   a.shape[4:] == (1, 1): w = torch.einsum('gormhw,grmi->gorihw', b, a.flatten(3))
+    elif b.shape[4:] == (1, 1): w = torch.einsum('gorm,grmihw->gorihw', b.flatten(3), a)
+    else:
+        image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
+        w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
+        w = w.view(i, gb, r, o//gb, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
+    return w.flatten(2, 3).flatten(0, 1).contiguous() # whatever order the einsum left: sums inside a convolution must not depend on it
 
 # %% ../nbs/00_kernels.ipynb #c030
 @patch

@@ -8,11 +8,11 @@ import copy, os, tempfile
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-import matplotlib.pyplot as plt, numpy as np, torch
+import matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
-from .kernels import Kernel
+from .kernels import Kernel, pair
 from .batchnorm import STATISTICS
 from .blocks import Batch, Block, extend
 from .layers import IntegerKernel, RepQLayer
@@ -83,7 +83,7 @@ def plot_kernel(kernel:Kernel, channels:int=8, # how many outputs and inputs
 def _block(m) -> Block:
     "The block in `m`, a block or a layer around one"
     b = m.block if isinstance(m, RepQLayer) else m
-    if not isinstance(b, Block): raise TypeError(f'expected a block or a layer around one, got {type(m).__name__}' + (f' around {type(b).__name__}' if b is not m else ''))
+    if not hasattr(b, 'branches'): raise TypeError(f'expected a block or a layer around one, got {type(m).__name__}' + (f' around {type(b).__name__}' if b is not m else ''))
     return b
 
 @torch.no_grad()
@@ -94,13 +94,21 @@ def branch_kernels(block) -> dict: # name -> `Kernel`
     start = Kernel.identity(b.in_channels, device=like.device, dtype=like.dtype)
     return {n: extend(o, start, Batch(), b._place(n)).coarsen(b.groups).pad(b.kernel_size) for n, o in b.branches.items()}
 
+def _operations(branch) -> str:
+    "The operations of a branch in a line"
+    if isinstance(branch, nn.Sequential): return ' · '.join(map(_operations, branch))
+    if isinstance(branch, nn.modules.batchnorm._BatchNorm): return 'BN'
+    if isinstance(branch, nn.Identity): return 'x'
+    size = '×'.join(map(str, pair(getattr(branch, 'kernel_size', None) or branch.kernel().kernel_size)))
+    return {'Conv2d': size, 'AvgPool2d': f'avg {size}', 'IdentityConv': 'I + 1×1', 'Scale': 'scale'}.get(type(branch).__name__, f'{type(branch).__name__} {size}')
+
 def plot_branches(block, channels:int=4) -> Figure:
-    "The branches of a block side by side, and the kernel that they merge into"
-    kernels = branch_kernels(block)
-    kernels['merged'] = sum(list(kernels.values())[1:], next(iter(kernels.values())))
+    "The branches of a block side by side, their operations below, and the kernel that they merge into"
+    names, kernels = {n: _operations(b) for n, b in _block(block).branches.items()}, branch_kernels(block)
+    kernels['merged'] = _block(block).kernel()
     limit = _limit(*(k.weight for k in kernels.values()))
     fig, axs = plt.subplots(1, len(kernels), figsize=(2.6*len(kernels) + .6, 2.8), layout='constrained', squeeze=False)
-    for ax, (n, k) in zip(axs[0], kernels.items()): im = _draw_taps(ax, k, channels, limit); ax.set_title(n)
+    for ax, (n, k) in zip(axs[0], kernels.items()): im = _draw_taps(ax, k, channels, limit); ax.set(title=n, xlabel=names.get(n, ''))
     fig.colorbar(im, ax=axs, shrink=.8)
     return fig
 

@@ -10,11 +10,13 @@ from difflib import get_close_matches
 import torch.nn as nn
 from .quantizers import check_bits
 from .blocks import Block
-from .models import create_model, image_size, plain_twin
+from .models import create_model, image_size, plain_twin, task
+from .checkpoints import differences
 from . import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'build', 'load_state']
+__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'check_task', 'Recipe', 'recipe_from', 'get_recipe', 'build',
+           'load_state']
 
 # %% ../nbs/12_recipes.ipynb #c006
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ def get_method(name:str) -> Method:
     return METHODS[name]
 
 # %% ../nbs/12_recipes.ipynb #c009
+def check_task(model:str):
+    "A ValueError unless recipes know how to train this model"
+    if task(model) != 'classification': raise ValueError(f'{model} is for {task(model)}; recipes are for classification so far: train it in a loop of your own (repq.models.create_model, repq.surgery.quantize)')
+
 @dataclass(frozen=True)
 class Recipe:
     "Everything needed to repeat a training run; `weight_bits=32` is the full-precision stage"
@@ -72,7 +78,7 @@ class Recipe:
 
     def __post_init__(self):
         get_method(self.method)
-        image_size(self.model)
+        check_task(self.model)
         if (self.weight_bits == 32) != (self.input_bits == 32):
             raise ValueError(f'weights and inputs are quantized together: {self.weight_bits} and {self.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
         if self.quantized:
@@ -113,6 +119,7 @@ def get_recipe(model:str, method='repq-bnest',
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
+    check_task(model)
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
     if weight_bits != 32: d = {**d, 'lr': d['lr']*get_method(method).lr_scale}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
@@ -137,9 +144,5 @@ def build(recipe:Recipe, num_classes:int, in_channels:int=3,
 
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
-    own = model.state_dict()
-    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
-    shapes = [f'{k} {tuple(state[k].shape)} for {tuple(v.shape)}' for k, v in own.items() if k in state and hasattr(v, 'shape') and state[k].shape != v.shape]
-    parts = [f'{t}: {", ".join(o[:3])}{" …" if len(o) > 3 else ""}' for t, o in (('missing', missing), ('unexpected', extra), ('other shapes', shapes)) if o]
-    if parts: raise ValueError(f'the checkpoint is not of {what}: ' + '; '.join(parts))
+    if text := differences({k: v.shape for k, v in model.state_dict().items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
     model.load_state_dict(state)

@@ -21,6 +21,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from . import __version__, plots, surgery
+from .checkpoints import from_official, read_checkpoint
 from .data import get_dls
 from .export import cost
 from .learner import RepQCallback
@@ -98,6 +99,15 @@ class ReportEpoch(Callback):
     def after_epoch(self): self.f(self.epoch + 1, self.n_epoch, self.recorder.log)
 
 # %% ../nbs/15_runs.ipynb #c012
+def _official(recipe, file) -> dict:
+    "The weights in an official checkpoint, or in one that `repq convert` wrote, as stage one of `recipe` would have left them"
+    state = read_checkpoint(file)
+    if any('.branches.' in k for k in state): return state # ours: `build` checks it
+    model, origin = from_official(state)
+    if origin.deployed: raise ValueError(f'{file} is {origin}: training goes on from the training form, which has the branches')
+    if origin.model != recipe.network: raise ValueError(f"{file} is {origin}, method '{recipe.method}' on {recipe.model} needs {recipe.network}")
+    return model.state_dict()
+
 def load_run(path) -> tuple: # recipe, model, the run's description
     "A finished run: its recipe, its trained model, and what `recipe.json` says beside the recipe"
     path = Path(path)
@@ -120,6 +130,7 @@ def _start(recipe, init) -> tuple:
             raise ValueError(f'the quantized stage starts from a full-precision run: give it as init (--init RUN). Train one first: '
                              f'repq train {recipe.model} --data {recipe.data} --method {recipe.method} --out RUN')
         return None, recipe
+    if Path(init).is_file(): return _official(recipe, init), replace(recipe, full_precision='branched')
     first, model, info = load_run(init)
     if first.quantized: raise ValueError(f'{init} is a quantized run ({first.weight_bits} bits); init must be a full-precision one')
     if first.network != recipe.network:

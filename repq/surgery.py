@@ -208,11 +208,14 @@ def _report(verb, verbose, untraced, *parts, left=(), hooks=()):
     if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
 
 # %% ../nbs/07_surgery.ipynb #c035
+def _called(block) -> str: # a class, a function, or a `partial` of one
+    return getattr(getattr(block, 'func', block), '__name__', str(block))
+
 def _new_block(conv, block) -> Block:
     "`block` with the geometry of `conv`; TypeError if it gives something else"
     g = Geometry.of(conv)
     new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation, conv.groups, g.padding_mode)
-    if not isinstance(new, Block): raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {getattr(block, "__name__", block)} gave {type(new).__name__}')
+    if not isinstance(new, Block): raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
     return new.to(conv.weight)
 
 def _take_over(new, conv, bn):
@@ -224,13 +227,19 @@ def _take_over(new, conv, bn):
         m.train(bn.training).requires_grad_(bn.weight.requires_grad if bn.affine else conv.weight.requires_grad)
     return nn.SyncBatchNorm.convert_sync_batchnorm(new, bn.process_group) if isinstance(bn, nn.SyncBatchNorm) else new
 
-def _as_block(conv, bn, block, init) -> Block:
+def _has_bn(block): return any(isinstance(m, _BN) for m in block.modules())
+
+def _as_block(conv, bn, block, init) -> tuple: # (block, the batch norm that it absorbs or None)
     "The block for a convolution and the batch norm after it (or None)"
-    new = _take_over(_new_block(conv, block), conv, bn)
-    if init == 'preserve':
-        k = Kernel.of(conv)
-        new.load_kernel(k if bn is None else k.affine(*fold(bn, *running_stats(bn))))
-    return new
+    new = _new_block(conv, block)
+    if not _has_bn(new): bn = None
+    target = Kernel.of(conv) if bn is None else Kernel.of(conv).affine(*fold(bn, *running_stats(bn)))
+    if init == 'preserve': new.add_rest()
+    has_bias = new.kernel().bias is not None
+    if (target.bias is not None and not has_bias) or (init == 'preserve' and has_bias and new._holder() is None): new.add_bias()
+    new = _take_over(new, conv, bn)
+    if init == 'preserve': new.load_kernel(target)
+    return new, bn
 
 # %% ../nbs/07_surgery.ipynb #c036
 def _absorbable(model, site):
@@ -255,13 +264,13 @@ def reparametrize(model:nn.Module,
     blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
         if s.left: continue
-        bn = _absorbable(model, s)
-        try: blocks[s.module] = _as_block(s.module, bn, block, init)
+        try: blocks[s.module], bn = _as_block(s.module, _absorbable(model, s), block, init)
         except ValueError as e: left.append((s.name, e)); continue
         if bn is not None: identities[bn] = _gone(bn)
     model, hooks = _replace(model, {**blocks, **identities})
-    _report('reparametrize', verbose, untraced, f'{_count(len(blocks), "convolution")} → {getattr(block, "__name__", block)}',
-            identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
+    rest = sum('rest' in b.branches for b in blocks.values())
+    _report('reparametrize', verbose, untraced, f'{_count(len(blocks), "convolution")} → {_called(block)}',
+            identities and f'{_count(len(identities), "batch norm")} absorbed', rest and f"{rest} with a branch 'rest' for what the block's own cannot hold", left=left, hooks=hooks)
     return model
 
 # %% ../nbs/07_surgery.ipynb #c041

@@ -3,8 +3,10 @@ from dataclasses import dataclass
 import pytest, torch
 from hypothesis import HealthCheck, settings, strategies as st
 from torch import nn
-from repq.blocks import ACBlock, Block, RepVGGBlock, conv_bn
+from repq.blocks import ACBlock, Block, DepthwiseFilter, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale, conv_bn
+from repq.ecb import ECB
 from repq.kernels import Geometry
+from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
 
 settings.register_profile('repq', deadline=None, derandomize=True, database=None, print_blob=False,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
@@ -32,6 +34,8 @@ def randomize(module, seed=0):
                     m.weight.copy_(rand(m.weight, .5, 1.5)*rand(m.weight, -1, 1).sign())
                     m.bias.copy_(rand(m.bias, -1, 1))
                 if m.running_mean is not None: m.running_mean.copy_(rand(m.running_mean, -1, 1)); m.running_var.copy_(rand(m.running_var, .5, 2))
+            elif isinstance(m, (Scale, IdentityConv, DepthwiseFilter)):
+                for p in m.parameters(): p.copy_(rand(p, -1, 1))
             elif getattr(m, 'bias', None) is not None and isinstance(m, (nn.Conv2d, nn.Linear)): m.bias.copy_(rand(m.bias, -1, 1))
     return module
 
@@ -105,11 +109,13 @@ def nested_middle(c):
 
 def identity(c): return _block([nn.Sequential(nn.BatchNorm2d(c.ins), nn.Identity()), nn.Sequential(nn.Identity())], c)
 
-def repvgg(c): return RepVGGBlock(*c.args())
-def acnet(c): return ACBlock(*c.args())
+PUBLISHED = dict(repvgg=RepVGGBlock, acnet=ACBlock, dbb=DiverseBranchBlock, mobileone=lambda *a: MobileOneBlock(*a, num_conv_branches=2), qarepvgg=QARepVGGBlock, repsr=RepSRBlock, orepa=OREPA, ecb=ECB)
+ALL_BLOCKS = {**PUBLISHED, 'orepa1x1': lambda i, o, k, *a: OREPA1x1(i, o, 1, *a), 'orepa_large': lambda i, o, k, *a: OREPALargeKernel(i, o, 5, *a)} # these two at their own kernel size
+
+def published(cls): return lambda c: cls(*c.args())
 def plain(c): return _block([_conv(c, c.ins, c.outs, c.kernel_size, stride=c.stride, bias=True)], c)
 
-KINDS = dict(repvgg=repvgg, acnet=acnet, plain=plain, bottleneck=bottleneck, pooled=pooled, biased=biased, norm_over_sum=norm_over_sum, nested_middle=nested_middle, identity=identity)
+KINDS = dict({n: published(cls) for n, cls in PUBLISHED.items()}, plain=plain, bottleneck=bottleneck, pooled=pooled, biased=biased, norm_over_sum=norm_over_sum, nested_middle=nested_middle, identity=identity)
 
 @st.composite
 def blocks(draw, kinds=tuple(KINDS), **kw):

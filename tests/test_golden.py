@@ -1,12 +1,18 @@
-"What the authors' own modules compute, against blocks composed of ours."
-import importlib.util, json
+"What the authors' own modules compute, against ours: checkpoints read, outputs, merged kernels, a training step."
+import copy, importlib.util, json, warnings
 import numpy as np, pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from helpers import close
-from repq.blocks import ACBlock, Block, RepVGGBlock, conv_bn
-from repq.kernels import Kernel, impulse_response
+from repq.batchnorm import fold
+from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
+from repq.checkpoints import from_official, load_official, to_official
+from repq.ecb import ECB
+from repq.kernels import impulse_response
+from repq.models import create_model
+from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from repq.quantizers import fake_quantize, grid, min_error_step
+from repq.surgery import deploy, merge
 
 class Golden:
     "One golden file: official state dict, input and outputs"
@@ -24,113 +30,121 @@ class Golden:
         v = self.npz[key] if o.get('npz') else np.asarray(o['values'], np.float32).reshape(o['shape'])
         return torch.from_numpy(np.asarray(v))
 
-    def linear(self, key):
-        "The output without activation: 'preact' where there is one"
-        return self['preact'] if 'preact' in self.g['outputs'] and key == 'eval' else self[key]
-
 @pytest.fixture
 def golden(shared):
     folder = shared/'golden'
     if not folder.is_dir(): pytest.skip(f'no golden vectors at {folder}')
     return lambda name: Golden(folder, name)
 
-def load(block, g, names):
-    "The official state dict into `block`; `names` maps prefixes of the official keys to ours, which must cover both sides"
-    def ours(k):
-        p = max((p for p in names if k.startswith(p)), key=len, default=None)
-        return None if p is None else names[p] + k[len(p):]
-    state = {ours(k): v for k, v in g.state.items()}
-    assert None not in state, 'an official key was forgotten'
-    block.load_state_dict(state, strict=False)
-    missing = block.state_dict().keys() - state.keys()
-    assert not state.keys() - block.state_dict().keys() and all('mask' in k for k in missing), (missing, state.keys())
-    return block, {ours(k): k for k in g.state}
+# An official class, as its file names it -> our module for its arguments
 
-def check(g, block, official, train=True, but=()):
-    act = {'relu': F.relu, 'none': lambda x: x}[g.g['activation']]
-    block.eval()
+def with_bn(cls): return lambda **a: nn.Sequential(cls(**a), nn.BatchNorm2d(a['out_channels']))
+
+def ecb(inp_planes, out_planes, depth_multiplier, act_type, with_idt):
+    block = ECB(inp_planes, out_planes, depth_multiplier=depth_multiplier, with_identity=with_idt)
+    return nn.Sequential(block, {'prelu': lambda: nn.PReLU(out_planes), 'linear': nn.Identity}[act_type]())
+
+MODULES = {'RepVGGBlock': RepVGGBlock, 'ACBlock': ACBlock, 'DiverseBranchBlock': DiverseBranchBlock, 'MobileOneBlock': MobileOneBlock, 'QARepVGGBlockV2': QARepVGGBlock, 'OREPA': with_bn(OREPA),
+           'OREPA_1x1': with_bn(OREPA1x1), 'OREPA_LargeConv': with_bn(OREPALargeKernel), 'ECB': ecb, 'RepSR_Block': lambda c: RepSRBlock(c, c)}
+NETWORKS = {'create_RepVGG_A0': 'repvgg_a0', 'ECBSR': 'ecbsr_m4c8'}
+BLOCKS = ['repvgg_block_s1', 'acblock_k3', 'dbb_k3_s1', 'mobileone_dw', 'qarepvgg_v2_s1', 'orepa_k3_s1', 'ecb']
+
+def module_of(g): return MODULES[g.g['source']['class']](**g.g['source']['args'])
+def block_of(module): return module if isinstance(module, Block) else module[0]
+
+def check_eval(module, g):
+    act = F.relu if g.g['activation'] == 'relu' else lambda x: x # other activations are in the module
+    module.eval()
     with torch.no_grad():
-        close(block(g.x), g.linear('eval'), 1e-5, 'eval')
-        close(act(block(g.x)), g['eval'], 1e-5, 'with activation')
-        k = block.kernel()
-        close(k.weight, g['kernel'], 1e-5, 'kernel'); close(k.bias, g['bias'], 1e-5, 'bias')
-        close(block.deploy()(g.x), g.linear('eval'), 1e-5, 'deployed')
-    measured = impulse_response(block, block.in_channels, block.kernel_size, padding=block.padding, groups=block.groups)
-    close(measured.weight, g['kernel'], 1e-5, 'impulse response')
-    start = {k: v.clone() for k, v in block.state_dict().items()}
+        for m in module, deploy(module, verbose=False), merge(module, verbose=False): close(act(m(g.x)), g['eval'], 1e-5, 'eval')
+        if 'preact' in g.g['outputs']: close(block_of(module)(g.x), g['preact'], 1e-5, 'without activation')
+        final = deploy(module, verbose=False)
+        conv = final if isinstance(final, nn.Conv2d) else final[0]
+        close(conv.weight, g['kernel'], 1e-5, 'kernel'); close(conv.bias, g['bias'], 1e-5, 'bias')
+        b = block_of(module)
+        if b is module: close(impulse_response(b, b.in_channels, b.kernel_size, b.stride, b.padding, b.dilation, b.groups).weight, g['kernel'], 1e-5, 'impulse response')
+
+def check_train(module, g, outputs=True, but=()):
+    "A training step, through the branches and through the merged kernel: outputs and running statistics"
+    act, state = F.relu if g.g['activation'] == 'relu' else lambda x: x, copy.deepcopy(module.state_dict())
     for merged in False, True:
-        block.load_state_dict(start)
-        block.train()
-        y = block.convolve(g.x, *block.kernel(g.x)) if merged else block(g.x)
-        if train: close(act(y), g['train'], 1e-5, f'train, merged={merged}')
-        after = {k: v for k, v in block.state_dict().items() if 'running' in k and not any(b in k for b in but)}
-        for k, v in after.items(): close(v, g['after/'+official[k]], 1e-5, f'{k} after a step, merged={merged}')
+        module.load_state_dict(state); module.train()
+        block, rest = block_of(module), nn.Sequential() if module is block_of(module) else module[1:]
+        y = rest(block.convolve(g.x, *block.kernel(g.x)) if merged else block(g.x))
+        if outputs: close(act(y), g['train'], 1e-5, f'train, merged={merged}')
+        after = to_official(module)
+        for key in g.g['outputs']:
+            if key.startswith('after/') and not any(b in key for b in but): close(after[key[len('after/'):]], g[key], 1e-5, f'{key}, merged={merged}')
+    module.load_state_dict(state)
 
-def args(g): return g.g['source']['args']
+@pytest.mark.parametrize('name', BLOCKS)
+def test_block(golden, name):
+    g = golden(name)
+    module = load_official(module_of(g), g.state)
+    official = to_official(module)
+    assert official.keys() == g.g['keys'].keys()
+    for k, v in g.state.items(): assert torch.equal(official[k], v), k
+    check_eval(module, g)
+    if name.startswith('dbb'): check_train(module, g, outputs=False, but=('avgbn', 'bn2')) # see test_dbb_border
+    else: check_train(module, g)
 
-def test_repvgg(golden):
-    g = golden('repvgg_block_s1')
-    block = RepVGGBlock(**args(g))
-    check(g, *load(block, g, {'rbr_dense': 'branches.dense', 'rbr_1x1': 'branches.point', 'rbr_identity': 'branches.identity'}))
+@pytest.mark.parametrize('name', ['net_repvgg_a0', 'net_ecbsr_m4c8'])
+def test_network(golden, name):
+    g = golden(name)
+    wrapped = {'state_dict': {f'module.{k}': v for k, v in g.state.items()}}
+    model, origin = from_official(wrapped)
+    assert origin.model == NETWORKS[g.g['source']['class']] and not origin.deployed
+    merged = merge(model, verbose=False)
+    back, origin = from_official(to_official(merged))
+    assert origin.deployed
+    with torch.no_grad():
+        for m in load_official(create_model(origin.model), wrapped).eval(), model, merged, back: close(m(g.x), g['eval'], 1e-5, name)
 
-def test_acnet(golden):
-    g = golden('acblock_k3')
-    names = {f'{a}_{m}': f'branches.{b}.{m}' for a, b in dict(square='square', ver='vertical', hor='horizontal').items() for m in ('conv', 'bn')}
-    check(g, *load(ACBlock(**args(g)), g, names))
+def test_other_files(golden, shared):
+    "Whatever else lies in the folder, of classes that are known here"
+    for file in sorted((shared/'golden').glob('*.json')):
+        g = json.loads(file.read_text())
+        if g.get('kind') == 'block' and file.stem not in BLOCKS and g['source']['class'] in MODULES: test_block(lambda _: golden(file.stem), 'dbb' if 'dbb' in file.stem else file.stem)
 
-def test_qarepvgg(golden):
-    "`BN(BN(3×3) + 1×1 + x)`"
-    g = golden('qarepvgg_v2_s1')
-    inner = Block(dict(dense=conv_bn(8, 8, 3), point=nn.Conv2d(8, 8, 1, bias=False), identity=nn.Identity()), padding=0)
-    block = Block([nn.Sequential(inner, nn.BatchNorm2d(8))], padding=1)
-    check(g, *load(block, g, {'rbr_dense': 'branches.0.0.branches.dense', 'rbr_1x1': 'branches.0.0.branches.point', 'bn': 'branches.0.1'}))
-
-def test_mobileone(golden):
-    "Four depthwise 3×3, a 1×1 and the identity, each with its batch norm"
-    g = golden('mobileone_dw')
-    branches = {f'conv{i}': conv_bn(8, 8, 3, groups=8) for i in range(4)} | dict(scale=conv_bn(8, 8, 1, groups=8), skip=nn.BatchNorm2d(8))
-    names = {f'rbr_conv.{i}': f'branches.conv{i}' for i in range(4)} | {'rbr_scale': 'branches.scale', 'rbr_skip': 'branches.skip'}
-    check(g, *load(Block(branches, padding=1), g, names))
-
-def test_dbb(golden):
-    "In evaluation; in training the authors pad with running statistics, so that only what comes before a border agrees"
+def test_dbb_border(golden):
+    "In training the authors fill the border behind an inner batch norm by its running statistics, here it is the batch's: where that shows, how much, and that nothing else differs"
     g = golden('dbb_k3_s1')
-    avg = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.AvgPool2d(3, 1), nn.BatchNorm2d(8))
-    deep = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8))
-    block = Block(dict(origin=conv_bn(8, 8, 3), avg=avg, point=conv_bn(8, 8, 1), deep=deep), padding=1)
-    names = {'dbb_origin': 'branches.origin', 'dbb_1x1': 'branches.point', 'dbb_avg.conv': 'branches.avg.0', 'dbb_avg.bn.bn': 'branches.avg.1', 'dbb_avg.avgbn': 'branches.avg.3',
-             'dbb_1x1_kxk.idconv1': 'branches.deep.0', 'dbb_1x1_kxk.bn1.bn': 'branches.deep.1', 'dbb_1x1_kxk.conv2': 'branches.deep.2', 'dbb_1x1_kxk.bn2': 'branches.deep.3'}
-    key = 'dbb_1x1_kxk.idconv1.weight' # the authors' first convolution is the identity plus this
-    g.state[key] = g.state[key] + torch.eye(8).view(8, 8, 1, 1)
-    check(g, *load(block, g, names), train=False, but=('avg.3', 'deep.3'))
+    ours = load_official(module_of(g), g.state).train()
+    theirs = copy.deepcopy(ours)
 
-class Edge(nn.Module):
-    "A depthwise edge filter with a trained scale: an operation of a user's own, which only has to show its kernel"
-    def __init__(self, mask):
-        super().__init__()
-        n = len(mask)
-        self.scale, self.bias = nn.Parameter(torch.ones(n, 1, 1, 1)), nn.Parameter(torch.zeros(n))
-        self.register_buffer('mask', mask)
-    def kernel(self): return Kernel(self.scale*self.mask, self.bias, len(self.mask))
+    def ring(inner, rest, x): # as the authors do it: batch norm, then a border by the running statistics, which this step has advanced already
+        y = inner(x)
+        value = fold(inner, inner.running_mean, inner.running_var)[1].detach().view(1, -1, 1, 1)
+        out = value.expand(len(y), -1, y.shape[2] + 2, y.shape[3] + 2).clone()
+        out[:, :, 1:-1, 1:-1] = y
+        return rest(out), value
+    b = theirs.branches
+    (conv, inner, pool, last), (first, middle, kxk, end) = b.avg, b.deep
+    avg, _ = ring(inner, pool, conv(g.x))
+    deep, value = ring(middle, kxk, first.kernel().conv(g.x))
+    point, origin = b.point(g.x), b.origin.bn(F.conv2d(g.x, b.origin.conv.weight, padding=1))
+    close(origin + point + last(avg) + end(deep), g['train'], 1e-5, "the authors' rule gives the authors' numbers")
+    for k, v in to_official(theirs).items():
+        if f'after/{k}' in g.g['outputs']: close(v, g[f'after/{k}'], 1e-5, k)
 
-def test_ecb(golden):
+    with torch.no_grad():
+        x = first.kernel().conv(g.x)
+        scale, shift = fold(middle, x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
+        mine = kxk(F.pad(x, (1, 1, 1, 1))*scale.view(-1, 1, 1) + shift.view(-1, 1, 1)) # before the last batch norm
+        close(ours(g.x), ours.convolve(g.x, *ours.kernel(g.x)), 1e-5, 'branched and merged agree with each other')
+        close(mine[:, :, 1:-1, 1:-1], deep[:, :, 1:-1, 1:-1], 1e-5, 'away from the border')
+        bound = (kxk.weight.abs().sum((2, 3)) @ (shift - value.flatten()).abs()).view(1, -1, 1, 1) # no more than all taps on the border
+        assert ((mine - deep).abs() <= bound + 1e-5).all() and (mine - deep).abs().max() > 1e-3
+
+def test_bare_blocks(golden):
+    "ECB without its activation: passed over with a warning; OREPA without its batch norm: refused, and nothing changed"
     g = golden('ecb')
-    sobel = torch.tensor([[1., 0, -1], [2, 0, -2], [1, 0, -1]])
-    masks = dict(sbx=sobel, sby=sobel.T, lpl=torch.tensor([[0., 1, 0], [1, -4, 1], [0, 1, 0]]))
-    branches = {n: nn.Sequential(nn.Conv2d(8, 8, 1), Edge(m.expand(8, 1, 3, 3).clone())) for n, m in masks.items()}
-    branches |= dict(conv=nn.Conv2d(8, 8, 3), deep=nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3)))
-    names = {'conv3x3': 'branches.conv', 'act': 'act'}
-    for n, b in dict(sbx='sbx', sby='sby', lpl='lpl').items():
-        names |= {f'conv1x1_{n}.k0': f'branches.{b}.0.weight', f'conv1x1_{n}.b0': f'branches.{b}.0.bias', f'conv1x1_{n}.scale': f'branches.{b}.1.scale', f'conv1x1_{n}.bias': f'branches.{b}.1.bias'}
-    names |= {'conv1x1_3x3.k0': 'branches.deep.0.weight', 'conv1x1_3x3.b0': 'branches.deep.0.bias', 'conv1x1_3x3.k1': 'branches.deep.1.weight', 'conv1x1_3x3.b1': 'branches.deep.1.bias'}
-    slope = g.state.pop('act.weight')
-    block, _ = load(Block(branches, padding=1), g, names)
-    for mode in True, False:
-        with torch.no_grad():
-            y = block.train(mode)(g.x)
-            close(y, g['preact'], 1e-5, 'branches'); close(F.prelu(y, slope), g['train'], 1e-5, 'with PReLU')
-            k = block.kernel(g.x if mode else None)
-            close(k.weight, g['kernel'], 1e-5, 'kernel'); close(k.bias, g['bias'], 1e-5, 'bias')
+    with pytest.warns(UserWarning, match='act.weight'): block = load_official(ECB(8, 8), g.state)
+    with torch.no_grad(): close(block(g.x), g['preact'], 1e-5)
+    g, block = golden('orepa_k3_s1'), OREPA(8, 8)
+    before = copy.deepcopy(block.state_dict())
+    with pytest.raises(ValueError, match='BatchNorm2d'): load_official(block, g.state)
+    for k, v in block.state_dict().items(): assert torch.equal(v, before[k])
 
 def test_lsq(golden):
     "Forward and both gradients against the float64 formula"

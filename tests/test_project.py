@@ -33,7 +33,7 @@ def test_core_modules_need_no_development_packages(tmp_path):
 
 def test_console_script(tmp_path):
     out = run(BIN/'repq', '--help', cwd=tmp_path)
-    for command in 'demo', 'train', 'eval', 'report', 'list': assert command in out
+    for command in 'demo', 'train', 'eval', 'report', 'convert', 'list': assert command in out
 
 # README's commands: each is run as it stands, in the order in which they stand, on a tiny data set under the name that README gives it.
 # Options are appended, none is changed: `repq train` gets one epoch, small batches, a low learning rate (four steps of 0.1 from nothing diverge), no timing and 32 instead of 224 pixels, the demo one epoch a run.
