@@ -114,6 +114,13 @@ _DEFAULTS = { # image size -> full precision, quantized
     32:  (dict(epochs=20, batch_size=128, lr=.3, weight_decay=5e-4), dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
     8:   (dict(epochs=20, batch_size=64, lr=.05), dict(epochs=12, batch_size=64, lr=.02))}
 
+_LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
+
+def _lr_scale(model, method):
+    "What the quantized stage's learning rate is multiplied by"
+    m = get_method(method)
+    return min([m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
                **overrides) -> Recipe:
@@ -121,7 +128,7 @@ def get_recipe(model:str, method='repq-bnest',
     input_bits = weight_bits if input_bits is None else input_bits
     check_task(model)
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
-    if weight_bits != 32: d = {**d, 'lr': d['lr']*get_method(method).lr_scale}
+    if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
 
 # %% ../nbs/12_recipes.ipynb #c016
