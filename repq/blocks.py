@@ -355,7 +355,7 @@ def same_padding(kernel_size, dilation=1) -> tuple:
     "Half the kernel: the padding that keeps the size of a map at stride 1"
     return tuple(d*(k//2) for k, d in zip(pair(kernel_size), pair(dilation)))
 
-# %% ../nbs/03_blocks.ipynb #n034
+# %% ../nbs/03_blocks.ipynb #n002
 @dataclass(frozen=True)
 class ConvShape:
     "The convolution that a block stands for; sizes become pairs (vertical, horizontal)"
@@ -376,6 +376,12 @@ class ConvShape:
     @property
     def pointwise(self): return self.kernel_size == (1, 1)
 
+    def middle(self, channels, said:str) -> int:
+        "`channels` if there can be so many in the middle of a branch; `said` is how they were asked for"
+        if not isinstance(channels, int) or channels < 1 or channels % self.groups:
+            raise ValueError(f'{said} gives {channels!r} channels in the middle: it must be a whole number from 1' + (f' that {self.groups} groups divide' if self.groups > 1 else ''))
+        return channels
+
     def conv(self, kernel_size, in_channels=None, out_channels=None, # None: the block's
              stride=None,                                            # None: the block's; 1 for all but the last spatial operation of a branch
              bias=False) -> nn.Conv2d:
@@ -386,7 +392,7 @@ class ConvShape:
         "A branch of one convolution and its batch norm"
         return conv_bn(self.in_channels, self.out_channels, kernel_size, self.stride, 0, self.dilation, self.groups)
 
-# %% ../nbs/03_blocks.ipynb #n035
+# %% ../nbs/03_blocks.ipynb #n003
 class ConvBlock(Block):
     "A block that takes the place of `nn.Conv2d`; a subclass lists its branches in `make`"
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1,
@@ -407,7 +413,7 @@ class ConvBlock(Block):
         "The branches"
         raise NotImplementedError(f'{type(self).__name__}.make has to list the branches')
 
-# %% ../nbs/03_blocks.ipynb #n036
+# %% ../nbs/03_blocks.ipynb #n004
 class RepVGGBlock(ConvBlock):
     "`BN(k×k) + BN(1×1) + BN(x)`, the last where channels are equal and stride is 1 (RepVGG, Ding et al. 2021); the 1×1 is left out at kernel size 1"
     def make(self, shape):
@@ -423,7 +429,7 @@ class ACBlock(ConvBlock):
         kh, kw = shape.kernel_size
         return {n: shape.conv_bn(k) for n, k in dict(square=(kh, kw), vertical=(kh, 1), horizontal=(1, kw)).items()}
 
-# %% ../nbs/03_blocks.ipynb #n040
+# %% ../nbs/03_blocks.ipynb #n008
 class MobileOneBlock(ConvBlock):
     "`Σₙ BN(k×k) + BN(1×1) + BN(x)`, the 1×1 where k > 1, the last as in `RepVGGBlock` (MobileOne, Vasu et al. 2023)"
     def make(self, shape,
@@ -434,7 +440,7 @@ class MobileOneBlock(ConvBlock):
         if shape.keeps_shape: res['skip'] = nn.BatchNorm2d(shape.in_channels)
         return res
 
-# %% ../nbs/03_blocks.ipynb #n043
+# %% ../nbs/03_blocks.ipynb #n011
 class QARepVGGBlock(ConvBlock):
     "`BN(BN(k×k) + 1×1 + x)`, the identity as in `RepVGGBlock` (QARepVGG, Chu et al. 2024: the variant that its authors use by default)"
     def make(self, shape):
@@ -445,18 +451,18 @@ class QARepVGGBlock(ConvBlock):
         res.sum, res.bn = Block(inner, padding=0), nn.BatchNorm2d(shape.out_channels)
         return dict(post=res)
 
-# %% ../nbs/03_blocks.ipynb #n046
+# %% ../nbs/03_blocks.ipynb #n014
 class RepSRBlock(ConvBlock):
     "`x + Σ₂ 1×1(BN(k×k))` with twice the channels in between (RepSR, Wang et al. 2022); the identity where channels are equal and stride is 1"
     def make(self, shape,
              expand:int=2): # channels in between, as a multiple of the output's
-        mid = expand*shape.out_channels
+        mid = shape.middle(expand*shape.out_channels, f'expand={expand!r}')
         def branch(): return nn.Sequential(shape.conv(shape.kernel_size, out_channels=mid, bias=True), nn.BatchNorm2d(mid), shape.conv(1, mid, stride=1, bias=True))
         res = dict(branch1=branch(), branch2=branch())
         if shape.keeps_shape: res['identity'] = nn.Identity()
         return res
 
-# %% ../nbs/03_blocks.ipynb #n049
+# %% ../nbs/03_blocks.ipynb #n017
 class IdentityConv(nn.Module):
     "A 1×1 convolution with weight `I + W`, W zero at first; output t takes input t mod (in/groups) of its group"
     kernel_size = (1, 1)
@@ -497,12 +503,13 @@ def average_pool(channels, kernel_size, stride=1, dilation=1) -> nn.Module:
     kh, kw = pair(kernel_size)
     return DepthwiseFilter(torch.full((channels, kh, kw), 1/(kh*kw)), stride, dilation)
 
-# %% ../nbs/03_blocks.ipynb #n052
+# %% ../nbs/03_blocks.ipynb #n020
 class DiverseBranchBlock(ConvBlock):
     "`BN(k×k) + BN(1×1) + BN(avg(BN(1×1))) + BN(k×k(BN(1×1)))` (DBB, Ding et al. 2021)"
     def make(self, shape,
              internal_channels:int=None): # between the two convolutions of the last branch; None: the inputs, twice as many in a depthwise block
-        mid, pool = internal_channels or shape.in_channels*(2 if shape.depthwise else 1), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
+        if internal_channels is None: internal_channels = shape.in_channels*(2 if shape.depthwise else 1)
+        mid, pool = shape.middle(internal_channels, f'internal_channels={internal_channels!r}'), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
         first = IdentityConv(mid, groups=shape.groups) if mid == shape.in_channels else shape.conv(1, out_channels=mid, stride=1)
         bn = nn.BatchNorm2d
         res = dict(origin=shape.conv_bn(shape.kernel_size), avg=nn.Sequential(pool, bn(shape.out_channels)))
@@ -538,7 +545,7 @@ def add_rest(self:Block):
     nn.init.zeros_(rest.weight)
     self.branches['rest'], self._foot['rest'] = rest, branch_footprint('rest', [rest])
 
-# %% ../nbs/03_blocks.ipynb #n064
+# %% ../nbs/03_blocks.ipynb #n032
 def _solve(through:Kernel, delta:Tensor, groups:int) -> Tensor:
     "The smallest change of a weight that `through`, which follows it, makes `delta` (out, in/groups, kh, kw) of"
     if through.groups == through.in_channels == through.out_channels:

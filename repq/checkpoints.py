@@ -4,7 +4,7 @@
 
 # %% ../nbs/09_checkpoints.ipynb #c002
 from __future__ import annotations
-import os, warnings
+import os, re, warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -153,6 +153,7 @@ LAYOUTS = dict(
     timm      = Layout("timm's", {RepVGGBlock: _timm_repvgg, MobileOneBlock: _timm_mobileone}, {RepVGG: _timm, MobileOne: _timm}, lambda k: 'reparam_conv'),
     acnet     = Layout("ACNet, its authors'", {ACBlock: _acnet}, {ResNet18: partial(_residual, stem='conv1', stem_kind='conv_bn', after_conv1='.acb', shortcut_kind='conv_bn')}, lambda k: 'fused_conv'),
     orepa     = Layout("OREPA, its authors'", {OREPA: _orepa, OREPA1x1: _orepa1x1, OREPALargeKernel: _orepa_large}, {ResNet18: partial(_residual, stem='stage0.conv1', stem_kind='block', after_conv1='', shortcut_kind='plain')}, _orepa_merged),
+    orepa_large = Layout("OREPA's large kernel, its authors'", {}, {}, lambda k: 'or_large_reparam'), # of any size, deployed
     ecbsr     = Layout("ECBSR, its authors'", {ECB: _ecb}, {ECBSR: _backbone}, lambda k: 'conv3x3'),
     dbb       = Layout("DBB, its authors'", {DiverseBranchBlock: _dbb}, {}, lambda k: 'dbb_reparam'),
     repsr     = Layout('RepSR, unofficial', {RepSRBlock: _repsr}, {}, lambda k: 'rep_conv'))
@@ -191,6 +192,7 @@ def unwrap(checkpoint:Mapping) -> dict: # key -> tensor
     if not isinstance(checkpoint, Mapping): raise TypeError(f'a checkpoint is a dict of tensors, got {type(checkpoint).__name__}')
     inner = next((checkpoint[k] for k in _WRAPPERS if isinstance(checkpoint.get(k), Mapping)), checkpoint)
     if not inner: raise ValueError('the checkpoint is empty')
+    if odd := [k for k in inner if not isinstance(k, str)]: raise ValueError(f'not a state dict: {odd[0]!r} is no name')
     if odd := [k for k, v in inner.items() if not isinstance(v, Tensor)]:
         raise ValueError(f'not a state dict: {odd[0]!r} is a {type(inner[odd[0]]).__name__}, not a tensor' + (f' (a state dict may be wrapped in {", ".join(_WRAPPERS[:3])})' if inner is checkpoint else ''))
     while all(k.startswith('module.') for k in inner): inner = {k[len('module.'):]: v for k, v in inner.items()}
@@ -248,7 +250,7 @@ def _sizes(state) -> tuple: # classes (None for super-resolution), input channel
     "What a state dict tells of the task, read off the head and the first layer"
     head = next((state[k] for k in ('linear.weight', 'head.fc.weight', 'head.weight') if k in state), None)
     first = [v for k, v in state.items() if k.startswith(('stem', 'stage0', 'conv1.', 'backbone.0.')) and v.ndim == 4]
-    return None if head is None else head.shape[0], first[0].shape[1] if first else None
+    return None if head is None or not head.ndim else head.shape[0], first[0].shape[1] if first else None
 
 def _is_deployed(state) -> bool: return any('reparam' in k or 'fused_conv' in k for k in state) or ('backbone.0.conv3x3.weight' in state and 'backbone.0.conv1x1_3x3.k0' not in state)
 
@@ -262,17 +264,28 @@ class Origin:
 
     def __str__(self): return f'{self.model}{f", scale {self.scale}" if self.scale else ""} ({LAYOUTS[self.layout].text} layout, {"deployed" if self.deployed else "training form"})'
 
-def identify(state:dict) -> Origin: # None if it is of none
-    "The network of `repq.models` that an official state dict fits, key by key and shape by shape; where deployed forms of several are alike, the one with the shortest name"
+def _origins(state:dict):
+    "Every known network in every layout, with its keys, in the form and for the task that `state` is of"
     (classes, channels), deployed = _sizes(state), _is_deployed(state)
+    if 0 in (classes, channels): return None
     for name in sorted(list_models(), key=len):
         if plain_twin(name) == name or (task(name) == 'classification') != (classes is not None): continue
         for scale in (None,) if classes else (2, 3, 4):
-            for layout, shapes, optional in _expected(name, classes, channels, scale, deployed):
-                if not differences(shapes, state, optional): return Origin(name, layout, deployed, classes, channels, scale)
+            for layout, shapes, optional in _expected(name, classes, channels, scale, deployed): yield Origin(name, layout, deployed, classes, channels, scale), shapes, optional
+
+def identify(state:dict) -> Origin: # None if it is of none
+    "The network of `repq.models` that an official state dict fits, key by key and shape by shape; where deployed forms of several are alike, the one with the shortest name"
+    return next((origin for origin, shapes, optional in _origins(state) if not differences(shapes, state, optional)), None)
+
+def _nearest(state) -> str:
+    "Which network differs least, and by what; '' if all differ in more than a tenth of their keys"
+    def wrong(shapes, optional): return sum(k not in state and k not in optional or k in state and tuple(state[k].shape) != tuple(s) for k, s in shapes.items()) + sum(k not in shapes for k in state)
+    best = min(((wrong(shapes, optional), str(origin), shapes, optional) for origin, shapes, optional in _origins(state)), key=lambda o: o[0], default=None)
+    return f'nearest is {best[1]}, but {differences(best[2], state, best[3])}' if best and best[0] <= max(len(state)//10, 1) else ''
 
 def _looks_like(state) -> str:
     if origin := identify(state): return f'it looks like {origin}'
+    if near := _nearest(state): return near
     seen = next((t for mark, t in _TELLTALES.items() if any(mark in k for k in state)), None)
     return f'by its keys it is of {seen}' if seen else f'its keys ({_some(list(state))}) are of no layout known here'
 
@@ -286,13 +299,19 @@ def load_official(module:nn.Module,   # a network of `repq.models`, a block, a b
     state, entries = _without_activation(module, state, layout), [*entries]
     odd = [k for e in entries if e.official is None for k in e.ours]
     text = f'nothing in that layout is like {_some(odd)}' if odd else differences(_shapes(module, entries), state, _optional(entries))
-    if not text: text = _wrong_constants(entries, state)
+    if not text: text = _unusable(state) or _wrong_constants(entries, state)
     if text: raise ValueError(f'the checkpoint is not of this {type(module).__name__} ({LAYOUTS[layout].text} layout): {text}; {_looks_like(state)}{_advice(module, state)}')
     new = {}
     for e in entries:
         if e.official in state: new.update(zip(e.ours, e.decode(state[e.official]) if e.decode else (state[e.official],)))
     module.load_state_dict({**module.state_dict(), **new})
     return module
+
+def _unusable(state) -> str:
+    "Which tensors hold no plain numbers, which loading would stumble over half-way"
+    bad = [f'{k} ({str(v.layout).split(".")[-1] if v.layout != torch.strided else v.device.type if v.is_meta else str(v.dtype).split(".")[-1]})' for k, v in state.items()
+           if v.layout != torch.strided or v.is_meta or v.is_quantized or v.is_complex() or (not v.is_floating_point()) != k.endswith('num_batches_tracked')]
+    return f'not plain numbers of the kind expected: {_some(bad)}' if bad else ''
 
 def _wrong_constants(entries, state) -> str:
     "Which constants in the file are not those of the block"
@@ -361,7 +380,7 @@ def from_official(state_dict:Mapping) -> tuple: # network, `Origin`
     fits = lambda m: any(not differences(_shapes(m, e), state, _optional(e)) for e in _candidates(m).values())
     return load_official(next(filter(fits, forms)), state), origin
 
-# %% ../nbs/09_checkpoints.ipynb #n004
+# %% ../nbs/09_checkpoints.ipynb #n002
 def convert(checkpoint, out,      # files; `out` must not exist yet
             to:str='repq',        # 'repq', 'authors', or a key of `LAYOUTS`
             deployed:bool=False,  # merge the branches first
@@ -371,12 +390,28 @@ def convert(checkpoint, out,      # files; `out` must not exist yet
     if Path(out).exists(): raise FileExistsError(f'{out} exists: give another name, nothing is overwritten')
     if to not in ('repq', 'authors', *LAYOUTS): raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
     state = read_checkpoint(checkpoint)
-    if any('branches.' in k for k in state):
+    if _is_ours(state):
         if model is None: raise ValueError(f"{checkpoint} is in repq's own layout, which does not tell the model: name it (--model, model=)")
-        m, text = create_model(model, *_sizes(state)).eval(), f'{model} (repq)'
-        if diff := differences({k: v.shape for k, v in m.state_dict().items()}, state): raise ValueError(f'{checkpoint} is not of {model}: {diff}')
-        m.load_state_dict(state)
-    else: m, text = from_official(state)
+        m, text = _own(model, state, checkpoint), f'{model} (repq)'
+    else:
+        m, text = from_official(state)
+        if model not in (None, text.model): raise ValueError(f'{checkpoint} is {text}, not {model}')
     if deployed: m = deploy(m, verbose=False) if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge(m, verbose=False)
     write_checkpoint(out, m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to))
     return f'{checkpoint}: {text} → {out}: {to}, {"deployed" if deployed else "as it was"}, {sum(p.numel() for p in m.parameters()):,} parameters'
+
+# %% ../nbs/09_checkpoints.ipynb #n005
+def _is_ours(state) -> bool: return any(k.startswith(('stem.', 'stages.', 'backbone.')) and ('.branches.' in k or re.match(r'(stem|(stages|backbone)\.[\d.]*\d)\.(conv|conv1|conv2)\.(weight|conv\.weight)$', k)) for k in state) and 'head.fc.weight' not in state
+
+def _own(model:str, state, file) -> nn.Module:
+    "The named network from a state dict in repq's own layout, in training form, merged or deployed"
+    classes, channels = _sizes(state)
+    if (task(model) == 'super-resolution') != (classes is None): raise ValueError(f'{file} is not of {model}: it {"has no" if classes is None else "has a"} head for classes')
+    full = create_model(model, classes, channels).eval()
+    forms = [full, *_forms(full, True)]
+    diffs = [differences({k: v.shape for k, v in m.state_dict().items()}, state) for m in forms]
+    if '' not in diffs: raise ValueError(f'{file} is not of {model}: {min(diffs, key=len)}')
+    if text := _unusable(state): raise ValueError(f'{file}: {text}')
+    m = forms[diffs.index('')]
+    m.load_state_dict(state)
+    return m

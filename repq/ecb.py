@@ -25,8 +25,8 @@ class ECB(ConvBlock):
     def make(self, shape,
              depth_multiplier:float=2., # channels in the middle of the wide branch, as a multiple of the outputs
              with_identity=False):      # add the input where shapes allow it? ECBSR does not
-        mid = int(shape.out_channels*depth_multiplier)
-        if mid < 1 or mid % shape.groups: raise ValueError(f'depth_multiplier={depth_multiplier} gives {mid} channels in the middle, which {shape.groups} groups do not divide')
+        if isinstance(depth_multiplier, bool) or not isinstance(depth_multiplier, (int, float)): raise ValueError(f'depth_multiplier must be a number, got {depth_multiplier!r}')
+        mid = shape.middle(int(shape.out_channels*depth_multiplier), f'depth_multiplier={depth_multiplier}')
         res = dict(dense=shape.conv(shape.kernel_size, bias=True),
                    expand=nn.Sequential(shape.conv(1, out_channels=mid, stride=1, bias=True), shape.conv(shape.kernel_size, mid, bias=True)))
         if min(shape.kernel_size) >= 3:

@@ -25,7 +25,7 @@ def frequency_prior(channels:int, kernel_size) -> Tensor: # (channels, kh, kw)
     "`cos(π(h+½)(o+1)/kh)` for the first half of the channels, `cos(π(w+½)(o+1-half)/kw)` for the second (OREPA's appendix, for any size)"
     kh, kw = pair(kernel_size)
     o, half = torch.arange(channels, dtype=torch.float64), channels/2
-    down, across = (torch.cos(math.pi*(torch.arange(k) + .5)*f[:, None]/k) for k, f in ((kh, o + 1), (kw, o + 1 - half)))
+    down, across = (torch.cos(math.pi*(torch.arange(k, dtype=torch.float64) + .5)*f[:, None]/k) for k, f in ((kh, o + 1), (kw, o + 1 - half)))
     return torch.where((o < half)[:, None, None], down[:, :, None].expand(-1, -1, kw), across[:, None, :].expand(-1, kh, -1)).float()
 
 # %% ../nbs/04_orepa.ipynb #c010
@@ -40,7 +40,7 @@ class OREPA(OnlineBlock):
     def make(self, shape,
              expand:int=8): # channels of the separable branch, as a multiple of the inputs
         k, ins, outs = shape.kernel_size, shape.in_channels, shape.out_channels
-        mid, wide = ins*(1 if shape.groups <= 4 else 2), ins*expand
+        mid, wide = ins*(1 if shape.groups <= 4 else 2), shape.middle(ins*expand, f'expand={expand!r}')
         depthwise = nn.Conv2d(ins, wide, k, shape.stride, 0, shape.dilation, ins, bias=False)
         res = dict(origin=[shape.conv(k), Scale(outs, .25)],
                    average=[shape.conv(1, stride=1), Scale(outs, .25), average_pool(outs, k, shape.stride, shape.dilation)],

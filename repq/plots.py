@@ -21,7 +21,8 @@ from .surgery import find_sites
 # %% auto #0
 __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'RESULT_KEYS', 'save', 'plot_kernel', 'branch_kernels',
            'plot_branches', 'plot_quantized', 'layer_steps', 'plot_steps', 'branch_statistics', 'plot_statistics',
-           'plot_history', 'summarize', 'results_table', 'plot_results', 'plot_tradeoff', 'plot_step_ratio']
+           'plot_history', 'summarize', 'results_table', 'plot_results', 'plot_tradeoff', 'plot_step_ratio',
+           'summarize_psnr', 'psnr_table', 'plot_psnr', 'plot_details']
 
 # %% ../nbs/14_plots.ipynb #c005
 METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2', 'repq-bnest': '#D55E00',
@@ -206,11 +207,13 @@ def _check_rows(rows, keys) -> list:
 
 def _number(v): return float('nan') if v is None or v == '' else float(v)
 
-def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_loss, accuracy; or a dict of such lists by name
+def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_loss, accuracy or psnr; or a dict of such lists by name
                  ax=None): # two axes, for loss and accuracy
     "Loss (training dotted, validation solid) and accuracy per epoch, of one run or several; returns both axes"
-    keys = ('epoch', 'train_loss', 'valid_loss', 'accuracy')
-    runs = {n: _check_rows(r, keys) for n, r in (rows if isinstance(rows, dict) else {'': rows}).items()}
+    runs = {n: list(r) for n, r in (rows if isinstance(rows, dict) else {'': rows}).items()}
+    score, unit, factor = ('psnr', 'PSNR, dB', 1) if any('psnr' in r for run in runs.values() for r in run) else ('accuracy', 'accuracy, %', 100)
+    keys = ('epoch', 'train_loss', 'valid_loss', score)
+    runs = {n: _check_rows(r, keys) for n, r in runs.items()}
     if not runs: raise ValueError('there are no runs to show')
     if ax is None: ax = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')[1]
     if np.size(ax) != 2: raise ValueError(f'ax must be two axes, one for the loss and one for the accuracy, got {np.size(ax)}')
@@ -220,8 +223,8 @@ def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_
         kw = dict(color=_color(name, i), marker='.' if len(run) < 30 else None)
         loss.plot(epoch, train, **kw | dict(ls=':', label='training' if not name else None))
         loss.plot(epoch, valid, **kw | dict(label=name or 'validation'))
-        acc.plot(epoch, 100*np.array(accuracy), **kw)
-    loss.set(xlabel='epoch', ylabel='loss' + ' (dotted: training)'*(list(runs) != [''])); acc.set(xlabel='epoch', ylabel='accuracy, %'); loss.legend()
+        acc.plot(epoch, factor*np.array(accuracy), **kw)
+    loss.set(xlabel='epoch', ylabel='loss' + ' (dotted: training)'*(list(runs) != [''])); acc.set(xlabel='epoch', ylabel=unit); loss.legend()
     for a in loss, acc: a.grid(alpha=.3); a.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
@@ -264,6 +267,10 @@ def results_table(rows) -> str:
     head = ['method', 'stage', 'bits w/x', 'accuracy %', 'n', 'merged %', 'size kB', 'bit operations', 'step ratio']
     body = [[r['method'], r['stage'], _bits(r), _with_sd(r, 'accuracy', 100), str(r['n']), _show(r['merged_accuracy'], 100),
              _show(r['size_bytes'], 1e-3), _large(r['bit_operations']), _show(r['step_ratio'], digits=2)] for r in summarize(rows)]
+    return _markdown(head, body)
+
+def _markdown(head, body) -> str:
+    "A markdown table of fixed width: two columns of words, then numbers"
     width = [max(map(len, col)) for col in zip(head, *body)]
     def line(cells): return '| ' + ' | '.join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, width))) + ' |'
     rule = '|' + '|'.join('-'*(w + 2) if i < 2 else '-'*(w + 1) + ':' for i, w in enumerate(width)) + '|'
@@ -335,3 +342,49 @@ def plot_step_ratio(rows, ax=None):
     ax.axvline(1, c='k', lw=.8, ls='--'); ax.margins(x=.12)
     ax.set_yticks(range(len(methods)), methods); ax.set(xlabel='time per step / plain', xlim=(0, None)); ax.invert_yaxis()
     return ax
+
+# %% ../nbs/14_plots.ipynb #n002
+def summarize_psnr(rows) -> list: # of dicts: method, stage, weight_bits, input_bits, n, psnr {benchmark: (mean, sd)}
+    "Means and standard deviations over the seeds; first of all bicubic's"
+    rows = sorted(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')), key=_order)
+    over = lambda group, k: {b: _mean_sd(r[k].get(b) for r in group) for b in dict.fromkeys(b for r in rows for b in r[k])}
+    floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None)
+    res = [floor]
+    for _, group in groupby(rows, _order):
+        group = list(group)
+        res.append({k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=len(group), psnr=over(group, 'psnr'), merged_psnr=over(group, 'merged_psnr'), size_bytes=group[0].get('size_bytes'), step_ratio=_mean_sd(r.get('step_ratio') for r in group)[0]))
+    return res
+
+def psnr_table(rows) -> str:
+    "A markdown table: PSNR on Y in dB, unrounded, mean ± standard deviation over n seeds; 'deployed' is the first benchmark with the deployed network"
+    summary = summarize_psnr(rows)
+    names = list(summary[0]['psnr'])
+    dB = lambda v: _show(v[0], digits=2) + (f' ± {v[1]:.2f}' if v[1] is not None else '')
+    body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] for r in summary]
+    return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'], body)
+
+def plot_psnr(rows, ax=None): # axes, one per benchmark
+    "PSNR against bits, a line per method, mean ± standard deviation over the seeds; dashed: bicubic"
+    floor, *summary = summarize_psnr(rows)
+    names, bits = list(floor['psnr']), sorted({r['weight_bits'] for r in summary}, reverse=True)
+    axs = np.atleast_1d(plt.subplots(1, len(names), figsize=(3.6*len(names) + .6, 3.2), layout='constrained')[1] if ax is None else ax)
+    for a, name in zip(axs, names):
+        for j, m in enumerate(dict.fromkeys(r['method'] for r in summary)):
+            own = [(bits.index(r['weight_bits']), *r['psnr'][name]) for r in summary if r['method'] == m and r['psnr'][name][0] is not None]
+            x, mean, sd = zip(*own)
+            a.errorbar(np.array(x) + .04*j, mean, [s or 0 for s in sd], color=_color(m, j), marker='.', capsize=3, label=m)
+        a.axhline(floor['psnr'][name][0], c='k', ls='--', lw=.8); a.set_xticks(range(len(bits)), map(str, bits)); a.set(title=name, xlabel='bits'); a.grid(alpha=.25)
+    axs[0].set_ylabel('PSNR, dB'); axs[0].legend()
+    return axs
+
+def plot_details(images, # name -> (h, w) image in grey levels; the first is what the others are compared with
+                 box=None, # (top, left, height, width) of the detail; None: a square of 96 pixels in the middle
+                 psnrs=None) -> Figure: # name -> dB, shown in the titles
+    "The same detail of several images side by side"
+    (h, w), psnrs = next(iter(images.values())).shape[-2:], psnrs or {}
+    top, left, dh, dw = box or (max(h//2 - 48, 0), max(w//2 - 48, 0), 96, 96)
+    fig, axs = plt.subplots(1, len(images), figsize=(2.1*len(images), 2.5), layout='constrained', squeeze=False)
+    for ax, (n, im) in zip(axs[0], images.items()):
+        ax.imshow(np.asarray(im)[..., top:top + dh, left:left + dw].reshape(min(dh, h), min(dw, w)), cmap='gray', vmin=16, vmax=235, interpolation='nearest')
+        ax.set_title(n + (f'\n{psnrs[n]:.2f} dB' if n in psnrs else '\n'), fontsize=9); ax.axis('off')
+    return fig

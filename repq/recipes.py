@@ -15,8 +15,7 @@ from .checkpoints import differences
 from . import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'check_task', 'Recipe', 'recipe_from', 'get_recipe', 'build',
-           'load_state']
+__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'build', 'load_state']
 
 # %% ../nbs/12_recipes.ipynb #c006
 @dataclass(frozen=True)
@@ -48,16 +47,12 @@ def get_method(name:str) -> Method:
     return METHODS[name]
 
 # %% ../nbs/12_recipes.ipynb #c009
-def check_task(model:str):
-    "A ValueError unless recipes know how to train this model"
-    if task(model) != 'classification': raise ValueError(f'{model} is for {task(model)}; recipes are for classification so far: train it in a loop of your own (repq.models.create_model, repq.surgery.quantize)')
-
 @dataclass(frozen=True)
 class Recipe:
     "Everything needed to repeat a training run; `weight_bits=32` is the full-precision stage"
     model: str                     # see `repq.models.list_models`
     method: str = 'repq-bnest'     # a key of `METHODS`
-    data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows
+    data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     weight_bits: int = 32
     input_bits: int = 32
     epochs: int = 10
@@ -75,10 +70,16 @@ class Recipe:
     per_channel: bool = True
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
+    optimizer: str = 'sgd'         # or 'adam', with fastai's other defaults
+    schedule: str = 'cosine'       # or 'constant'
+    scale: int = None              # of super-resolution, as all below
+    crop: int = None               # pixels of the large side
+    iterations: int = None         # batches in an epoch
+    benchmarks: str = None         # folder of validation images, or of folders of them; None: what `repq.superres.get_sr_dls` takes
 
     def __post_init__(self):
         get_method(self.method)
-        check_task(self.model)
+        image_size(self.model)
         if (self.weight_bits == 32) != (self.input_bits == 32):
             raise ValueError(f'weights and inputs are quantized together: {self.weight_bits} and {self.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
         if self.quantized:
@@ -87,6 +88,12 @@ class Recipe:
             if not isinstance(getattr(self, n), int) or getattr(self, n) < 1: raise ValueError(f'{n} must be a whole number from 1, got {getattr(self, n)!r}')
         if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
         if not 0 <= self.warmup < 1: raise ValueError(f'warmup is a share of training from 0 to below 1, got {self.warmup}')
+        for n, known in dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant')).items():
+            if getattr(self, n) not in known: raise ValueError(nearest(getattr(self, n), known, n))
+        for n in ('scale', 'crop', 'iterations'):
+            v, needed = getattr(self, n), task(self.model) == 'super-resolution'
+            if (v is not None) != needed or needed and (not isinstance(v, int) or v < 1): raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {self.model}')
+        if self.image_size is not None and task(self.model) == 'super-resolution': raise ValueError(f'image_size is for classification; {self.model} takes crop, got image_size={self.image_size!r}')
         if self.full_precision not in ('branched', 'merged'): raise ValueError(f"full_precision must be 'branched' or 'merged', got {self.full_precision!r}")
 
     @property
@@ -109,7 +116,9 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     return Recipe(**d)
 
 # %% ../nbs/12_recipes.ipynb #c013
+_SR = dict(data='photos', full_precision='merged', optimizer='adam', weight_decay=0., scale=2, crop=128, iterations=1600)
 _DEFAULTS = { # image size -> full precision, quantized
+    64:  (dict(epochs=1000, batch_size=32, lr=5e-4, schedule='constant', **_SR), dict(epochs=1000, batch_size=32, lr=5e-4, **_SR)),
     224: (dict(epochs=120, batch_size=256, lr=.1), dict(epochs=120, batch_size=256, lr=.01)),
     32:  (dict(epochs=20, batch_size=128, lr=.3, weight_decay=5e-4), dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
     8:   (dict(epochs=20, batch_size=64, lr=.05), dict(epochs=12, batch_size=64, lr=.02))}
@@ -126,18 +135,17 @@ def get_recipe(model:str, method='repq-bnest',
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
-    check_task(model)
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
     if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
 
 # %% ../nbs/12_recipes.ipynb #c016
-def build(recipe:Recipe, num_classes:int, in_channels:int=3,
+def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
           state:dict=None, # a full-precision state dict to start the quantized stage from
          ) -> nn.Module:
     "The model of a recipe's stage"
     method = METHODS[recipe.method]
-    model = create_model(recipe.network, num_classes, in_channels)
+    model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for m in model.modules() if isinstance(m, Block) for o in m.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample")
     if recipe.full_precision == 'merged' and method.reparametrized:

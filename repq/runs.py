@@ -16,21 +16,23 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, L1LossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 from . import __version__, plots, surgery
 from .checkpoints import from_official, read_checkpoint
 from .data import get_dls
+from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
 from .learner import RepQCallback
+from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
-__all__ = ['DEMO_METHODS', 'write_text', 'write_json', 'read_json', 'environment', 'evaluate', 'step_times', 'step_ratios',
-           'StopOnNonFinite', 'ReportEpoch', 'load_run', 'train', 'read_history', 'eval_run', 'collect', 'report',
-           'demo_recipes', 'demo']
+__all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'environment', 'evaluate', 'step_times',
+           'step_ratios', 'StopOnNonFinite', 'ReportEpoch', 'load_run', 'psnrs', 'train', 'read_history', 'eval_run',
+           'collect', 'report', 'demo_recipes', 'demo']
 
 # %% ../nbs/15_runs.ipynb #c006
 def write_text(path, text:str):
@@ -66,7 +68,8 @@ def evaluate(model:nn.Module, batches) -> float:
 
 def step_times(models:dict,  # name -> model
                x, y,         # a batch
-               rounds:int=10) -> dict: # name -> list of seconds
+               rounds:int=10,
+               loss=F.cross_entropy) -> dict: # name -> list of seconds
     "Seconds of a training step (forward, backward, SGD), the models taking turns; they are copied and stay as they are"
     models = {n: copy.deepcopy(m).train() for n, m in models.items()}
     opts = {n: torch.optim.SGD(m.parameters(), 1e-4, momentum=.9) for n, m in models.items()}
@@ -74,13 +77,13 @@ def step_times(models:dict,  # name -> model
     for i in range(rounds + 1): # the first round warms up
         for n, m in models.items():
             sync(); t = time.perf_counter()
-            F.cross_entropy(m(x), y).backward(); opts[n].step(); opts[n].zero_grad(); sync()
+            loss(m(x), y).backward(); opts[n].step(); opts[n].zero_grad(); sync()
             if i: times[n].append(time.perf_counter() - t)
     return times
 
-def step_ratios(models, x, y, base, rounds=10) -> dict: # name -> ratio of medians
+def step_ratios(models, x, y, base, rounds=10, loss=F.cross_entropy) -> dict: # name -> ratio of medians
     "Median step time of each model relative to that of `base`"
-    med = {n: statistics.median(t) for n, t in step_times(models, x, y, rounds).items()}
+    med = {n: statistics.median(t) for n, t in step_times(models, x, y, rounds, loss).items()}
     return {n: t/med[base] for n, t in med.items()}
 
 # %% ../nbs/15_runs.ipynb #c011
@@ -140,11 +143,12 @@ def _start(recipe, init) -> tuple:
 # %% ../nbs/15_runs.ipynb #c013
 def _schedule(recipe):
     "The learning rate over training: up along a cosine during warm-up, then down to zero"
+    if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, recipe.lr) if recipe.warmup else SchedCos(recipe.lr, recipe.lr)}
     return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, 0.) if recipe.warmup else SchedCos(recipe.lr, 0.)}
 
 def _learner(recipe, dls, model, path) -> Learner:
-    loss = CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing)
-    learn = Learner(dls, model, loss, partial(SGD, mom=recipe.momentum), lr=recipe.lr, wd=recipe.weight_decay, metrics=accuracy, path=path,
+    kind = _task(recipe)
+    learn = Learner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path,
                     cbs=[RepQCallback(), StopOnNonFinite()])
     return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
 
@@ -154,7 +158,44 @@ def _watched():
 
 def _twin(recipe, dls):
     "The plain network at the same stage, for timing"
-    return build(replace(recipe, method='plain'), dls.c, dls.in_channels).to(dls.device)
+    info = _task(recipe).info(dls)
+    return build(replace(recipe, method='plain'), info['num_classes'], info['in_channels']).to(dls.device)
+
+# %% ../nbs/15_runs.ipynb #n002
+class _Classification:
+    loss = staticmethod(F.cross_entropy)
+    @staticmethod
+    def data(r): return get_dls(r.data, r.image_size, r.batch_size, augment=r.augment, seed=r.seed, valid=r.valid)
+    @staticmethod
+    def info(dls): return dict(num_classes=dls.c, in_channels=dls.in_channels, size=dls.size, classes=list(map(str, dls.vocab)), stats=dls.stats)
+    @staticmethod
+    def loss_func(r): return CrossEntropyLossFlat(label_smoothing=r.label_smoothing)
+    @staticmethod
+    def metric(r): return accuracy
+    @staticmethod
+    def scores(model, deployed, dls): return dict(accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(deployed, dls.valid))
+
+class _SuperResolution:
+    loss = staticmethod(F.l1_loss)
+    @staticmethod
+    def data(r): return get_sr_dls(r.data, r.scale, r.crop, r.batch_size, r.iterations, r.benchmarks, r.seed)
+    @staticmethod
+    def info(dls): return dict(num_classes=None, in_channels=dls.in_channels, size=None, classes=[], stats=None, images={n: len(p) for n, p in dls.benchmarks.items()})
+    @staticmethod
+    def loss_func(r): return L1LossFlat()
+    @staticmethod
+    def metric(r): return partial(psnr, shave=r.scale)
+    @staticmethod
+    def scores(model, deployed, dls): return psnrs(model, deployed, dls.benchmarks, dls.device)
+
+def psnrs(model, deployed, benchmarks, device='cpu') -> dict: # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean over its images}
+    "Measures of a super-resolution network on benchmarks, as trained and as deployed, and bicubic's"
+    model.eval()
+    own = {n: evaluate_pairs(model, p, device, with_ssim=True) for n, p in benchmarks.items()}
+    return dict(accuracy=None, merged_accuracy=None, **{k: {n: o[k] for n, o in own.items()} for k in ('psnr', 'psnr_rounded', 'ssim')},
+                merged_psnr={n: evaluate_pairs(deployed.to(device), p, device)['psnr'] for n, p in benchmarks.items()}, bicubic_psnr={n: evaluate_pairs(None, p)['psnr'] for n, p in benchmarks.items()})
+
+def _task(recipe): return {'classification': _Classification, 'super-resolution': _SuperResolution}[task(recipe.model)]
 
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
@@ -167,14 +208,14 @@ def train(recipe:Recipe, out, # the run folder to be made
     out = Path(out)
     if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
     state, recipe = _start(recipe, init)
-    dls = dls or get_dls(recipe.data, recipe.image_size, recipe.batch_size, augment=recipe.augment, seed=recipe.seed, valid=recipe.valid)
+    kind = _task(recipe)
+    dls = dls or kind.data(recipe)
     set_seed(recipe.seed, reproducible=True)
-    model = build(recipe, dls.c, dls.in_channels, state)
+    info = dict(recipe=asdict(recipe), **kind.info(dls), init=None if init is None else str(init), environment=environment())
+    model = build(recipe, info['num_classes'], info['in_channels'], state)
     part = out.with_name(f'{out.name}.part')
     shutil.rmtree(part, ignore_errors=True)     # of an attempt that was interrupted
     part.mkdir(parents=True)
-    info = dict(recipe=asdict(recipe), num_classes=dls.c, in_channels=dls.in_channels, size=dls.size, classes=list(map(str, dls.vocab)), stats=dls.stats,
-                init=None if init is None else str(init), environment=environment())
     write_json(part/'recipe.json', info)
     learn = _learner(recipe, dls, model, part)
     if recipe.quantized: learn.calibrate(recipe.calibrate)
@@ -196,9 +237,9 @@ def _results(recipe, model, dls, timing, seconds, info) -> dict:
     ratio = None
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
-        ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing)['own']
+        ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, _task(recipe).loss)['own']
     return dict(method=recipe.method, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
-                accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(deployed, dls.valid), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
+                **_task(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1), environment=info['environment'])
 
 def read_history(run) -> list:
@@ -208,8 +249,11 @@ def read_history(run) -> list:
 # %% ../nbs/15_runs.ipynb #c021
 def eval_run(path, data=None, # None: what the run was trained on
              batch_size=256) -> dict:
-    "Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes"
+    "Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes; PSNR of a super-resolution run on its benchmarks or on others (`data`)"
     recipe, model, info = load_run(path)
+    if task(recipe.model) == 'super-resolution':
+        tests = load_benchmarks(data, recipe.scale) if data else get_sr_dls(recipe.data, recipe.scale, recipe.crop, 1, 1, recipe.benchmarks, recipe.seed).benchmarks
+        return dict(run=str(path), **psnrs(model, surgery.deploy(model, verbose=False), tests), images=sum(map(len, tests.values())))
     dls = get_dls(data or recipe.data, recipe.image_size or (info['size'] if data else None), 1, batch_size, augment=False, seed=0, normalize=info['stats'] or False, valid=recipe.valid)
     if list(map(str, dls.vocab)) != info['classes']:
         raise ValueError(f'{data or recipe.data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), {path} was trained on {info["num_classes"]} ({", ".join(info["classes"][:3])}, …)')
@@ -229,22 +273,25 @@ def report(paths, out=None # folder for pictures
           ) -> str: # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
     rows = collect(paths)
+    sr = [r for r in rows if 'psnr' in r]
+    if sr and len(sr) < len(rows): raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
     if out is not None:
         out = Path(out); out.mkdir(parents=True, exist_ok=True)
-        plots.save(plots.plot_results(rows), out/'accuracy.png')
-        plots.save(plots.plot_tradeoff(rows), out/'tradeoff.png')
+        plots.save((plots.plot_psnr if sr else plots.plot_results)(rows), out/('psnr.png' if sr else 'accuracy.png'))
+        if not sr: plots.save(plots.plot_tradeoff(rows), out/'tradeoff.png')
         if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): plots.save(plots.plot_step_ratio(rows), out/'step_ratio.png')
         histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
         if histories: plots.save(plots.plot_history(histories), out/'history.png')
-    return plots.results_table(rows)
+    return (plots.psnr_table if sr else plots.results_table)(rows)
 
 # %% ../nbs/15_runs.ipynb #c025
 DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
 
-def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS) -> dict:
+def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS, **kwargs) -> dict:
     "Run name -> (recipe, name of the run it starts from)"
-    kw = dict(data=data, seed=seed, **(dict(epochs=1) if quick else {}))
-    res = {'fp-plain': (get_recipe(model, 'plain', **kw), None), 'fp-repq': (get_recipe(model, 'repq-bn', **kw), None)}
+    kw = dict(data=data, seed=seed, **(dict(epochs=1) if quick else {}), **kwargs)
+    res = {'fp-plain': (get_recipe(model, 'plain', **kw), None), 'fp-repq': (get_recipe(model, 'repq' if 'repq' in methods else 'repq-bn', **kw), None)}
+    if 'plain' not in methods: del res['fp-plain']
     for b in bits:
         for m in methods: res[f'{m}-w{b}'] = (get_recipe(model, m, b, **kw), 'fp-repq' if METHODS[m].reparametrized else 'fp-plain')
     return res
@@ -265,19 +312,32 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     say = on_progress or (lambda *a: None)
     todo = [n for n, (r, _) in jobs.items() if not _finished(out/n, r)]
     first = next(iter(jobs.values()))[0]
-    dls = get_dls(first.data, first.image_size, first.batch_size, seed=seed)
+    dls = _task(first).data(first)
     for i, (name, (recipe, init)) in enumerate(jobs.items()):
         f = lambda done, of, values: say(i + done/of, len(jobs) + 1, f'{name}, epoch {int(done)}/{of}')
         if name in todo: train(recipe, out/name, init and out/init, on_epoch=f, timing=0, dls=dls)
         rows += read_json(out/name/'results.json')
         say(i + 1, len(jobs) + 1, name)
-    say(len(jobs), len(jobs) + 1, 'step times')
-    _time_demo(rows, jobs, out, dls, rounds=3 if quick else 15)
+    if task(first.model) == 'super-resolution': _show_details(jobs, out, dls)
+    if any(r['method'] == 'plain' for r in rows):
+        say(len(jobs), len(jobs) + 1, 'step times')
+        _time_demo(rows, jobs, out, dls, rounds=3 if quick else 15)
     write_json(out/'results.json', rows)
     report([out/'results.json'], out)
     plots.save(plots.plot_history({n: read_history(out/n) for n in jobs}), out/'history.png')
     say(len(jobs) + 1, len(jobs) + 1, 'done')
     return rows
+
+SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3)
+
+@torch.no_grad()
+def _show_details(jobs, out, dls):
+    "A picture per validation image: ground truth, bicubic, and every run"
+    models = {f'{r.weight_bits} bits' if len({o.method for o, _ in jobs.values()}) == 1 else n: load_run(out/n)[1].eval() for n, (r, _) in jobs.items()}
+    for p in dls.valid_ds.pairs:
+        lr, hr = (t[None].float()/UNIT for t in (p.lr, p.hr))
+        images = {'ground truth': hr, 'bicubic': bicubic(lr, hr.shape[-2:])} | {n: m(lr) for n, m in models.items()}
+        plots.save(plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs={n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}), out/f'{p.name}.png')
 
 def _time_demo(rows, jobs, out, dls, rounds):
     "Put `step_ratio` into `rows`: all methods of a stage and bit-width take turns"

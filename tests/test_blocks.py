@@ -4,13 +4,13 @@ from functools import partial
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from helpers import ALL_BLOCKS, BN, PUBLISHED, close, randomize, same_state, states
+from helpers import ALL_BLOCKS, BN, PUBLISHED, close, randomize, states
 from repq.blocks import Block, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, conv_bn
-from repq.checkpoints import load_official, to_official
+from repq.checkpoints import to_official
 from repq.ecb import ECB
 from repq.kernels import Kernel
 from repq.layers import RepQLayer
-from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel, frequency_prior
+from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from repq.surgery import adapt_statistics, calibrate, deploy, merge, param_groups, quantize, reparametrize, train_merged
 
 quiet = dict(verbose=False)

@@ -3,7 +3,7 @@ import copy, pickle
 import pytest, torch
 from torch import nn
 from helpers import ALL_BLOCKS, close, randomize, same_state, states
-from repq.blocks import DiverseBranchBlock, MobileOneBlock, RepVGGBlock
+from repq.blocks import DiverseBranchBlock, RepVGGBlock
 from repq.checkpoints import LAYOUTS, convert, from_official, identify, load_official, read_checkpoint, to_official, unwrap, write_checkpoint
 from repq.ecb import ECB
 from repq.models import create_model, list_models, plain_twin, task
@@ -75,6 +75,11 @@ WRONG = { # what: (module, checkpoint of it, words of the message)
     'unknown module':   (lambda: nn.Linear(2, 2), lambda m: {'weight': torch.zeros(2, 2)}, 'Linear', 'RepVGGBlock'),
     'plain network':    (lambda: create_model('resnet18_tiny'), lambda m: to_official(create_model('ac_resnet18_tiny')), 'no official layout'),
     'a branch of our own': (lambda: reparametrize(nn.Sequential(nn.Conv2d(4, 4, 3)), RepVGGBlock, **quiet)[0], lambda m: to_official(DiverseBranchBlock(4, 4)), 'DBB'),
+    'sparse':           (A0, lambda m: changed(to_official(m), **{'stage0.rbr_1x1.conv.weight': to_official(m)['stage0.rbr_1x1.conv.weight'].to_sparse()}), 'stage0.rbr_1x1.conv.weight (sparse_coo)'),
+    'no numbers':       (A0, lambda m: changed(to_official(m), **{'linear.bias': to_official(m)['linear.bias'].to('meta')}), 'linear.bias (meta)'),
+    'complex':          (A0, lambda m: changed(to_official(m), **{'linear.bias': to_official(m)['linear.bias'].to(torch.complex64)}), 'complex64'),
+    'integers':         (A0, lambda m: changed(to_official(m), **{'linear.bias': torch.zeros(10, dtype=torch.int8)}), 'int8'),
+    'a nameless tensor': (A0, lambda m: {**to_official(m), 3: torch.zeros(1)}, '3 is no name'),
     'empty':            (A0, lambda m: {}, 'empty'),
     'no tensors':       (A0, lambda m: {'epoch': 1}, "'epoch'", 'int'),
     'no dict':          (A0, lambda m: [1], 'list'),
@@ -89,6 +94,28 @@ def test_wrong_checkpoints(what):
     assert '\n' not in str(e.value)
     for w in words: assert w in str(e.value), f'{w!r} is not in: {e.value}'
     same_state(states(module), before)
+
+def test_nearly_a_network():
+    "What differs from the nearest network is named, also where none was asked for"
+    state = to_official(create_model('repvgg_a0_tiny', 10))
+    for bad, words in (without(state, 'stage1.1.rbr_1x1.bn.bias'), 'missing: stage1.1.rbr_1x1.bn.bias'), (changed(state, extra=torch.zeros(2)), 'unexpected: extra'):
+        with pytest.raises(ValueError, match='nearest is repvgg_a0_tiny') as e: from_official(bad)
+        assert words in str(e.value)
+    for odd in {'linear.weight': torch.tensor(3.)}, {'linear.weight': torch.zeros(0, 8)}, {'stage0.rbr_dense.conv.weight': torch.zeros(8, 0, 3, 3), 'linear.weight': torch.zeros(3, 8)}:
+        with pytest.raises(ValueError, match='no network known'): from_official(odd)
+
+def test_orepa_constants_of_the_full_network():
+    "The authors' prior, by Python's own cosine: wide layers have high frequencies"
+    import math
+    state = to_official(create_model('orepa_resnet18'))
+    prior = lambda c: torch.tensor([[[math.cos(math.pi*(h + .5)*(n + 1)/3) if n < c/2 else math.cos(math.pi*(w + .5)*(n + 1 - c/2)/3) for w in range(3)] for h in range(3)] for n in range(c)])
+    for k, v in state.items():
+        if k.endswith('prior'): close(v, prior(len(v)), 1e-6, k)
+
+def test_large_kernels_deployed():
+    conv = nn.Conv2d(4, 4, 5, padding=2)
+    w = {'or_large_reparam.weight': torch.randn(4, 4, 5, 5), 'or_large_reparam.bias': torch.randn(4)}
+    assert torch.equal(load_official(conv, w).weight, w['or_large_reparam.weight'])
 
 def test_a_bias_of_ones_own_has_no_place():
     with pytest.raises(ValueError, match='bias'): to_official(OREPA(4, 4, bias=True))
@@ -111,7 +138,7 @@ def test_files(tmp_path):
     m = A0()
     for name in 'a.pth', 'a.safetensors':
         write_checkpoint(tmp_path/name, to_official(m))
-        same_state(read_checkpoint(tmp_path/name), {k: v for k, v in sorted(to_official(m).items())}) if name == 'a.safetensors' else same_state(read_checkpoint(tmp_path/name), to_official(m))
+        same_state(read_checkpoint(tmp_path/name), to_official(m))
     (tmp_path/'evil.pth').write_bytes(pickle.dumps({'state_dict': Evil()}))
     torch.save(m, tmp_path/'module.pth'); (tmp_path/'text.safetensors').write_text('no'); (tmp_path/'cut.pth').write_bytes((tmp_path/'a.pth').read_bytes()[:500])
     for name in 'evil.pth', 'module.pth', 'text.safetensors', 'cut.pth':
@@ -136,4 +163,9 @@ def test_convert_round_trip(name, tmp_path):
     with torch.no_grad(): close(back(x), m(x), 1e-4)
     for args, error in (('theirs.pth', 'ours.safetensors'), FileExistsError), (('ours.safetensors', 'x.pth'), ValueError), (('theirs.pth', 'x.pth', 'keras'), ValueError):
         with pytest.raises(error): convert(tmp_path/args[0], tmp_path/args[1], *args[2:])
+    convert(tmp_path/'theirs.pth', tmp_path/'ours-deployed.pth', deployed=True) # repq's own merged form is read as well
+    convert(tmp_path/'ours-deployed.pth', tmp_path/'again.pth', 'authors', model=name)
+    same_state(read_checkpoint(tmp_path/'again.pth'), read_checkpoint(tmp_path/'deployed.pth'))
+    with pytest.raises(ValueError, match='not repvgg_b0'): convert(tmp_path/'theirs.pth', tmp_path/'x.pth', model='repvgg_b0')
+    with pytest.raises(ValueError, match='is not of'): convert(tmp_path/'ours.safetensors', tmp_path/'x.pth', model='repvgg_a0_tiny')
     assert not (tmp_path/'x.pth').exists()

@@ -3,7 +3,9 @@ import pytest, torch
 from torch import nn
 from helpers import same_state, states
 from repq.batchnorm import get_statistics
-from repq.blocks import ACBlock, Block, RepVGGBlock
+from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepSRBlock, RepVGGBlock
+from repq.ecb import ECB
+from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from repq.kernels import Geometry, Kernel, impulse_response
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ, fake_quantize, grid, min_error_step
@@ -26,6 +28,13 @@ CASES = {
     'bits in words':            (lambda: LSQ('4'), "'4'"),
     'bits of the edges':        (lambda: quantize(model(), 4, 4, first_last_bits=32), '32'),
     'grid':                     (lambda: grid(1, True), '1'),
+    'no channels in the middle': (lambda: DiverseBranchBlock(4, 4, internal_channels=-1), 'DiverseBranchBlock', 'internal_channels=-1'),
+    'uneven channels':          (lambda: OREPA(4, 4, expand=1.5), 'OREPA', 'expand=1.5'),
+    'no channels':              (lambda: RepSRBlock(4, 4, expand=0), 'RepSRBlock', 'expand=0'),
+    'a multiplier in words':    (lambda: ECB(4, 4, depth_multiplier='2'), 'ECB', "'2'"),
+    'copies':                   (lambda: MobileOneBlock(4, 4, num_conv_branches=0), 'MobileOneBlock', '0'),
+    'a chain of even size':     (lambda: OREPALargeKernel(4, 4, 4), 'OREPALargeKernel', 'kernel_size=4'),
+    'a 1×1 that is none':       (lambda: OREPA1x1(4, 4, 3), 'OREPA1x1', 'kernel_size=3'),
     'unknown statistics':       (lambda: quantize(model(), 4, 4, statistics='exakt'), 'exakt', 'estimated'),
     'unknown statistics, layer': (lambda: RepQLayer(conv(3, 4, 3), statistics='mean'), 'mean', 'sampled'),
     'nothing to quantize':      (lambda: quantize(seq(nn.ReLU()), 4, 4), 'Sequential', 'Conv2d'),

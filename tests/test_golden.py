@@ -1,5 +1,5 @@
 "What the authors' own modules compute, against ours: checkpoints read, outputs, merged kernels, a training step."
-import copy, importlib.util, json, warnings
+import copy, importlib.util, json
 import numpy as np, pytest, torch
 from torch import nn
 from torch.nn import functional as F

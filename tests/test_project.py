@@ -33,13 +33,14 @@ def test_core_modules_need_no_development_packages(tmp_path):
 
 def test_console_script(tmp_path):
     out = run(BIN/'repq', '--help', cwd=tmp_path)
-    for command in 'demo', 'train', 'eval', 'report', 'convert', 'list': assert command in out
+    for command in 'demo', 'train', 'eval', 'report', 'convert', 'upscale', 'list': assert command in out
 
 # README's commands: each is run as it stands, in the order in which they stand, on a tiny data set under the name that README gives it.
 # Options are appended, none is changed: `repq train` gets one epoch, small batches, a low learning rate (four steps of 0.1 from nothing diverge), no timing and 32 instead of 224 pixels, the demo one epoch a run.
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
-SMALLER = {('repq', 'train'): ['--epochs', '1', '--batch-size', '8', '--image-size', '32', '--timing', '0', '--lr', '0.001'], ('repq', 'demo'): ['--quick']}
+SMALLER = {('repq', 'train'): ['--epochs', '1', '--batch-size', '8', '--image-size', '32', '--timing', '0', '--lr', '0.001'], ('repq', 'demo'): ['--quick'],
+           ('repq', 'train', 'ecbsr_m4c8'): ['--epochs', '1', '--iterations', '2', '--batch-size', '4', '--crop', '32', '--timing', '0']}
 
 def blocks(text, *languages): return re.findall(rf'^```(?:{"|".join(languages)})\n(.*?)^```', text, flags=re.M|re.S)
 
@@ -47,7 +48,7 @@ def commands(text):
     "The commands in ```bash blocks, continued lines joined and comments dropped."
     return [c for b in blocks(text, 'bash', 'sh') for l in re.sub(r'\\\n', ' ', b).split('\n') if (c := shlex.split(l, comments=True))]
 
-def smaller(command): return command + SMALLER.get(tuple(command[:2]), [])
+def smaller(command): return command + SMALLER.get(tuple(command[:3]), SMALLER.get(tuple(command[:2]), []))
 
 def image_folder(path, classes=2, images=8, size=70):
     rng = np.random.default_rng(0)
@@ -72,11 +73,12 @@ def test_readme_shows_nothing_untested():
 
 def test_readme_repq_commands(tmp_path):
     image_folder(tmp_path/'imagenet')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path/'photo.jpg')
     for c in commands(README):
         if c[0] == 'repq': said = run(BIN/'repq', *smaller(c)[1:], cwd=tmp_path); assert said.strip()
     w4 = json.loads((tmp_path/'runs'/'w4'/'results.json').read_text())[0]
     assert (w4['model'], w4['weight_bits'], w4['accuracy']) == ('repvgg_a0', 4, w4['merged_accuracy'])
-    assert (tmp_path/'runs'/'report'/'accuracy.png').exists()
+    assert (tmp_path/'runs'/'report'/'accuracy.png').exists() and Image.open(tmp_path/'photo-x2.png').size == (60, 40)
 
 @pytest.mark.skipif(BIN != ROOT/'.venv'/'bin', reason='the tests run outside .venv, which `make demo` would make')
 def test_readme_make_demo(tmp_path):

@@ -1,0 +1,149 @@
+"Super-resolution: MATLAB's conventions against MATLAB's files, pairs of every layout, measures, tiles, and what is wrong with a folder."
+import shutil, warnings
+import numpy as np, pytest, tarfile, torch
+from PIL import Image
+from torch import nn
+from repq.models import create_model
+from repq.recipes import get_recipe
+from repq.superres import (UNIT, Crops, bicubic, bicubic_image, evaluate_pairs, find_pairs, get_sr_dls, load_benchmarks, load_pairs, luminance, make_pair, open_image, psnr, reach, ssim, super_resolve, upscale, upscale_file)
+from repq.surgery import calibrate, deploy, merge, quantize
+
+rng = np.random.default_rng(0)
+def picture(h, w, c=3): return Image.fromarray(rng.integers(0, 256, (h, w, c) if c > 1 else (h, w), dtype=np.uint8))
+def tensor(path): return torch.from_numpy(np.asarray(Image.open(path).convert('RGB')).transpose(2, 0, 1).copy())
+
+@pytest.fixture(scope='module')
+def matlab(shared, tmp_path_factory):
+    "Set5, Set14 and BSD100 with small images made by MATLAB"
+    file = shared/'data'/'sr_test_x2.tar'
+    if not file.exists(): pytest.skip(f'no {file}')
+    folder = tmp_path_factory.mktemp('sr')
+    with tarfile.open(file) as t: t.extractall(folder, filter='data')
+    return folder/'sr_test_x2'
+
+def test_bicubic_is_matlabs(matlab):
+    "Not one value of Set5's and Set14's small images differs, borders included"
+    for name in 'Set5', 'Set14':
+        for n, hr, lr in find_pairs(matlab/name):
+            small, large = tensor(lr), tensor(hr)
+            h, w = small.shape[-2:]
+            assert torch.equal(bicubic_image(large[:, :2*h, :2*w], (h, w)), small.float()), n
+
+def test_bicubic_floor_is_the_known_one(matlab):
+    r = evaluate_pairs(None, load_pairs(find_pairs(matlab/'Set5')), with_ssim=True)
+    assert abs(r['psnr'] - 33.66) < .05 and abs(r['psnr_rounded'] - 33.66) < .05 and abs(r['ssim'] - .9299) < .001
+
+def test_made_small_images_are_those_in_the_files(matlab, tmp_path):
+    "A folder of large images alone gives the pairs that the benchmark has"
+    for f in (matlab/'Set5'/'HR').iterdir(): shutil.copy(f, tmp_path/f.name)
+    for p, q in zip(load_pairs(find_pairs(tmp_path)), load_pairs(find_pairs(matlab/'Set5'))): assert torch.equal(p.lr, q.lr) and torch.equal(p.hr, q.hr)
+
+def test_bicubic_against_its_definition():
+    "The cubic kernel with a = -1/2, stretched when shrinking, outermost pixels repeated: every weight by itself"
+    def cubic(t): t = abs(t); return 1.5*t**3 - 2.5*t**2 + 1 if t <= 1 else -.5*t**3 + 2.5*t**2 - 4*t + 2 if t < 2 else 0.
+    def axis(n, out):
+        s, m = min(out/n, 1), torch.zeros(out, n, dtype=torch.float64)
+        for o in range(out):
+            centre = (o + .5)*n/out - .5
+            taps = [(i, s*cubic(s*(centre - i))) for i in range(int(centre - 2/s) - 2, int(centre + 2/s) + 3)]
+            for i, v in taps: m[o, min(max(i, 0), n - 1)] += v/sum(v for _, v in taps)
+        return m
+    for (h, w), (oh, ow) in [((12, 9), (6, 3)), ((8, 10), (16, 20)), ((12, 12), (4, 6)), ((5, 7), (15, 14)), ((16, 16), (4, 4))]:
+        x = torch.randn(2, h, w, dtype=torch.float64)
+        assert (bicubic(x, (oh, ow)) - axis(h, oh) @ x @ axis(w, ow).T).abs().max() < 1e-6, (h, w, oh, ow)
+
+# Layouts
+
+def save(path, im): path.parent.mkdir(parents=True, exist_ok=True); im.save(path)
+
+def test_layouts(tmp_path):
+    for i in (1, 2): save(tmp_path/'d'/'DIV2K_train_HR'/f'000{i}.png', picture(40, 48)); save(tmp_path/'d'/'DIV2K_train_LR_bicubic'/'X2'/f'000{i}x2.png', picture(20, 24))
+    save(tmp_path/'d'/'DIV2K_valid_HR'/'0801.png', picture(40, 48)); save(tmp_path/'d'/'DIV2K_valid_LR_bicubic'/'X2'/'0801x2.png', picture(20, 24))
+    save(tmp_path/'pairs'/'img_001_SRF_2_HR.png', picture(40, 48)); save(tmp_path/'pairs'/'img_001_SRF_2_LR.png', picture(20, 24))
+    save(tmp_path/'folders'/'HR'/'a.bmp', picture(41, 48)); save(tmp_path/'folders'/'LR'/'a.bmp', picture(20, 24))
+    for n in 'a.png', 'b.jpg', 'sub/c.webp', 'sub/d.bmp', 'e.JPEG': save(tmp_path/'any'/n, picture(40, 49))
+    assert [n for n, *_ in find_pairs(tmp_path/'d')] == ['0001', '0002'] and find_pairs(tmp_path/'d', 2, 'valid')[0][2].name == '0801x2.png'
+    assert find_pairs(tmp_path/'pairs')[0][0] == 'img_001' and [n for n, *_ in find_pairs(tmp_path/'any')] == ['a', 'b', 'e', 'sub/c', 'sub/d']
+    assert load_pairs(find_pairs(tmp_path/'folders'))[0].hr.shape == (1, 40, 48) and load_pairs(find_pairs(tmp_path/'any'))[0].hr.shape == (1, 40, 48)
+    dls = get_sr_dls(tmp_path/'d', crop=16, bs=2, iterations=3, seed=0)
+    assert list(dls.benchmarks) == ['DIV2K'] and [tuple(x.shape) for x, _ in dls.train] == [(2, 1, 8, 8)]*3
+    assert {n: len(p) for n, p in load_benchmarks(tmp_path).items() if n != 'd'} == dict(any=5, folders=1, pairs=1)
+    for (x, y), p in zip(dls.valid, dls.benchmarks['DIV2K']): assert torch.equal(y[0]*UNIT, p.hr.float())
+
+def test_crops_repeat_and_turn():
+    pairs = [make_pair('a', luminance(torch.from_numpy(np.array(picture(64, 80))).permute(2, 0, 1)))]
+    c = Crops(pairs, 64, 32)
+    x, y = c.batch(range(64), 'key')
+    again = c.batch(range(64), 'key')
+    assert torch.equal(x, again[0]) and torch.equal(y, again[1]) and not torch.equal(x, c.batch(range(64), 'other')[0])
+    windows = pairs[0].hr.unfold(1, 32, 1).unfold(2, 32, 1)[0].flatten(0, 1)
+    seen = set()
+    for crop in y[:, 0]:
+        for k in range(8):
+            t = crop.rot90(k % 4) if k < 4 else crop.T.rot90(k % 4)
+            if (windows == t).all(-1).all(-1).any(): seen.add(k)
+    assert len(seen) == 8 # all mirrorings and transpositions occur
+
+# Bad folders: named, counted, before training
+
+def test_bad_images_are_named_and_counted(tmp_path):
+    save(tmp_path/'good.png', picture(64, 64)); save(tmp_path/'small.png', picture(20, 64)); (tmp_path/'broken.png').write_bytes(b'no picture'); (tmp_path/'notes.txt').write_text('x')
+    cut = tmp_path/'cut.png'; save(cut, picture(64, 64)); cut.write_bytes(cut.read_bytes()[:200])
+    with pytest.warns(UserWarning) as w: pairs = load_pairs(find_pairs(tmp_path), 2, least=32)
+    text = ' '.join(str(o.message) for o in w)
+    assert [p.name for p in pairs] == ['good'] and '3 of 4 images' in text
+    for word in 'small.png', 'broken.png', 'cut.png', 'notes.txt', 'smaller than the crop of 32': assert word in text, text
+    (tmp_path/'good.png').unlink()
+    with pytest.raises(ValueError, match='3 of 3'), warnings.catch_warnings(): warnings.simplefilter('ignore'); load_pairs(find_pairs(tmp_path), 2, least=32)
+
+def test_sizes_that_do_not_fit(tmp_path):
+    save(tmp_path/'HR'/'a.png', picture(40, 48)); save(tmp_path/'LR'/'a.png', picture(20, 25)); save(tmp_path/'HR'/'b.png', picture(40, 48))
+    with pytest.raises(ValueError, match='2 of 2') as e: load_pairs(find_pairs(tmp_path))
+    assert '48×40 is not 2 times 25×20' in str(e.value) and 'no partner' in str(e.value)
+
+@pytest.mark.parametrize('call,words', [
+    (lambda d: find_pairs(d/'no'), ('no folder',)), (lambda d: find_pairs(d), ('no images', '.png')), (lambda d: get_sr_dls('photos', crop=33), ('crop=33', '2')), (lambda d: get_sr_dls('photos', scale=1), ('scale', '1')),
+    (lambda d: get_sr_dls('photos', iterations=0), ('iterations',)), (lambda d: load_benchmarks(d), ('no images',)), (lambda d: open_image(d/'x.png'), ('x.png',)), (lambda d: bicubic(torch.zeros(4, 4), (0, 2)), ('size',)),
+    (lambda d: get_recipe('ecbsr_m4c8', 'repq', crop='big'), ('crop', 'big')), (lambda d: get_recipe('resnet18', iterations=5), ('iterations', 'resnet18'))])
+def test_one_clear_line(call, words, tmp_path):
+    with pytest.raises((ValueError, OSError)) as e: call(tmp_path)
+    assert '\n' not in str(e.value)
+    for w in words: assert w in str(e.value)
+
+# Measures and whole images
+
+def test_psnr_by_hand():
+    y = torch.full((1, 1, 20, 20), 100.); x = y.clone(); x[..., 10, 10] = 104.4; x[..., 0, 0] = 0 # the corner is shaved off
+    assert psnr(x, y, 2) == pytest.approx(10*np.log10(255**2/(4.4**2/256))) and psnr(x, y, 2, rounded=True) == pytest.approx(10*np.log10(255**2/(16/256)))
+    assert psnr(y + 1000, y, 2) == pytest.approx(10*np.log10(255**2/155**2)) and ssim(y, y) == pytest.approx(1)
+
+@pytest.mark.parametrize('form', ['branched', 'merged', 'quantized', 'deployed'])
+def test_tiles_give_the_whole_image(form):
+    m, x = create_model('ecbsr_m4c8').double().eval(), torch.rand(1, 1, 37, 53).double()*255
+    if form == 'merged': m = merge(m, verbose=False)
+    if form in ('quantized', 'deployed'): m = calibrate(quantize(m, 4, 4, verbose=False), [x]).eval()
+    if form == 'deployed': m = deploy(m, verbose=False)
+    assert reach(m) == 6
+    with torch.no_grad(): want = m(x)
+    for tile in 1, 8, 20, 64: assert (super_resolve(m, x, tile) - want).abs().max() < 1e-8
+
+def test_upscaling_keeps_what_it_should(tmp_path):
+    m = create_model('ecbsr_m4c8', scale=3).eval()
+    for p in m.parameters(): nn.init.zeros_(p)
+    grey = picture(9, 7, 1)
+    assert np.array_equal(np.asarray(upscale(m, grey)), np.asarray(grey).repeat(3, 0).repeat(3, 1))
+    assert upscale(m, picture(9, 7, 4)).mode == 'RGBA' and upscale(m, picture(9, 7)).size == (21, 27)
+    Image.fromarray((rng.integers(0, 2**16, (8, 8), dtype=np.uint16))).save(tmp_path/'g16.png')
+    upscale_file(m, tmp_path/'g16.png', tmp_path/'g16x3.png')
+    a, b = (np.asarray(Image.open(tmp_path/n)).astype(int) for n in ('g16.png', 'g16x3.png'))
+    assert np.abs(b[1::3, 1::3] - a).max() <= 1
+    p = Image.new('P', (6, 6)); p.putpalette([i for c in range(256) for i in (c, 0, 0)]); p.save(tmp_path/'p.png')
+    assert open_image(tmp_path/'p.png').mode == 'RGB'
+    picture(6, 6).convert('CMYK').save(tmp_path/'c.jpg')
+    with pytest.raises(ValueError, match='CMYK'): open_image(tmp_path/'c.jpg')
+
+def test_sixteen_bit_colour_is_refused(tmp_path):
+    import struct, zlib
+    chunk = lambda k, d: struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k + d))
+    (tmp_path/'rgb16.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0' + bytes(12))) + chunk(b'IEND', b''))
+    with pytest.raises(ValueError, match='16 bits per colour channel'): open_image(tmp_path/'rgb16.png')
