@@ -19,8 +19,8 @@ from .blocks import Block, RepVGGBlock
 from .layers import RepQLayer
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', 'train_merged', 'quantize', 'deploy',
-           'param_groups', 'calibrate']
+__all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', 'train_merged',
+           'quantize', 'deploy', 'param_groups', 'calibrate']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -84,7 +84,7 @@ class _Tracer(fx.Tracer):
     "Layers that yield kernels and batch norms are single steps"
     def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or super().is_leaf_module(m, qualname)
 
-def _graph(model, training:bool) -> fx.Graph:
+def trace_graph(model, training:bool) -> fx.Graph:
     "What `model` computes in one mode, arguments with a default left out"
     defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
     with _untouched(model), warnings.catch_warnings():
@@ -98,7 +98,7 @@ _KEEPS = {'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2
           'adaptiveavgpool2d', 'adaptivemaxpool2d', 'stochasticdepth', 'stochastic_depth', 'chunk', 'getitem', 'split'}
 _ARITHMETIC = {'add', 'iadd', 'add_', 'mul', 'imul', 'mul_'}
 
-def _operation(node, model) -> str:
+def operation(node, model) -> str:
     "A lower-case name for what a graph node does"
     if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__.lower()
     return (node.target if node.op == 'call_method' else getattr(node.target, '__name__', '')).lower()
@@ -107,7 +107,7 @@ def _nonnegative(graph, model) -> dict:
     "Node -> whether its value is certainly ≥ 0"
     known = {}
     for node in graph.nodes:
-        name = _operation(node, model) if node.op.startswith('call') else ''
+        name = operation(node, model) if node.op.startswith('call') else ''
         inputs = all(known[n] for n in node.all_input_nodes) and bool(node.all_input_nodes)
         constants = not any(isinstance(a, (int, float)) and not a >= 0 for a in tree_leaves((node.args, node.kwargs)))
         known[node] = name in _MAKES or (name in _KEEPS and inputs) or (name in _ARITHMETIC and inputs and constants)
@@ -131,7 +131,7 @@ def _follows(node, model, calls) -> str:
 
 def _trace(model, training:bool) -> _Trace:
     "`model` traced in one mode"
-    graph, params = _graph(model, training), dict(model.named_parameters())
+    graph, params = trace_graph(model, training), dict(model.named_parameters())
     nonneg, calls = _nonnegative(graph, model), [n for n in graph.nodes if n.op == 'call_module']
     res = _Trace(Counter(n.target for n in calls), {}, {}, {id(params.get(n.target)) for n in graph.nodes if n.op == 'get_attr'})
     for n in calls:
