@@ -56,7 +56,7 @@ class Recipe:
     data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     weight_bits: int = 32
     input_bits: int = 32
-    epochs: int = 10
+    epochs: int = 10               # 0: post-training quantization, see `repq.deployment.post_training`
     batch_size: int = 128
     lr: float = .1                 # the highest: it rises during `warmup` and falls along a cosine
     warmup: float = 0.             # share of training
@@ -88,7 +88,8 @@ class Recipe:
             for b in (self.weight_bits, self.input_bits, self.first_last_bits or 8): check_bits(b)
         if self.layer_bits and not self.quantized: raise ValueError(f'layer_bits is for the quantized stage, got {self.layer_bits} at 32 bits')
         for n in ('epochs', 'batch_size', 'calibrate'):
-            if not isinstance(getattr(self, n), int) or getattr(self, n) < 1: raise ValueError(f'{n} must be a whole number from 1, got {getattr(self, n)!r}')
+            least = int(n != 'epochs' or not self.quantized)
+            if not isinstance(getattr(self, n), int) or getattr(self, n) < least: raise ValueError(f'{n} must be a whole number from {least}, got {getattr(self, n)!r}')
         if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
         if not 0 <= self.warmup < 1: raise ValueError(f'warmup is a share of training from 0 to below 1, got {self.warmup}')
         for n, known in dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant')).items():
