@@ -15,9 +15,11 @@ from .layers import IntegerKernel, RepQLayer
 from .surgery import Site, deploy, find_sites
 from .integers import Grid, IntegerNetwork, Step, load_integers, save_integers, to_integer
 
+_all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the device's side in one place
+
 # %% auto #0
 __all__ = ['PROFILES', 'layer_costs', 'cost', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops', 'to_pt2', 'bench_inference',
-           'profile_onnx']
+           'profile_onnx', 'IntegerNetwork', 'to_integer', 'load_integers', 'save_integers']
 
 # %% ../nbs/13_export.ipynb #c005
 def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
@@ -85,7 +87,7 @@ def cost(model:nn.Module, x:Tensor # (batch, ...)
     total['size_bytes'] += 4*sum(p.numel() for p in model.parameters() if id(p) not in inside)
     return total
 
-# %% ../nbs/13_export.ipynb #n011
+# %% ../nbs/13_export.ipynb #n002
 def _onnx():
     "The onnx package; an error that says where it comes from if it is missing"
     try: import onnx; return onnx
@@ -102,7 +104,7 @@ class _Graph:
         self.nodes.append(_onnx().helper.make_node(kind, list(inputs), [out], name=label or f'{kind}_{out}', **attributes))
         return out
 
-# %% ../nbs/13_export.ipynb #n012
+# %% ../nbs/13_export.ipynb #n003
 def _dequantize(g, x, grid:Grid) -> str:
     return x if grid is None or g.profile == 'floats' else g.op('DequantizeLinear', x, g.constant(np.float32(grid.step)), g.constant(np.dtype(grid.dtype).type(grid.zero)))
 
@@ -121,7 +123,7 @@ def _float_or(g, y, s) -> str:
     "The float `y` as the value of step `s`, on its grid if it has one"
     return g.op('Identity', y, name=s.name) if s.grid is None else _quantize(g, y, s.grid, s.name)
 
-# %% ../nbs/13_export.ipynb #n014
+# %% ../nbs/13_export.ipynb #n005
 def _weight(g, p, name) -> str:
     "The dequantized weight of a layer"
     w, scale, room = p['weight'].numpy(), p['scale'].numpy(), 2**(8 - p['bits'])
@@ -145,7 +147,7 @@ def _padded(g, x, p, grid) -> tuple: # value, what is left to pad
     if p['padding_mode'] == 'zeros' and min(ph, pw) >= 0: return x, (ph, pw)
     return g.op('Pad', x, g.constant(np.int64([0, 0, ph, pw, 0, 0, ph, pw])), g.constant(np.float32(0) if g.profile == 'floats' else np.dtype(grid.dtype).type(grid.zero)), mode=_PAD[p['padding_mode']]), (0, 0)
 
-# %% ../nbs/13_export.ipynb #n015
+# %% ../nbs/13_export.ipynb #n006
 def _emit_layer(g, s:Step, x, grid):
     p = s.params
     if p['weight'].ndim == 2: y = g.op('Gemm', _dequantize(g, x, grid), _weight(g, p, s.name), _bias(g, p, grid, s.name), label=s.name, transB=1)
@@ -156,7 +158,7 @@ def _emit_layer(g, s:Step, x, grid):
 
 def _emit_prelu(g, s, x, grid):
     x = _dequantize(g, x, grid)
-    return _float_or(g, g.op('PRelu', x, g.constant(s.params['slope'].view(-1, 1, 1).numpy())), s)
+    return _float_or(g, g.op('PRelu', x, g.constant(s.params['slope'].numpy())), s)
 
 def _emit_clip(g, s, x, grid):
     low, high = (s.params[k] for k in ('low', 'high'))
@@ -168,7 +170,7 @@ def _emit_maxpool(g, s, x, grid):
     p = s.params
     return g.op('MaxPool', x, name=s.name, kernel_shape=p['kernel_size'], strides=p['stride'], pads=[*p['padding']]*2, dilations=p['dilation'], ceil_mode=int(p['ceil_mode']))
 
-# %% ../nbs/13_export.ipynb #n016
+# %% ../nbs/13_export.ipynb #n007
 _EMIT = dict( # op -> f(graph, step, inputs.., grids of the inputs..)
     layer=_emit_layer, prelu=_emit_prelu, clip=_emit_clip, maxpool=_emit_maxpool,
     add=lambda g, s, a, b, ga, gb: _float_or(g, g.op('Add', _dequantize(g, a, ga), _dequantize(g, b, gb)), s),
@@ -181,7 +183,7 @@ _EMIT = dict( # op -> f(graph, step, inputs.., grids of the inputs..)
     enlarge=lambda g, s, x, grid: g.op('Resize', x, '', g.constant(np.float32([1, 1, *s.params['scale']])), mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor', name=s.name),
     concat=lambda g, s, *xs_grids: g.op('Concat', *xs_grids[:len(xs_grids)//2], axis=1, name=s.name))
 
-# %% ../nbs/13_export.ipynb #n017
+# %% ../nbs/13_export.ipynb #n008
 PROFILES = dict(integers='integers that ONNX Runtime computes as such', packed='weights of up to 4 bits as int4, half a byte each, computed in floats', symmetric='signed bytes with zero-point 0 everywhere, as TensorRT has them', floats='the same network without any rounding of activations, to compare speed with')
 
 def _model(net:IntegerNetwork, x:Tensor, profile):
@@ -215,7 +217,7 @@ def to_onnx(model:nn.Module,         # quantized, its steps initialised; or depl
     finally: part.unlink(missing_ok=True)
     return net
 
-# %% ../nbs/13_export.ipynb #n018
+# %% ../nbs/13_export.ipynb #n009
 def onnx_session(path, threads:int=1, # 0: all cores
                  optimized=None,      # file for the graph as the runtime changed it
                  profile=None):       # beginning of a file name for a profile
@@ -238,7 +240,7 @@ def optimized_ops(path, folder) -> Counter:
     onnx_session(path, optimized=out)
     return Counter(n.op_type for n in _onnx().load(out).graph.node)
 
-# %% ../nbs/13_export.ipynb #n027
+# %% ../nbs/13_export.ipynb #n040
 def to_pt2(model:nn.Module, path, # .pt2
            example_input:Tensor): # (batch, channels, h, w)
     "Write the deployed `model` with torch.export; the number of images stays open"
@@ -249,7 +251,7 @@ def to_pt2(model:nn.Module, path, # .pt2
     try: torch.export.save(program, part); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/13_export.ipynb #n030
+# %% ../nbs/13_export.ipynb #n043
 def _seconds(session, x, repeats):
     "Seconds of one run, the mean of `repeats`"
     feed = {session.get_inputs()[0].name: x.numpy()}
@@ -273,7 +275,7 @@ def _bench_row(floats, integers, x, threads, rounds, repeats) -> dict:
     low, ratio, high = np.quantile(times[:, 0]/times[:, 1], (.25, .5, .75))
     return dict(threads=threads or os.cpu_count(), float32=times[:, 0].tolist(), integers=times[:, 1].tolist(), ratio=ratio, ratio_low=low, ratio_high=high)
 
-# %% ../nbs/13_export.ipynb #n031
+# %% ../nbs/13_export.ipynb #n044
 def profile_onnx(path, x:Tensor, repeats=10) -> list: # of dicts: name, op, seconds; the slowest first
     "Where a file's time goes: seconds of a run in each node, one thread"
     with tempfile.TemporaryDirectory() as tmp:

@@ -128,7 +128,7 @@ def _mean(s, x, grids):
 # %% ../nbs/12a_integers.ipynb #n065
 def _prelu(s, x, grids):
     x = x if grids[0] is None else from_grid(x, grids[0])
-    y = torch.where(x >= 0, x, x*_per_channel(s.params['slope'], x))
+    y = torch.where(x >= 0, x, x*s.params['slope'])
     return y if s.grid is None else to_grid(y, s.grid)
 
 def _average_constants(channels, p:dict) -> dict:
@@ -237,11 +237,14 @@ class _Node:
     inputs: list
     params: dict
     layer: RepQLayer = None
+    where: str = ''             # the module's name in the model, or the node's
 
 def _read_module(node, model) -> tuple:
     "(op, params, layer) of a layer or a PReLU; None for others"
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
-    if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None: return 'layer', {}, m
+    if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None:
+        if m.input_quantizer.bits > 8: raise ValueError(f'reads {m.input_quantizer.bits} bits, and bytes have 8')
+        return 'layer', {}, m
     if isinstance(m, nn.PReLU): return 'prelu', dict(slope=m.weight.detach().float()), None
     if isinstance(m, (nn.Conv2d, nn.Linear, RepQLayer)): raise ValueError('is not quantized: quantize the model with all its layers')
     if isinstance(m, nn.modules.batchnorm._BatchNorm): raise ValueError('a batch norm stands where no layer alone precedes it, so that none absorbs it')
@@ -256,7 +259,7 @@ def _read(node, model) -> _Node:
         if op == 'add' and not all(isinstance(a, fx.Node) for a in node.args[:2]): raise ValueError('adds a number: only tensors can be added')
     except (ValueError, TypeError) as e: raise ValueError(f"'{name}' cannot become integers: {e}") from None
     inputs = list(node.args[0]) if op == 'concat' else [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
-    return _Node(node.name, op, [i.name for i in inputs], params, layer)
+    return _Node(node.name, op, [i.name for i in inputs], params, layer, name)
 
 # %% ../nbs/12a_integers.ipynb #n074
 class _Recorder(fx.Interpreter):
@@ -328,27 +331,30 @@ class _Writer:
         return name if self.grids[name] is not None else self.on(name, _own_grid(name, self.example, self.symmetric))
 
 # %% ../nbs/12a_integers.ipynb #n080
-def _channels(node, values, name):
-    if name not in values: raise ValueError(f"'{node.name}': how many channels it has is seen on images, give example_input")
-    return values[name].shape[1]
+def _shape(n, values) -> tuple:
+    "The shape of what a node reads, on the example images"
+    if n.inputs[0] not in values: raise ValueError(f"'{n.where}': what shape it reads is seen on images, give example_input")
+    return tuple(values[n.inputs[0]].shape)
 
-def _write(w:_Writer, n:_Node, grid:Grid):
-    "The steps of one node, its value on `grid` or float"
-    if n.op == 'layer':
-        own = Grid.of(n.layer.input_quantizer, w.symmetric)
-        return w.add(n.name, 'layer', [w.on(n.inputs[0], own)], grid, **_layer_constants(n.layer, n.name, own))
-    if n.op == 'average':
-        x = w.integer(n.inputs[0])
-        return w.add(n.name, 'layer', [x], grid, **_average_constants(_channels(n, w.example, n.inputs[0]), n.params))
+def _write_layer(w, n, x, grid):
+    own = Grid.of(n.layer.input_quantizer, w.symmetric)
+    if n.layer.block.geometry is None and n.inputs[0] in w.example and len(_shape(n, w.example)) > 2:
+        raise ValueError(f"layer '{n.where}': a linear layer on {_shape(n, w.example)}, only on (batch, features) can it become integers")
+    return w.add(n.name, 'layer', [w.on(x, own)], grid, **_layer_constants(n.layer, n.where, own))
+
+def _write(w:_Writer, n:_Node, inputs:list, grid:Grid) -> str:
+    "The steps of one node that reads the values `inputs`; its own value, on `grid` or float"
+    x = inputs[0]
+    if n.op == 'layer': return _write_layer(w, n, x, grid)
+    if n.op == 'average': return w.add(n.name, 'layer', [w.integer(x)], grid, **_average_constants(_shape(n, w.example)[1], n.params))
     if n.op == 'mean':
-        x = w.add(n.name, 'mean', [w.integer(n.inputs[0])], grid)
+        x = w.add(n.name, 'mean', [w.integer(x)], grid)
         return w.add(f'{n.name}_flat', 'flatten', [x], grid) if n.params.get('flat') else x
-    if n.op == 'prelu': return w.add(n.name, 'prelu', n.inputs, grid, **n.params)
-    if n.op == 'add': return w.add(n.name, 'add', [w.on(i, None) if grid is None else i for i in n.inputs], grid)
-    if n.op == 'clip' and grid: return w.on(n.inputs[0], grid)
-    if n.op == 'clip': return w.add(n.name, 'clip', n.inputs, None, low=n.params['least'], high=n.params['most'])
-    params = dict(index=torch.arange(_channels(n, w.example, n.inputs[0])).repeat_interleave(n.params['repeats'])) if n.op == 'take' else n.params
-    return w.add(n.name, n.op, [w.on(i, grid) for i in n.inputs], grid, **params)
+    if n.op == 'prelu': return w.add(n.name, 'prelu', inputs, grid, slope=n.params['slope'].view(-1, *[1]*(len(_shape(n, w.example)) - 2)))
+    if n.op == 'add': return w.add(n.name, 'add', [w.on(i, None) if grid is None else i for i in inputs], grid)
+    if n.op == 'clip': return w.on(x, grid) if grid else w.add(n.name, 'clip', inputs, None, low=n.params['least'], high=n.params['most'])
+    params = dict(index=torch.arange(_shape(n, w.example)[1]).repeat_interleave(n.params['repeats'])) if n.op == 'take' else n.params
+    return w.add(n.name, n.op, [w.on(i, grid) for i in inputs], grid, **params)
 
 # %% ../nbs/12a_integers.ipynb #n081
 def _traced(model) -> tuple:
@@ -364,9 +370,9 @@ def to_integer(model:nn.Module,         # quantized, its steps initialised; or d
                symmetric=False,         # signed bytes with zero-point 0 everywhere?
               ) -> IntegerNetwork:
     "`model` in integer arithmetic; it stays as it is"
-    model = deploy(model, verbose=False)
+    model = deploy(model, verbose=False).cpu().float()
     graph, input, output = _traced(model)
-    values = _record(model, graph, example_input)
+    values = _record(model, graph, None if example_input is None else example_input.cpu().float())
     nodes, names = [], {input: input}
     for n in (_read(n, model) for n in graph.nodes if n.op not in ('placeholder', 'output')):
         n.inputs = [names[i] for i in n.inputs]
@@ -377,9 +383,7 @@ def to_integer(model:nn.Module,         # quantized, its steps initialised; or d
 def _steps(nodes, input, output, values, symmetric) -> IntegerNetwork:
     floats, w, made = _floats(nodes, input, output), _Writer(values, symmetric), {input: input}
     grids, w.grids[input] = _choose_grids(nodes, floats, values, output, symmetric), None
-    for n in nodes:
-        n.inputs = [made[i] for i in n.inputs]
-        made[n.name] = _write(w, n, grids.get(n.name))
+    for n in nodes: made[n.name] = _write(w, n, [made[i] for i in n.inputs], grids.get(n.name))
     return IntegerNetwork(w.steps, input, w.on(made[output], None))
 
 # %% ../nbs/12a_integers.ipynb #n084
@@ -398,8 +402,7 @@ def integer_biases(model:nn.Module) -> nn.Module: # deployed
 def disagreement(model, # deployed
                  net:IntegerNetwork, x:Tensor) -> dict: # name -> share
     "Share of the integers of `net` that are not those of the floating-point `model`, on values that both have"
-    graph, seen, own = _traced(model)[0], None, net.values(x)
-    seen = _record(model, graph, x)
+    seen, own = _record(model, _traced(model)[0], x), net.values(x)
     return {s.name: (to_grid(seen[s.name], s.grid) != own[s.name]).float().mean().item() for s in net.steps if s.grid is not None and s.name in seen}
 
 # %% ../nbs/12a_integers.ipynb #n112

@@ -103,6 +103,25 @@ def test_trained_networks_decide_alike(tmp_path):
     assert (rounded == ints).float().mean() > .99 and (fake == ints).float().mean() > .95
     assert abs(((fake == y).float() - (ints == y).float()).mean()) < .015 and (fake == y).float().mean() > .8
 
+def test_activations_after_flattening_and_pooling_of_branches(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.AvgPool2d(3, 1, 1)
+            self.slope, self.hidden, self.head = nn.PReLU(16), nn.Linear(8, 16), nn.Linear(16, 4)
+        def forward(self, x):
+            a = self.a(x)
+            return self.head(self.slope(self.hidden((self.pool(a.relu()) + self.b(a)).mean((2, 3)))))
+    assert_same(quantized(randomize(Net()), torch.randn(4, 3, 9, 9), 4), torch.randn(4, 3, 9, 9), tmp_path, [(12, 7)])
+
+def test_layers_that_cannot_are_named(tmp_path):
+    wide, x = nn.Sequential(nn.Conv2d(3, 8000, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(8000, 1, 3)), nn.Conv2d(1, 1, 1)), torch.rand(1, 3, 4, 4)
+    nn.init.constant_(wide[1][1].weight, .1)
+    q = quantized(wide, x, 8)
+    with pytest.raises(ValueError, match=r"layer '1.1': its accumulator could reach"): to_onnx(q, tmp_path/'net.onnx', x)
+    with pytest.raises(ValueError, match=r"layer '0': a quantizer has no step"): to_onnx(quantize(wide, 8, 8, verbose=False), tmp_path/'net.onnx', x)
+    assert not list(tmp_path.iterdir())
+
 def test_super_resolution(tmp_path):
     x = torch.rand(2, 1, 24, 24)*255
     net, ops = assert_same(quantized(create_model('ecbsr_m4c8', scale=3), x, 8), x, tmp_path, [(17, 31)])
