@@ -91,7 +91,6 @@ def channel_stats(
 class _Labelled:
     "What both kinds of dataset have: labels `y`, class names `vocab`, and the loss that fits them"
     loss_func = CrossEntropyLossFlat()
-    independent = False # is each image augmented by itself, so that parts of a batch can be made alone?
     def __len__(self): return len(self.y)
     def __getitem__(self, i): x,y = self.batch([i]); return x[0],y[0]
     def new_empty(self): return self.subset(torch.zeros(0, dtype=torch.long))
@@ -172,7 +171,7 @@ class ImageDL(DataLoader):
         "This process's share of the batch"
         rank,ranks = self.share
         part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
-        if self.dataset.independent: return self.dataset.batch(idxs[part], key)
+        if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
         return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
     def after_batch(self, b):
@@ -270,7 +269,8 @@ def _tolerate(
 class ImageFiles(_Labelled):
     "Labelled image files, decoded when a batch asks for them, each augmented from its own address"
     where = 'from files'
-    in_channels,independent = 3,True
+    in_channels = 3
+    independent = True # each image is augmented by itself, so that a part of a batch can be made alone
     def __init__(self,
         files:list,    # n paths
         y:Tensor,      # (n,) int64
