@@ -4,15 +4,16 @@
 
 # %% ../nbs/01_batchnorm.ipynb #c002
 from __future__ import annotations
-from functools import cached_property
-import torch, torch.nn as nn, torch.nn.functional as F
+from itertools import product
+import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .kernels import Geometry, Kernel, pad_input
 
 # %% auto #0
-__all__ = ['STATISTICS', 'fold', 'running_stats', 'lift', 'mean_var', 'Moments', 'exact_stats', 'estimated_stats', 'tap_means',
-           'corrected_stats', 'sample_patches', 'sampled_stats', 'get_statistics', 'update_running', 'rebase']
+__all__ = ['STATISTICS', 'fold', 'running_stats', 'reduce_ranks', 'rank_mean', 'rank_moments', 'lift', 'mean_var', 'Moments',
+           'exact_stats', 'estimated_stats', 'tap_means', 'corrected_stats', 'sample_patches', 'sampled_stats',
+           'get_statistics', 'normalize', 'update_running', 'rebase']
 
 # %% ../nbs/01_batchnorm.ipynb #c006
 def fold(bn:nn.BatchNorm2d,
@@ -30,6 +31,32 @@ def running_stats(bn:nn.BatchNorm2d) -> tuple:
     if bn.running_mean is None:
         raise ValueError('this batch norm keeps no running statistics (track_running_stats=False): it can only be merged with a batch, kernel(x)')
     return bn.running_mean, bn.running_var
+
+# %% ../nbs/01_batchnorm.ipynb #f021
+def reduce_ranks(t:Tensor, op:str # 'SUM' or 'MAX'
+              ) -> Tensor:
+    "`t` combined in place over the processes of a distributed run; itself where there is only one"
+    if _ranks() > 1: dist.all_reduce(t, getattr(dist.ReduceOp, op))
+    return t
+
+def _ranks(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+class _RankMean(torch.autograd.Function):
+    "Mean over processes"
+    @staticmethod
+    def forward(ctx, t): return reduce_ranks(t.clone(), 'SUM')/_ranks()
+    @staticmethod
+    def backward(ctx, g): return reduce_ranks(g.clone(), 'SUM')/_ranks()
+
+def rank_mean(t:Tensor) -> Tensor:
+    "The mean of `t` over processes, with gradients; each process must call"
+    return t if _ranks() == 1 else _RankMean.apply(t)
+
+def rank_moments(mean:Tensor, var:Tensor) -> tuple: # both (channels,)
+    "Mean and biased variance over all processes from those of each"
+    if _ranks() == 1: return mean, var
+    m, s = rank_mean(torch.stack([mean, var + mean.square()]).to(torch.float32 if mean.device.type == 'mps' else torch.float64))
+    return m.to(mean.dtype), (s - m.square()).clamp_min(0).to(var.dtype)
 
 # %% ../nbs/01_batchnorm.ipynb #c017
 def lift(t:Tensor) -> Tensor:
@@ -61,19 +88,19 @@ class _MeanVar(torch.autograd.Function):
 
 def mean_var(x:Tensor, # (batch, channels, h, w)
             ) -> tuple: # mean and biased variance, (channels,), in float32 at least
-    "Moments over the batch and all positions"
-    return _MeanVar.apply(lift(x))
+    "Moments over the batch and all positions, and over the processes of a distributed run"
+    return rank_moments(*_MeanVar.apply(lift(x)))
 
 # %% ../nbs/01_batchnorm.ipynb #c018
 class Moments:
     "An input (batch, channels, h, w) with what statistics need of it: computed when first asked for, then shared by the branches of a layer"
-    def __init__(self, x:Tensor): self.x, self._cache = x.as_subclass(Tensor), {} # fastai's batches have types of their own, parameters must not
+    def __init__(self, x:Tensor): self.x, self._cache = x if type(x) is Tensor else x.as_subclass(Tensor), {} # fastai's batches have types of their own, parameters must not
 
     @classmethod
     def of(cls, x): return x if isinstance(x, cls) else cls(x)
 
-    @cached_property
-    def mean_var(self): return mean_var(self.x)
+    @property
+    def mean_var(self): return self.cached(mean_var)
 
     def cached(self, f, *key):
         "`f(x, *key)`, computed once per key"
@@ -100,22 +127,22 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
     return mean_var(x[..., ::sh, ::sw])
 
 # %% ../nbs/01_batchnorm.ipynb #c024
-def _contract(m:Tensor, # (in, ...) a number per input channel (and tap)
-              w:Tensor, # (out, in/groups, ...), reduced or weighted alike
-              groups:int) -> Tensor: # (out,)
-    "Sum of `m`·`w` over the inputs of each output channel"
-    return (w.reshape(groups, w.shape[0]//groups, -1) @ m.reshape(groups, -1, 1)).flatten()
+def _each_tap(m, kernel): # (in,) or (in, kh, kw) -> (groups, inputs and taps of a group, 1)
+    return m.reshape(len(m), -1).expand(-1, kernel.weight[0, 0].numel()).reshape(kernel.groups, -1, 1)
 
-def _add_bias(mean, kernel): return mean if kernel.bias is None else mean + lift(kernel.bias)
+def _by_group(w, kernel): return w.reshape(kernel.groups, kernel.out_channels//kernel.groups, -1) # (groups, out/groups, inputs and taps)
+
+def _estimate(mean, var, kernel) -> tuple:
+    "Σ `mean`·W, bias included, and Σ `var`·W² of each output channel; `mean` and `var` are (in,), or (in, kh, kw)"
+    w = _by_group(lift(kernel.weight), kernel)
+    mean, var = (w @ _each_tap(mean, kernel)).flatten(), (w.square() @ _each_tap(var, kernel)).flatten()
+    return mean if kernel.bias is None else mean + lift(kernel.bias), var
 
 def estimated_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "Statistics of the output from the moments of the input: `E[X]·ΣW` (5) and `V[X]·ΣW²` (6); arguments and result as `exact_stats`"
     m = Moments.of(x)
     _check_input(m.x, kernel, geometry)
-    mean, var = m.mean_var
-    if kernel.is_identity: return mean, var
-    w, g = lift(kernel.weight), kernel.groups
-    return _add_bias(_contract(mean, w.sum((2, 3)), g), kernel), _contract(var, w.square().sum((2, 3)), g)
+    return m.mean_var if kernel.is_identity else _estimate(*m.mean_var, kernel)
 
 # %% ../nbs/01_batchnorm.ipynb #c026
 def _visits(n:int, k:int, stride:int, padding:int, dilation:int, mode:str, like:Tensor) -> Tensor:
@@ -130,54 +157,73 @@ def tap_means(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     g, total = geometry, lift(x).sum(0)
     a, b = (_visits(*o, g.padding_mode, total) for o in zip(x.shape[2:], kernel_size, g.stride, g.padding, g.dilation))
     oh, ow = g.out_size(x.shape[2:], kernel_size)
-    return a @ total @ b.T/(len(x)*oh*ow)
+    return rank_mean(a @ total @ b.T/(len(x)*oh*ow))
 
 def corrected_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "As `estimated_stats` with the exact mean, from per-tap means that respect the border"
     m = Moments.of(x)
     _check_input(m.x, kernel, geometry)
     if kernel.is_identity: return exact_stats(m, kernel, geometry)
-    mean, (_, var) = m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var
-    w, g = lift(kernel.weight), kernel.groups
-    return _add_bias(_contract(mean, w, g), kernel), _contract(var, w.square().sum((2, 3)), g)
+    return _estimate(m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1], kernel)
 
 # %% ../nbs/01_batchnorm.ipynb #c030
 def _grid_step(n:int, out:tuple, least:int=256) -> int:
-    "Distance of sampled output positions: the largest up to 4 that divides the map and leaves `least` samples (1: all of them)"
-    return next((t for t in (4, 3, 2) if all(o % t == 0 and o >= 2*t for o in out) and n*out[0]*out[1] >= least*t*t), 1)
+    "Distance of sampled output positions: the largest up to 4 that fits the map twice and leaves `least` samples (1: all of them)"
+    return next((t for t in (4, 3, 2) if min(out) >= 2*t and n*out[0]*out[1] >= least*t*t), 1)
+
+def _phases(x, kernel_size, geometry, t):
+    "The sampled windows of a padded input, a view (images, rows, columns, in, kh, kw) for each phase; image k takes phase k mod t²"
+    g, (kh, kw), (sn, sc, sy, sx) = geometry, kernel_size, x.stride()
+    oh, ow = ((n - d*(k - 1) - 1)//s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, g.stride, g.dilation))
+    for k in range(min(t*t, len(x))):
+        i, j = k % t, (k//t + k) % t # along diagonals: in an incomplete cycle rows and columns stay balanced
+        sub = x[k::t*t, :, i*g.stride[0]:, j*g.stride[1]:]
+        yield sub.as_strided((len(sub), -(-(oh - i)//t), -(-(ow - j)//t), x.shape[1], kh, kw),
+                             (t*t*sn, t*g.stride[0]*sy, t*g.stride[1]*sx, sc, g.dilation[0]*sy, g.dilation[1]*sx), sub.storage_offset())
+
+# %% ../nbs/01_batchnorm.ipynb #f030
+class _Patches(torch.autograd.Function):
+    "The sampled patches (samples, in, kh, kw) of a padded input; each pixel's gradient is the sum over the patches it is in"
+    @staticmethod
+    def forward(ctx, x, kernel_size, geometry, t):
+        ctx.like, ctx.args = (x.shape, x.stride(), x.dtype, x.device), (kernel_size, geometry, t)
+        views = list(_phases(x, *ctx.args))
+        ctx.lengths = [v.shape[:3].numel() for v in views]
+        res = x.new_empty(sum(ctx.lengths), x.shape[1], *kernel_size)
+        for v, part in zip(views, res.split(ctx.lengths)): part.view(v.shape).copy_(v)
+        return res
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (shape, stride, dtype, device), (kernel_size, geometry, t) = ctx.like, ctx.args
+        res = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
+        apart = all(t*s > d*(k - 1) for s, d, k in zip(geometry.stride, geometry.dilation, kernel_size))
+        for v, part in zip(_phases(res, *ctx.args), g.contiguous().split(ctx.lengths)):
+            part = part.view(v.shape)
+            if apart: v.copy_(part)
+            else: # patches overlap, the pixels under one tap do not
+                for tap in product(*map(range, kernel_size)): v[(..., *tap)].add_(part[(..., *tap)])
+        return res, None, None, None
 
 def sample_patches(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     "(samples, in, kh, kw): the input patches below a stratified sparse grid of output positions"
-    g, (kh, kw), out = geometry, kernel_size, geometry.out_size(x.shape[2:], kernel_size)
-    t = _grid_step(len(x), out)
-    x, (sh, sw), (dh, dw), (oh, ow) = pad_input(x, g.padding, g.padding_mode), g.stride, g.dilation, [o//t for o in out]
-    (n, c), (sn, sc, sy, sx) = x.shape[:2], x.stride()
-
-    def windows(x, lead, lead_strides): # no copy yet: a view whose last dimensions walk over the samples
-        view = x.as_strided((*lead, c, oh, ow, kh, kw), (*lead_strides, sc, t*sh*sy, t*sw*sx, dh*sy, dw*sx), x.storage_offset())
-        d = len(lead)
-        return view.permute(*range(d), d+1, d+2, d, d+3, d+4).reshape(-1, c, kh, kw)
-
-    cycles, rest = divmod(n, t*t)
-    whole, rest = x.split([n - rest, rest]) if rest else (x, ())
-    # image m·t² + i·t + j takes phase (i, j): the phase is part of the stride over images
-    res = [windows(whole, (cycles, t, t), (t*t*sn, t*sn + sh*sy, sn + sw*sx))] if cycles else []
-    for k, image in enumerate(rest): # an incomplete cycle goes along diagonals, so that rows and columns stay balanced
-        i, j = k % t, (k//t + k) % t
-        res.append(windows(image[:, i*sh:, j*sw:], (), ()))
-    return torch.cat(res) if len(res) > 1 else res[0]
+    t = _grid_step(len(x), geometry.out_size(x.shape[2:], kernel_size))
+    x = pad_input(x, geometry.padding, geometry.padding_mode)
+    return _Patches.apply(x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(), kernel_size, geometry, t)
 
 # %% ../nbs/01_batchnorm.ipynb #c031
 def sampled_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "Exact statistics on a sparse, stratified grid of output positions; arguments and result as `exact_stats`"
     m = Moments.of(x)
     _check_input(m.x, kernel, geometry)
-    if kernel.is_identity: return exact_stats(m, kernel, geometry)
+    if kernel.is_identity or _grid_step(len(m.x), geometry.out_size(m.x.shape[2:], kernel.kernel_size)) == 1: return exact_stats(m, kernel, geometry)
     patches = m.cached(sample_patches, kernel.kernel_size, geometry)
     g, w = kernel.groups, lift(kernel.weight)
     y = patches.to(w.dtype).reshape(len(patches), g, -1).transpose(0, 1) @ w.reshape(g, w.shape[0]//g, -1).transpose(1, 2) # (groups, samples, out/groups)
     var, mean = torch.var_mean(y, 1, unbiased=False)
-    return _add_bias(mean.flatten(), kernel), var.flatten()
+    mean = mean.flatten() if kernel.bias is None else mean.flatten() + lift(kernel.bias)
+    return rank_moments(mean, var.flatten())
 
 # %% ../nbs/01_batchnorm.ipynb #c040
 STATISTICS = dict(exact=exact_stats, estimated=estimated_stats, corrected=corrected_stats, sampled=sampled_stats)
@@ -186,6 +232,49 @@ def get_statistics(name:str): # a key of `STATISTICS`
     "The statistics function of that name; ValueError with the known names otherwise"
     if name not in STATISTICS: raise ValueError(f'statistics must be one of {", ".join(STATISTICS)}; got {name!r}')
     return STATISTICS[name]
+
+# %% ../nbs/01_batchnorm.ipynb #f011
+class _FoldEstimated(torch.autograd.Function):
+    "(W', b', mean, var) of a kernel behind a batch norm with estimated statistics; m and v (groups, inputs and taps, 1); bias, gamma and beta (out,)"
+    @staticmethod
+    def forward(ctx, weight, bias, m, v, gamma, beta, eps):
+        w = weight.reshape(len(m), len(weight)//len(m), -1)
+        mean, var = w @ m, w.square() @ v
+        inv = (var + eps).rsqrt()
+        scale = gamma.view_as(inv)*inv
+        ctx.save_for_backward(weight, m, v, mean, inv, scale)
+        stats = mean.flatten() if bias is None else mean.flatten() + bias, var.flatten()
+        ctx.mark_non_differentiable(*stats)
+        return (w*scale).view(weight.shape), beta - (mean*scale).flatten(), *stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_weight, g_bias, *_):
+        weight, m, v, mean, inv, scale = ctx.saved_tensors
+        w, g, gb = (o.reshape(len(m), len(weight)//len(m), -1) for o in (weight, g_weight, g_bias))
+        g_scale = (g*w).sum(2, keepdim=True) - gb*mean
+        g_mean, g_var = -gb*scale, g_scale*scale*inv.square()*-.5
+        grad = (w*v.mT).mul_(2*g_var).addcmul_(g, scale).addcmul_(g_mean, m.mT)
+        to_bias = torch.zeros_like(g_bias) if ctx.needs_input_grad[1] else None
+        to_input = (w.mT @ g_mean, w.square().mT @ g_var) if ctx.needs_input_grad[3] else (None, None)
+        return grad.view(weight.shape), to_bias, *to_input, (g_scale*inv).flatten(), g_bias, None
+
+# %% ../nbs/01_batchnorm.ipynb #f012
+def normalize(kernel:Kernel,
+              bn:nn.BatchNorm2d,     # behind the kernel
+              x,                     # (batch, in, h, w), or its `Moments`
+              geometry:Geometry,     # of the kernel
+              statistics:str         # a key of `STATISTICS`
+             ) -> tuple:             # Kernel, mean, biased variance: the latter two (out,), without gradients
+    "`kernel` followed by `bn` in training mode: `kernel.affine(*fold(bn, mean, var))`"
+    m = Moments.of(x)
+    if statistics not in ('estimated', 'corrected') or kernel.is_identity or bn.weight is None:
+        mean, var = get_statistics(statistics)(m, kernel, geometry)
+        return kernel.affine(*fold(bn, mean, var)), mean.detach(), var.detach()
+    _check_input(m.x, kernel, geometry)
+    mean, var = m.mean_var if statistics == 'estimated' else (m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1])
+    w, b, mean, var = _FoldEstimated.apply(lift(kernel.weight), kernel.bias, _each_tap(mean, kernel), _each_tap(var, kernel), bn.weight, bn.bias, bn.eps)
+    return Kernel(w, b, kernel.groups), mean, var
 
 # %% ../nbs/01_batchnorm.ipynb #c047
 @torch.no_grad()

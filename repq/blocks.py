@@ -6,14 +6,14 @@
 from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, reduce
+from functools import lru_cache, reduce
 from itertools import chain
 from math import gcd
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments, fold, get_statistics, mean_var, running_stats, update_running
+from .batchnorm import Moments, fold, mean_var, normalize, running_stats, update_running
 from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
@@ -82,14 +82,17 @@ class Place:
         "Pixels on each side of the current map that only later operations will consume"
         return tuple(min(max(p, 0), r//2) for p, r in zip(self.padding, self.rest))
 
-    @cached_property
+    @property
     def geometry(self):
         "How the kernel so far moves over the input to give the map whose statistics count"
-        return Geometry(self.stride, tuple(p - b for p, b in zip(self.padding, self.border)), self.dilation, self.padding_mode)
+        return _geometry(self)
 
     def after(self, op):
         "The place behind `op`"
         return _after(self, *((op.kernel_size, op.stride) if isinstance(op, nn.Conv2d) else _footprint(op)[:2]))
+
+@lru_cache(4096)
+def _geometry(place): return Geometry(place.stride, tuple(p - b for p, b in zip(place.padding, place.border)), place.dilation, place.padding_mode)
 
 @lru_cache(4096) # a merge asks for the same few places in every training step
 def _after(place, size, stride):
@@ -104,17 +107,19 @@ class Batch:
     update: bool = False        # advance running averages?
     seen: dict = None           # only note statistics here, by batch norm, and merge with the running ones
 
-    def scale_shift(self, bn, kernel, place):
-        "The affine that `bn` is behind `kernel`"
-        if self.moments is None or (self.update and not bn.training): return fold(bn, *running_stats(bn))
+    def normalize(self, kernel, bn, place):
+        "`kernel` followed by `bn`"
+        if self.moments is None or (self.update and not bn.training): return kernel.affine(*fold(bn, *running_stats(bn)))
         geo, x = place.geometry, self.moments.x
-        mean, var = get_statistics(self.statistics)(self.moments, kernel, geo)
+        normalized, mean, var = normalize(kernel, bn, self.moments, geo, self.statistics)
         computed = kernel.is_identity or self.statistics in ('exact', 'sampled')
         oh, ow = geo.out_size(x.shape[2:], kernel.kernel_size)
         count = len(x)*oh*ow if computed else None
-        if self.seen is not None: self.seen[bn] = torch.stack([mean, var if count is None else var*(count/max(count - 1, 1))])
-        elif self.update: update_running(bn, mean.detach(), var.detach(), count)
-        return fold(bn, *((mean, var) if self.seen is None else running_stats(bn)))
+        if self.seen is not None:
+            self.seen[bn] = torch.stack([mean, var if count is None else var*(count/max(count - 1, 1))])
+            return kernel.affine(*fold(bn, *running_stats(bn)))
+        if self.update: update_running(bn, mean, var, count)
+        return normalized
 
 # %% ../nbs/03_blocks.ipynb #c013
 def extend(op,            # an operation, a `Sequential` of them, or a block
@@ -122,7 +127,7 @@ def extend(op,            # an operation, a `Sequential` of them, or a block
            batch:Batch, place:Place) -> Kernel:
     "The kernel after `op`: the one recursion that merges every block"
     for o in _flatten(op):
-        if isinstance(o, _BN): kernel = kernel.affine(*batch.scale_shift(o, kernel, place))
+        if isinstance(o, _BN): kernel = batch.normalize(kernel, o, place)
         elif isinstance(o, Block): kernel = o._extend(kernel, batch, place)
         elif not isinstance(o, nn.Identity): kernel = kernel.then(_linear(o, kernel.out_channels, kernel.weight))
         place = place.after(o)
@@ -272,7 +277,7 @@ def _run(self:Block, x:Tensor, outer:Place=None) -> Tensor:
 
 @patch
 def _extend(self:Block, kernel:Kernel, batch:Batch, outer:Place=None) -> Kernel:
-    kernel = reduce(Kernel.__add__, (extend(b, kernel, batch, self._place(n, outer)) for n, b in self.branches.items()))
+    kernel = Kernel.total(extend(b, kernel, batch, self._place(n, outer)) for n, b in self.branches.items())
     return kernel if self.bias is None else kernel.affine(shift=self.bias)
 
 @patch

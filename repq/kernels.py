@@ -5,9 +5,11 @@
 # %% ../nbs/00_kernels.ipynb #c002
 from __future__ import annotations
 from dataclasses import dataclass
+from functools import reduce
 from math import gcd
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
 
 # %% auto #0
@@ -102,54 +104,87 @@ class Kernel:
         return F.conv2d(x, w, b, g.stride, g.padding, g.dilation, self.groups)
 
 # %% ../nbs/00_kernels.ipynb #c016
-@patch(cls_method=True)
-def identity(cls:Kernel, channels:int, **kw # device and dtype, as for `torch.ones`
-            ):
+def _identity(cls, channels:int, **kw # device and dtype, as for `torch.ones`
+             ):
     "The kernel that returns its input: depthwise 1×1 ones"
     res = cls(torch.ones(channels, 1, 1, 1, **kw), groups=channels)
     res.is_identity = True
     return res
 
-@patch(cls_method=True)
-def average(cls:Kernel, channels:int, kernel_size, **kw):
+def _average(cls, channels:int, kernel_size, **kw):
     "Average pooling (zero padding counted) as a depthwise kernel"
     kh, kw_ = pair(kernel_size)
     return cls(torch.full((channels, 1, kh, kw_), 1/(kh*kw_), **kw), groups=channels)
+
+Kernel.identity, Kernel.average = classmethod(_identity), classmethod(_average) # plain ones, which torch.compile follows
+
+# %% ../nbs/00_kernels.ipynb #f001
+def _inside(weight, groups, shape, finer):
+    "The entries of `weight` (in `groups` groups) that a kernel of `shape` (out, in/finer, kh, kw) in `finer` groups fills: a view (groups, finer/groups, out/finer, in/finer, kh, kw)"
+    r, (o, i, kh, kw) = finer//groups, shape
+    p, q = ((n - k)//2 for n, k in zip(weight.shape[2:], (kh, kw)))
+    w = weight.view(groups, r, o//finer, r, i, *weight.shape[2:])[..., p:p+kh, q:q+kw]
+    return w.squeeze(3) if r == 1 else w.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+def _check_place(kernel, kernel_size, groups):
+    "ValueError where `kernel` has no place in one of that size and groups"
+    if kernel.groups % groups: raise ValueError(f'{kernel.groups} groups cannot be written as {groups}: it must divide them')
+    (kh, kw), (h, w) = kernel_size, kernel.kernel_size
+    if kh < h or kw < w or (kh - h) % 2 or (kw - w) % 2:
+        raise ValueError(f'a {h}×{w} kernel has no centred place in a {kh}×{kw} one: sizes must differ by an even number')
+
+# %% ../nbs/00_kernels.ipynb #f003
+class _Sum(torch.autograd.Function):
+    "The weights of `kernels`, (groups, weight) each, added in a tensor of that size and groups; the gradient of each is a part of the sum's"
+    @staticmethod
+    def forward(ctx, size, groups, own, *weights):
+        ctx.groups, ctx.own, ctx.shapes = groups, own, [w.shape for w in weights]
+        first = next((n for n, w in enumerate(weights) if own[n] == groups and w.shape[2:] == size), None)
+        total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size) if first is None else weights[first].clone(memory_format=torch.contiguous_format)
+        for n, w in enumerate(weights):
+            if n != first: place = _inside(total, groups, w.shape, own[n]); place.add_(w.reshape(place.shape))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        g = g.contiguous()
+        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:]))
+
+def _sum(kernels, size, groups):
+    "The weight of the sum"
+    for k in kernels: _check_place(k, size, groups)
+    if len(kernels) == 1 and (kernels[0].kernel_size, kernels[0].groups) == (size, groups): return kernels[0].weight
+    return _Sum.apply(size, groups, tuple(k.groups for k in kernels), *(k.weight for k in kernels))
 
 # %% ../nbs/00_kernels.ipynb #c019
 @patch
 def coarsen(self:Kernel, groups:int) -> Kernel:
     "The same convolution written with fewer groups, the new entries zero"
-    if groups == self.groups: return self
-    if self.groups % groups: raise ValueError(f'{self.groups} groups cannot be written as {groups}: it must divide them')
-    r = self.groups//groups
-    o, i, kh, kw = self.weight.shape
-    eye = torch.eye(r, dtype=self.weight.dtype, device=self.weight.device).view(1, r, 1, r, 1, 1, 1)
-    w = self.weight.view(groups, r, o//self.groups, 1, i, kh, kw)*eye # (groups, r, out, r, in, kh, kw)
-    return Kernel(w.reshape(o, r*i, kh, kw), self.bias, groups)
+    return self if groups == self.groups else Kernel(_sum([self], self.kernel_size, groups), self.bias, groups)
 
-# %% ../nbs/00_kernels.ipynb #c022
 @patch
 def pad(self:Kernel, kernel_size) -> Kernel:
     "This kernel centred in a larger one"
-    (kh, kw), (h, w) = pair(kernel_size), self.kernel_size
-    if (kh, kw) == (h, w): return self
-    if kh < h or kw < w or (kh - h) % 2 or (kw - w) % 2:
-        raise ValueError(f'a {h}×{w} kernel has no centred place in a {kh}×{kw} one: sizes must differ by an even number')
-    p, q = (kh - h)//2, (kw - w)//2
-    return Kernel(F.pad(self.weight, (q, q, p, p)), self.bias, self.groups)
+    size = pair(kernel_size)
+    return self if size == self.kernel_size else Kernel(_sum([self], size, self.groups), self.bias, self.groups)
+
+# %% ../nbs/00_kernels.ipynb #c022
+def _total(cls, kernels) -> Kernel: # of a list of kernels
+    "Parallel branches: `x*(a + b + ...) = x*a + x*b + ...`"
+    kernels = list(kernels)
+    if len({(k.in_channels, k.out_channels) for k in kernels}) != 1: raise ValueError(f'parallel branches need equal channels: {" and ".join(map(str, kernels)) or "there are none"}')
+    if len(kernels) == 1: return kernels[0]
+    size, groups = tuple(map(max, *(k.kernel_size for k in kernels))), gcd(*(k.groups for k in kernels))
+    biases = [k.bias for k in kernels if k.bias is not None]
+    return cls(_sum(kernels, size, groups), reduce(torch.add, biases) if biases else None, groups)
+
+Kernel.total = classmethod(_total)
 
 @patch
 def __add__(self:Kernel, other:Kernel) -> Kernel:
-    "Two parallel branches: `x*(a + b) = x*a + x*b`"
-    if not isinstance(other, Kernel): return NotImplemented
-    if (self.in_channels, self.out_channels) != (other.in_channels, other.out_channels):
-        raise ValueError(f'parallel branches need equal channels: {self} and {other}')
-    size = tuple(map(max, self.kernel_size, other.kernel_size))
-    g = gcd(self.groups, other.groups)
-    a, b = self.coarsen(g).pad(size), other.coarsen(g).pad(size)
-    bias = a.bias if b.bias is None else b.bias if a.bias is None else a.bias + b.bias
-    return Kernel(a.weight + b.weight, bias, g)
+    "Two parallel branches"
+    return Kernel.total([self, other]) if isinstance(other, Kernel) else NotImplemented
 
 # %% ../nbs/00_kernels.ipynb #c025
 @patch
@@ -172,13 +207,14 @@ def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
     r = max(ga//gb, 1)                              # groups of a within a group of b
     i, m, o = a.shape[1], b.shape[1]//r, b.shape[0] # inputs, middle channels that are summed over, outputs
     a, b = a.view(gb, r, m, i, *a.shape[2:]), b.view(gb, o//gb, r, m, *b.shape[2:])
-    if   a.shape[4:] == (1, 1): w = torch.einsum('gormhw,grmi->gorihw', b, a.flatten(3))
+    if r*m == 1 and a.shape[4:] == (1, 1): w = a.view(gb, 1, i, 1) @ b.view(gb, o//gb, 1, -1) # each output sees one middle channel: outer products
+    elif a.shape[4:] == (1, 1): w = torch.einsum('gormhw,grmi->gorihw', b, a.flatten(3))
     elif b.shape[4:] == (1, 1): w = torch.einsum('gorm,grmihw->gorihw', b.flatten(3), a)
     else:
         image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
         w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
         w = w.view(i, gb, r, o//gb, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
-    return w.flatten(2, 3).flatten(0, 1).contiguous() # whatever order the einsum left: sums inside a convolution must not depend on it
+    return w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:]))).contiguous() # whatever order the einsum left: sums inside a convolution must not depend on it
 
 # %% ../nbs/00_kernels.ipynb #c030
 @patch

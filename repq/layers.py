@@ -5,6 +5,7 @@
 # %% ../nbs/06_layers.ipynb #c002
 from __future__ import annotations
 import copy
+from itertools import chain
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
@@ -53,6 +54,7 @@ class RepQLayer(nn.Module):
                 ):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
+        self._kept = None # in evaluation: (what it was made of, weight and bias)
         if statistics is not None: self.set_statistics(statistics)
 
     def set_statistics(self, name:str):
@@ -71,9 +73,13 @@ class RepQLayer(nn.Module):
         self.block.rebase(statistics)
         self.switching = False
 
+    def quantized_kernel(self, x:Tensor=None) -> tuple:
+        "Weight and bias that the input is convolved with"
+        w, b = self.kernel(x)
+        return w if self.weight_quantizer is None else self.weight_quantizer(w), b
+
     def forward(self, input:Tensor) -> Tensor:
-        w, b = self.kernel(input if self.training else None)
-        if self.weight_quantizer is not None: w = self.weight_quantizer(w)
+        w, b = self.quantized_kernel(input) if self.training else self.evaluation_kernel()
         if self.input_quantizer is not None: input = self.input_quantizer(input)
         return self.block.convolve(input, w, b)
 
@@ -91,6 +97,26 @@ class RepQLayer(nn.Module):
         if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'):
             return getattr(self.block, name)
         return super().__getattr__(name)
+
+# %% ../nbs/06_layers.ipynb #f002
+@patch
+def _made_of(self:RepQLayer):
+    "What changes when the kernel does"
+    ts = [t for m in (self.block, self.weight_quantizer) if m is not None for t in chain(m.parameters(), m.buffers())]
+    sums = torch.stack([t.sum(dtype=torch.float64).to(ts[0].device) for t in ts]).tolist()
+    return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version, s) for t, s in zip(ts, sums)]
+
+@patch
+def evaluation_kernel(self:RepQLayer) -> tuple:
+    "Weight and bias from running statistics, kept from one call to the next while gradients are off"
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or next(self.block.parameters(), next(self.block.buffers(), torch.zeros(()))).device.type in ('meta', 'mps'):
+        self._kept = None
+        return self.quantized_kernel()
+    key = self._made_of()
+    if self._kept is None or self._kept[0] != key:
+        kernel = self.quantized_kernel() # may set a step
+        self._kept = self._made_of(), kernel
+    return self._kept[1]
 
 # %% ../nbs/06_layers.ipynb #c020
 class IntegerKernel(nn.Module):

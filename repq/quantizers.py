@@ -6,10 +6,12 @@
 __all__ = ['check_bits', 'grid', 'check_grid', 'fake_quantize', 'quantize_to_int', 'min_error_step', 'positive_step', 'LSQ']
 
 # %% ../nbs/02_quantizers.ipynb #c002
-import torch, torch.distributed as dist
+from functools import lru_cache
+import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
+from .batchnorm import reduce_ranks
 
 # %% ../nbs/02_quantizers.ipynb #c006
 def check_bits(bits:int): # number of bits of an integer grid
@@ -34,6 +36,12 @@ def _scaled(v, step):
     if s.ndim: s = s.view(-1, *[1]*(v.ndim-1))
     return v.to(dtype)/s, s
 
+# %% ../nbs/02_quantizers.ipynb #n001
+@lru_cache(64)
+def _just_outside(qn, qp, dtype):
+    "The largest number below `qn` and the smallest above `qp`"
+    return tuple(torch.nextafter(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)).item() for a, b in ((qn, -torch.inf), (qp, torch.inf)))
+
 # %% ../nbs/02_quantizers.ipynb #c019
 class _FakeQuantize(torch.autograd.Function):
     "`fake_quantize` and its gradients; keeps `v` and `step` only"
@@ -47,16 +55,16 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        v, step = ctx.saved_tensors
+        (v, step), qn, qp = ctx.saved_tensors, ctx.qn, ctx.qp
         u, s = _scaled(v, step)
-        c = u.clamp(ctx.qn, ctx.qp)
-        m = u.eq_(c)                                                      # 1 inside, 0 outside, as floats
+        g = g.to(u.dtype)
+        grad = torch.ops.aten.hardtanh_backward(g, u, *_just_outside(qn, qp, u.dtype))
         grad_step = None
         if ctx.needs_input_grad[1]:
-            n = max(v.numel(), 1)/step.numel()
-            per_element = c.round().addcmul_(c, m, value=-1).mul_(g)
-            grad_step = (per_element.sum_to_size(s.shape)/(n*ctx.qp)**0.5).view(step.shape).to(step.device, step.dtype)
-        return (m.mul_(g).to(v.dtype) if ctx.needs_input_grad[0] else None), grad_step, None, None
+            c, n = u.clamp_(qn, qp), max(v.numel(), 1)/step.numel()
+            per_element = c.round().mul_(g).addcmul_(grad, c, value=-1)
+            grad_step = (per_element.sum_to_size(s.shape)/(n*qp)**0.5).view(step.shape).to(step.device, step.dtype)
+        return grad.to(v.dtype) if ctx.needs_input_grad[0] else None, grad_step, None, None
 
 # %% ../nbs/02_quantizers.ipynb #c021
 def check_grid(qn:int, qp:int):
@@ -114,17 +122,12 @@ def _errors(rows, steps, qn, qp):
     return err*steps.square()
 
 # %% ../nbs/02_quantizers.ipynb #c054
-def _over_ranks(t, op):
-    "`t` combined in place over the processes of a distributed run by 'MAX' or 'SUM'; itself where there is only one"
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1: dist.all_reduce(t, getattr(dist.ReduceOp, op))
-    return t
-
 def _extremes(rows, over_ranks=False):
     "(smallest, largest) entry of each row of `rows` (r, n); an error if it is empty or not finite"
     if not rows.numel(): raise ValueError(f'cannot find a step for an empty tensor ({rows.shape[0]} rows of {rows.shape[1]})')
     lo, hi = rows.aminmax(dim=1)
     ends = torch.stack([-lo, hi]).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-    if over_ranks: _over_ranks(ends, 'MAX')   # errors are raised after this, on every rank or on none
+    if over_ranks: reduce_ranks(ends, 'MAX')   # errors are raised after this, on every rank or on none
     if not ends.isfinite().all(): raise ValueError('cannot find a step for non-finite values: the tensor has nan or inf in it')
     return -ends[0], ends[1]
 
@@ -158,7 +161,7 @@ def min_error_step(
         lo, hi = _extremes(rows, over_ranks)
         steps, none = _candidates(lo.to(wide), hi.to(wide), qn, qp, n_candidates)
         err = _errors(rows, steps, qn, qp)
-        if over_ranks: _over_ranks(err, 'SUM')
+        if over_ranks: reduce_ranks(err, 'SUM')
         best = torch.where(none, steps[:,-1], steps.gather(1, err.argmin(1, keepdim=True))[:,0]).to(x.dtype)
     return best if per_channel else best[0]
 

@@ -1,9 +1,9 @@
 "The four statistics: what each promises, for any geometry."
-import math
-import pytest, torch
+import math, subprocess, sys
+import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from helpers import BN, cases, close, randomize
-from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, get_statistics, sampled_stats
+from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, get_statistics, normalize, sampled_stats
 from repq.blocks import ACBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
@@ -230,3 +230,35 @@ def test_gradients_of_large_maps(name, stride, mode):
     gx, gw = torch.autograd.grad(loss(x.requires_grad_(), w.requires_grad_()), (x, w))
     with torch.no_grad(): numeric = (loss(x + 1e-5*dx, w + 1e-5*dw) - loss(x - 1e-5*dx, w - 1e-5*dw))/2e-5
     close((gx*dx).sum() + (gw*dw).sum(), numeric, 1e-6)
+
+RANK = """
+import sys, torch, torch.distributed as dist
+store, out, rank, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=2)
+from repq.kernels import Geometry, Kernel
+from repq.batchnorm import normalize
+torch.manual_seed(0)
+x, w, bn = torch.randn(64, 4, 8, 8, dtype=torch.float64) + 3, torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True), torch.nn.BatchNorm2d(6).double()
+part = x[rank*32:(rank + 1)*32].clone().requires_grad_()
+k, mean, var = normalize(Kernel(w), bn, part, Geometry(padding=1), name)
+loss = k.conv(part, Geometry(padding=1)).sin().mean()
+grads = torch.autograd.grad(loss, (part, w, bn.weight))
+for g in grads[1:]: dist.all_reduce(g); g /= 2                      # as data parallel does
+torch.save((mean, var, *grads), f'{out}{rank}.pt')
+dist.destroy_process_group()
+"""
+
+@pytest.mark.parametrize('name', ['exact', 'estimated', 'corrected'])
+@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == 'win32', reason='needs torch.distributed with gloo')
+def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path, name):
+    run = [subprocess.Popen([sys.executable, '-c', RANK, tmp_path/'store', tmp_path/'r', str(r), name]) for r in range(2)]
+    assert [p.wait(120) for p in run] == [0, 0]
+    a, b = (torch.load(tmp_path/f'r{r}.pt', weights_only=True) for r in range(2))
+    torch.manual_seed(0)
+    x, w, bn = torch.randn(64, 4, 8, 8, dtype=torch.float64) + 3, torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True), nn.BatchNorm2d(6).double()
+    x.requires_grad_()
+    k, mean, var = normalize(Kernel(w), bn, x, Geometry(padding=1), name)
+    grads = torch.autograd.grad(k.conv(x, Geometry(padding=1)).sin().mean(), (x, w, bn.weight))
+    for got in (a, b):
+        for u, v in zip((*got[:2], *got[3:]), (mean, var, *grads[1:])): torch.testing.assert_close(u, v)
+    torch.testing.assert_close(torch.cat([a[2], b[2]])/2, grads[0])  # each process' loss is a mean over half of the images

@@ -1,0 +1,109 @@
+"The fast paths equal the slow ones, and the benchmarks measure what they say"
+import json
+from itertools import product
+import pytest, torch, torch.nn as nn
+from hypothesis import given, settings, strategies as st
+from repq.kernels import Geometry, Kernel
+from repq.batchnorm import STATISTICS, fold, get_statistics, normalize
+from repq.bench import lsq_autograd, train_step
+from repq.blocks import ACBlock, RepVGGBlock
+from repq.layers import RepQLayer
+from repq.orepa import OREPA
+from repq.quantizers import LSQ, fake_quantize
+from repq.cli import app
+from typer.testing import CliRunner
+
+def close(a, b, tol=1e-9):
+    for x, y in zip(a, b): torch.testing.assert_close(x, y, rtol=tol, atol=tol)
+
+sizes = st.sampled_from([1, 3, 5])
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), sizes, sizes), min_size=1, max_size=4), st.integers(0, 99))
+def test_a_sum_of_kernels_is_the_sum_of_dense_padded_ones(branches, seed):
+    torch.manual_seed(seed)
+    kernels = [Kernel(torch.randn(8, 4//g, h, w, dtype=torch.float64, requires_grad=True), groups=g) for g, h, w in branches]
+    size = max(k.kernel_size[0] for k in kernels), max(k.kernel_size[1] for k in kernels)
+    def dense(k):
+        p, q = (size[0] - k.kernel_size[0])//2, (size[1] - k.kernel_size[1])//2
+        rows = [nn.functional.pad(w, (q, q, p, p, (g*4)//k.groups, 4 - (g + 1)*4//k.groups)) for g, w in enumerate(k.weight.chunk(k.groups))]
+        return torch.cat(rows)
+    total = Kernel.total(kernels)
+    got, want = total.coarsen(1).weight, sum(dense(k) for k in kernels)
+    seed = torch.randn_like(want)
+    weights = [k.weight for k in kernels]
+    close([got, *torch.autograd.grad(got, weights, seed)], [want, *torch.autograd.grad(want, weights, seed)])
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('groups,bias,stride', product((1, 2), (False, True), (1, 2)))
+def test_normalize_is_statistics_then_fold_then_affine(statistics, groups, bias, stride):
+    torch.manual_seed(0)
+    x = torch.randn(40, 4, 9, 7, dtype=torch.float64, requires_grad=True)
+    k = Kernel(torch.randn(6, 4//groups, 3, 3, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64, requires_grad=True) if bias else None, groups)
+    bn, geo = nn.BatchNorm2d(6).double(), Geometry(stride, 1)
+    nn.init.normal_(bn.weight)
+    short, *seen = normalize(k, bn, x, geo, statistics)
+    stats = get_statistics(statistics)(x, k, geo)
+    long = k.affine(*fold(bn, *stats))
+    inputs = [x, k.weight, bn.weight, bn.bias] + [k.bias]*bias
+    grads = [torch.autograd.grad((o.weight.sin().sum() + o.bias.cos().sum()), inputs) for o in (short, long)]
+    close([*short, *seen, *grads[0]], [*long, *(s.detach() for s in stats), *grads[1]])
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 8), st.booleans(), st.floats(.01, 2), st.integers(0, 99))
+def test_fake_quantize_has_the_gradients_of_its_formula(bits, signed, step, seed):
+    torch.manual_seed(seed)
+    qn, qp = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+    v, s, g = torch.randn(64, dtype=torch.float64, requires_grad=True), torch.tensor(step, dtype=torch.float64, requires_grad=True), torch.randn(64, dtype=torch.float64)
+    close(*((f(v, s, qn, qp), *torch.autograd.grad(f(v, s, qn, qp), (v, s), g)) for f in (fake_quantize, lsq_autograd)))
+
+def test_the_ends_of_the_grid_belong_to_it():
+    v = torch.tensor([-8*.25, 7*.25, -8.001*.25, 7.001*.25], requires_grad=True)
+    fake_quantize(v, torch.tensor(.25), -8, 7).sum().backward()
+    assert v.grad.tolist() == [1, 1, 0, 0]
+
+def layer(block=None, **kw): return RepQLayer(block or ACBlock(8, 8), LSQ(4, True, per_channel=True, channels=8), LSQ(4, False), **kw)
+
+@pytest.mark.parametrize('make', [lambda: layer(statistics='estimated'), lambda: layer(statistics='corrected'), lambda: layer(RepVGGBlock(8, 8)), lambda: layer(OREPA(8, 8))])
+def test_a_layer_compiles_into_one_graph(make):
+    torch.manual_seed(0)
+    m, x = make(), torch.randn(8, 8, 6, 6).relu()
+    m(x)
+    graphs = []
+    def backend(gm, _): graphs.append(gm); return gm.forward
+    torch._dynamo.reset()
+    twin = torch.compile(m, fullgraph=True, backend=backend)
+    state = {k: v.clone() for k, v in m.state_dict().items()}
+    got = twin(x); m.load_state_dict(state); want = m(x)
+    assert len(graphs) == 1
+    torch.testing.assert_close(got, want)
+
+@torch.no_grad()
+@pytest.mark.parametrize('change', ['step', 'data', 'load', 'half-precision copy', 'quantizer', 'running mean'])
+def test_a_kept_kernel_follows_every_change(change):
+    torch.manual_seed(0)
+    m, x = layer(), torch.randn(8, 8, 6, 6).relu()
+    m(x); m.eval()
+    before, conv = m(x), next(o for o in m.modules() if isinstance(o, nn.Conv2d))
+    if change == 'step': conv.weight.add_(1)
+    elif change == 'data': conv.weight.data.mul_(2)
+    elif change == 'load': m.load_state_dict({k: v*2 if v.is_floating_point() and 'init' not in k else v for k, v in m.state_dict().items()})
+    elif change == 'half-precision copy': conv.weight = nn.Parameter(conv.weight.half().float()*1.5)
+    elif change == 'quantizer': m.weight_quantizer = None
+    else: next(o for o in m.modules() if isinstance(o, nn.BatchNorm2d)).running_mean.add_(1)
+    after = m(x)
+    assert not torch.equal(before, after)
+    with torch.enable_grad(): torch.testing.assert_close(after, m(x).detach(), rtol=0, atol=0)
+
+def test_rows_and_their_file(tmp_path):
+    file = tmp_path/'rows.json'
+    res = CliRunner().invoke(app, ['bench', 'train-step', 'ac_resnet18_tiny', '--size', '8', '--batch-size', '4', '--rounds', '1', '--only', 'repq-bnest', '--json', str(file)])
+    assert res.exit_code == 0, res.output
+    d = json.loads(file.read_text())
+    assert {'command', 'torch', 'device', 'date'} <= set(d)
+    assert [(r['stage'], r['method']) for r in d['rows']] == [('full precision', 'plain'), ('4 bits', 'plain'), ('4 bits', 'repq-bnest')]
+    assert all(r['step_ratio'] > 0 and r['memory_ratio'] > 0 for r in d['rows'])
+
+def test_super_resolution_is_measured_with_its_own_data():
+    rows = train_step('plainsr_m4c8', 2, 16, rounds=1, only=['merged'])
+    assert {r['stage'] for r in rows} == {'full precision', '4 bits'}
