@@ -84,13 +84,17 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           crop: Annotated[Optional[int], typer.Option(help='Pixels of the large side of a training crop.')] = None,
           iterations: Annotated[Optional[int], typer.Option(help='Batches in an epoch.')] = None,
           benchmarks: Annotated[Optional[str], typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')] = None,
-          timing: Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end; 0: none.')] = 5):
-    "Train one stage of a method into a new run folder."
+          timing: Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end; 0: none.')] = 5,
+          resume: Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in OUT.part, if it was interrupted, to the weights that it would have had; begin it if it was not begun; leave it if it is finished.')] = False,
+          checkpoint_minutes: Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each epoch; 0: after every batch.')] = 15,
+          keep: Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')] = 2,
+          skips: Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')] = 10):
+    "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it."
     from repq import recipes, runs
     recipe = recipes.get_recipe(model, method, weight_bits, input_bits, data=data, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
                                 schedule=schedule, label_smoothing=label_smoothing, image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits, layer_bits=layer_bits and recipes.parse_layer_bits(layer_bits), per_channel=not per_tensor, full_precision=full_precision,
                                 scale=scale, crop=crop, iterations=iterations, benchmarks=benchmarks)
-    row = runs.train(recipe, out, init, timing=timing)
+    row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips)
     typer.echo((_dB(row) if 'psnr' in row else f'accuracy {row["accuracy"]:.2%}, deployed {row["merged_accuracy"]:.2%}') + f', {row["size_bytes"]/1e3:,.0f} kB, {row["bit_operations"]/1e9:,.3g} G bit operations'
                + (f', step time {row["step_ratio"]:.2f} × plain' if row['step_ratio'] else '') + f'\nrun folder: {out}')
 
@@ -246,5 +250,5 @@ def main():
         print(f'repq: {e}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print('repq: interrupted; an unfinished run stays in its .part folder and is made anew next time', file=sys.stderr)
+        print('repq: interrupted; the same command with --resume goes on from the last checkpoint, in OUT.part', file=sys.stderr)
         sys.exit(130)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from fastcore.basics import chunked, patch, store_attr
@@ -145,7 +145,7 @@ class ImageDL(DataLoader):
         seed:int=None,      # of order and augmentation; None: drawn from Python's `random`
         **kwargs):
         super().__init__(dataset, bs=bs, **kwargs)
-        self.augment,self.stats,self.epoch = augment,stats,-1
+        self.augment,self.stats,self.epoch,self.skip,self.share = augment,stats,-1,0,(0, 1)
         self.seed = random.getrandbits(32) if seed is None else seed
         mean,std = stats or ([0.],[1.])
         self._mean,self._std = [torch.tensor(o)[:,None,None]*255 for o in (mean, std)]
@@ -157,9 +157,22 @@ class ImageDL(DataLoader):
     def before_iter(self): self.epoch += 1
     def shuffle_fn(self, idxs): return rng_at(self.seed, self.epoch).sample(idxs, len(idxs))
 
+    def get_idxs(self):
+        "Indices of the batches still to come in this epoch; without `drop_last`, of those of this process"
+        (rank,ranks),idxs = self.share, super().get_idxs()[self.skip*self.bs:]
+        self.skip = 0
+        return idxs if self.drop_last else [i for b in list(chunked(idxs, self.bs))[rank::ranks] for i in b]
+
     def create_batches(self, samps):
         key = f'{self.seed}/{self.epoch}' if self.augment else None
-        for idxs in chunked(samps, self.bs, self.drop_last): yield self.dataset.batch(idxs, key)
+        for idxs in chunked(samps, self.bs, self.drop_last): yield self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+
+    def _part(self, idxs, key):
+        "This process's share of the batch"
+        rank,ranks = self.share
+        part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
+        if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
+        return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
     def after_batch(self, b):
         "Normalise: uint8 travels to the device, a quarter of the bytes of float32"
@@ -169,9 +182,9 @@ class ImageDL(DataLoader):
 
     def one_batch(self):
         "The batch that the next epoch begins with; looking at it changes nothing"
-        epoch = self.epoch
+        epoch,skip = self.epoch,self.skip
         try: return super().one_batch()
-        finally: self.epoch = epoch
+        finally: self.epoch,self.skip = epoch,skip
 
 # %% ../nbs/10_data.ipynb #c037
 @patch
@@ -219,8 +232,17 @@ def centre_crop(
 def open_rgb(
     path, # an image file
 ) -> Image.Image:
-    "The decoded image, as RGB"
-    with Image.open(path) as im: return im.convert('RGB')
+    "The decoded image, upright, as RGB"
+    with Image.open(path) as im:
+        im.load() # an error in the pixels comes here, before EXIF is asked
+        im = _upright(im)
+        if im.mode[0]=='I': im = Image.fromarray((np.asarray(im).astype(np.int64)//257).clip(0, 255).astype(np.uint8))
+        return im.convert('RGB')
+
+def _upright(im):
+    "Turned as its EXIF says; as it is where there is none, or it is damaged"
+    try: return ImageOps.exif_transpose(im)
+    except Exception: return im # of many kinds: damaged EXIF is no reason to miss the picture
 
 @contextmanager
 def _quiet():
@@ -230,7 +252,7 @@ def _quiet():
         yield
 
 # %% ../nbs/10_data.ipynb #c055
-_unreadable = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) # what Pillow raises
+_unreadable = (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, Image.DecompressionBombError) # what Pillow raises for damaged files
 
 def _tolerate(
     bad:list, # unreadable files
@@ -248,6 +270,7 @@ class ImageFiles(_Labelled):
     "Labelled image files, decoded when a batch asks for them, each augmented from its own address"
     where = 'from files'
     in_channels = 3
+    independent = True # each image is augmented by itself, so that a part of a batch can be made alone
     def __init__(self,
         files:list,    # n paths
         y:Tensor,      # (n,) int64
@@ -256,7 +279,7 @@ class ImageFiles(_Labelled):
         ratio:float=7/8, # of the validation crop, see `centre_crop`
     ):
         store_attr()
-        self.bad = {}
+        self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_() # found unreadable, by whichever worker process
 
     def load(self, i, key=None):
         "Image `i` as (size, size, 3) uint8; without a `key` the central crop"
@@ -272,8 +295,11 @@ class ImageFiles(_Labelled):
         for i in idxs:
             try: xs.append(self.load(i, key)); ok.append(i)
             except _unreadable as e: self._skip(i, e)
-        if not xs: raise ValueError(f'none of the {len(idxs)} images of a batch can be read, e.g. {self.files[idxs[0]]}')
+        if not xs: return self.batch([(i+len(idxs)) % len(self) for i in idxs], key) # ends: `_skip` tolerates a tenth
         return torch.from_numpy(np.stack(xs)).permute(0,3,1,2).contiguous(), self.y[ok]
+
+    @property
+    def unreadable(self): return [self.files[i] for i in self.bad.clone().nonzero()[:,0]] # a copy: others may be writing
 
     def subset(self, idxs):
         idxs = torch.arange(len(self))[idxs]
@@ -284,10 +310,10 @@ class ImageFiles(_Labelled):
 @patch
 def _skip(self:ImageFiles, i, e):
     "Remember and name an unreadable image the first time, with the policy of `_tolerate`"
-    if i in self.bad: return
-    self.bad[i] = e
-    if len(self.bad) > len(self)/10: _tolerate([self.files[o] for o in self.bad], len(self))
-    warnings.warn(f'{self.files[i]} cannot be read ({e}); skipped, number {len(self.bad)} so far')
+    if self.bad[i]: return
+    self.bad[i] = True
+    if len(self.unreadable) > len(self)/10: _tolerate(self.unreadable, len(self))
+    warnings.warn(f'{self.files[i]} cannot be read ({e}); skipped, number {len(self.unreadable)} so far')
 
 # %% ../nbs/10_data.ipynb #c061
 IMAGE_EXTENSIONS = '.jpg .jpeg .png .webp .bmp .ppm .pgm .gif .tif .tiff'.split()
@@ -547,6 +573,8 @@ def _stats(normalize, train):
     return mean,std
 
 # %% ../nbs/10_data.ipynb #c099
+def _cores() -> int: return max(1, (os.cpu_count() or 1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1))) # for each process that torchrun started here
+
 def get_dls(
     path,            # ImageFolder tree (train/ and val/, valid/, validation/ or test/), or a name in `DATASETS`
     size:int=None,   # side in pixels; None: the images' own if small, 224 if large (128 for imagenette)
@@ -565,7 +593,7 @@ def get_dls(
     train,val = get_datasets(path, size, valid, cache)
     if bs > len(train): raise ValueError(f'bs={bs} is more than the {len(train)} training images: there would be no full batch')
     if not len(val): raise ValueError(f'valid={valid} holds out no image of {len(train)}: give a larger fraction')
-    if num_workers is None: num_workers = 0 if isinstance(train, ImageArray) else min(8, os.cpu_count() or 1)
+    if num_workers is None: num_workers = 0 if isinstance(train, ImageArray) else min(8, _cores())
     dl = ImageDL(train, bs, augment, _stats(normalize, train), seed, shuffle=True, drop_last=True, num_workers=num_workers)
     dls = DataLoaders(dl, dl.new(val, bs=valid_bs or bs, augment=False, shuffle=False, drop_last=False), device=device)
     dls.name = Path(path).name

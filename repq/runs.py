@@ -13,7 +13,6 @@ from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
-from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, L1LossFlat
@@ -26,13 +25,14 @@ from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
 from .learner import RepQCallback
+from .resume import Checkpoints, ResumableLearner, SkipNonFinite, read_state
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'environment', 'evaluate', 'step_times',
-           'step_ratios', 'StopOnNonFinite', 'ReportEpoch', 'load_run', 'psnrs', 'train', 'read_history', 'eval_run',
-           'collect', 'report', 'demo_recipes', 'demo']
+           'step_ratios', 'History', 'ReportEpoch', 'load_run', 'psnrs', 'train', 'read_history', 'eval_run', 'collect',
+           'report', 'demo_recipes', 'demo']
 
 # %% ../nbs/15_runs.ipynb #c006
 def write_text(path, text:str):
@@ -87,12 +87,13 @@ def step_ratios(models, x, y, base, rounds=10, loss=F.cross_entropy) -> dict: # 
     return {n: t/med[base] for n, t in med.items()}
 
 # %% ../nbs/15_runs.ipynb #c011
-class StopOnNonFinite(Callback):
-    "Raise where the loss is not finite"
-    order = -5
-    def after_loss(self):
-        if self.training and not torch.isfinite(self.loss):
-            raise FloatingPointError(f'the loss is {self.loss.item()} at epoch {self.epoch}, batch {self.iter}: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure')
+class History(Callback):
+    "Losses and measures of each epoch, in `history.csv`"
+    order, kept = 80, ('rows',)
+    def before_fit(self): self.rows = [','.join(self.recorder.metric_names)]
+    def after_epoch(self):
+        self.rows.append(','.join(map(str, self.recorder.log)))
+        write_text(self.path/'history.csv', '\n'.join(self.rows) + '\n')
 
 class ReportEpoch(Callback):
     "Call `f(epochs done, epochs in all, values)` after each epoch, and `f` with fractions of epochs in between"
@@ -146,10 +147,10 @@ def _schedule(recipe):
     if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, recipe.lr) if recipe.warmup else SchedCos(recipe.lr, recipe.lr)}
     return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, 0.) if recipe.warmup else SchedCos(recipe.lr, 0.)}
 
-def _learner(recipe, dls, model, path) -> Learner:
+def _learner(recipe, dls, model, path, skips) -> Learner:
     kind = _task(recipe)
-    learn = Learner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path,
-                    cbs=[RepQCallback(), StopOnNonFinite()])
+    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path,
+                             cbs=[RepQCallback(), History(), SkipNonFinite(skips)])
     return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
 
 def _watched():
@@ -197,42 +198,84 @@ def psnrs(model, deployed, benchmarks, device='cpu') -> dict: # psnr, psnr_round
 
 def _task(recipe): return {'classification': _Classification, 'super-resolution': _SuperResolution}[task(recipe.model)]
 
+# %% ../nbs/15_runs.ipynb #n010
+def _unlike(path, recipe) -> str:
+    "In what the run in `path` is another than this, '' if in nothing"
+    there = recipe_from(read_json(path/'recipe.json')['recipe'])
+    pairs = {n: (getattr(there, n), v) for n, v in asdict(recipe).items() if n != 'full_precision'} # which `init` decides
+    return ', '.join(f'{n} {a!r} instead of {b!r}' for n, (a, b) in pairs.items() if a != b)
+
+def _finished(path, recipe) -> bool:
+    "Is this run there? ValueError if another one has its place"
+    if not path.exists(): return False
+    if text := _unlike(path, recipe): raise ValueError(f'{path} holds another run ({text}): give another folder')
+    return (path/'results.json').exists()
+
+def _part(out) -> Path: return out.with_name(f'{out.name}.part')
+
+def _begun(out, recipe, resume) -> dict: # None where nothing was begun
+    "The newest checkpoint of this run; FileExistsError or ValueError where its place is taken"
+    part = _part(out)
+    if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
+    if not any((part/'checkpoints').glob('step-*.pt')): return None
+    if not resume: raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) goes on with it; to start anew, delete it')
+    if text := _unlike(part, recipe): raise ValueError(f'{part} holds the beginning of another run ({text}): give another folder, or delete it')
+    return read_state(part/'checkpoints')
+
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
           init=None,          # a full-precision run folder: where the quantized stage starts
           on_epoch=None,      # called as `ReportEpoch` does, in place of fastai's progress bar
           timing:int=5,       # rounds of step timing against the plain network; 0: none, `step_ratio` is None
           dls=None,           # the recipe's data, if loaded already
+          resume:bool=False,  # go on where an interrupted run of the same recipe left off; a finished one is left as it is
+          minutes:float=15.,  # between checkpoints, beside one after each epoch
+          keep:int=2,         # checkpoints
+          skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
          ) -> dict:           # the row of results.json
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed"
     out = Path(out)
-    if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
-    state, recipe = _start(recipe, init)
+    if minutes < 0 or keep < 1 or skips < 0: raise ValueError(f'minutes and skips must be 0 or more and keep 1 or more, got {minutes}, {skips} and {keep}')
+    if out.exists() and not resume: _begun(out, recipe, resume)
+    init_state, recipe = _start(recipe, init)
+    if resume and _finished(out, recipe): return read_json(out/'results.json')[0]
+    state, part = _begun(out, recipe, resume), _part(out)
     kind = _task(recipe)
     dls = dls or kind.data(recipe)
     set_seed(recipe.seed, reproducible=True)
     info = dict(recipe=asdict(recipe), **kind.info(dls), init=None if init is None else str(init), environment=environment())
-    model = build(recipe, info['num_classes'], info['in_channels'], state)
-    part = out.with_name(f'{out.name}.part')
-    shutil.rmtree(part, ignore_errors=True)     # of an attempt that was interrupted
-    part.mkdir(parents=True)
-    write_json(part/'recipe.json', info)
-    learn = _learner(recipe, dls, model, part)
-    if recipe.quantized: learn.calibrate(recipe.calibrate)
-    quiet = [learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext()]
-    t = time.perf_counter()
-    with quiet[0], quiet[1]:
-        learn.fit(recipe.epochs, cbs=[ParamScheduler(_schedule(recipe)), CSVLogger('history.csv')] + ([ReportEpoch(on_epoch)] if on_epoch else []))
-    row = _results(recipe, learn.model, dls, timing, time.perf_counter() - t, info)
+    model = build(recipe, info['num_classes'], info['in_channels'], init_state)
+    if state is None:
+        shutil.rmtree(part, ignore_errors=True) # of an attempt that had no checkpoint yet
+        part.mkdir(parents=True)
+        write_json(part/'recipe.json', info)
+    learn = _learner(recipe, dls, model, part, skips)
+    if state is not None: load_state(model, state['model'], f'{recipe.network} as in {part/"recipe.json"}')
+    elif recipe.quantized: learn.calibrate(recipe.calibrate)
+    checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
+    _fit(learn, recipe, checkpoints, on_epoch)
+    row = _results(recipe, learn, timing, checkpoints.seconds, info)
     save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, part/'model.safetensors')
     write_json(part/'results.json', [row])
     plots.save(plots.plot_history(read_history(part)), part/'history.png')
     os.replace(part, out)
+    shutil.rmtree(out/'checkpoints', ignore_errors=True)
     return row
 
+def _fit(learn, recipe, checkpoints, on_epoch):
+    "Train, from a checkpoint on if there is one; errors in one line, which says what is left"
+    if checkpoints.start and not on_epoch: print(f'{learn.path}: going on at epoch {checkpoints.start["epoch"]}, batch {checkpoints.start["batch"]}')
+    cbs = [ParamScheduler(_schedule(recipe)), checkpoints] + ([ReportEpoch(on_epoch)] if on_epoch else [])
+    try:
+        with learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext(), checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+    except (FloatingPointError, OSError) as e:
+        left = f'; the last good checkpoint is in {checkpoints.folder}' if any(checkpoints.folder.glob('step-*.pt')) else ''
+        raise type(e)(str(e).split(':\n\t')[-1] + left) from e # fastai puts the callback before it
+
 # %% ../nbs/15_runs.ipynb #c015
-def _results(recipe, model, dls, timing, seconds, info) -> dict:
+def _results(recipe, learn, timing, seconds, info) -> dict:
     "The row of a trained model"
+    model, dls = learn.model, learn.dls
     deployed, c = surgery.deploy(model, verbose=False), cost(model, dls.one_batch()[0][:1])
     ratio = None
     if timing:
@@ -240,7 +283,8 @@ def _results(recipe, model, dls, timing, seconds, info) -> dict:
         ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, _task(recipe).loss)['own']
     return dict(method=recipe.method, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **_task(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
-                step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1), environment=info['environment'])
+                step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1),
+                skipped_steps=len(learn.skip_non_finite.skipped), unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
@@ -297,13 +341,6 @@ def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, b
     return res
 
 # %% ../nbs/15_runs.ipynb #c025b
-def _finished(path, recipe) -> bool:
-    "Is this run there? ValueError if another one has its place"
-    if not path.exists(): return False
-    there = recipe_from(read_json(path/'recipe.json')['recipe'])
-    if replace(there, full_precision=recipe.full_precision) != recipe: raise ValueError(f'{path} holds another run ({there.network}, {there.epochs} epochs, seed {there.seed}): give another folder')
-    return (path/'results.json').exists()
-
 def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of, text)
          **kwargs # of `demo_recipes`
         ) -> list: # rows of results.json
@@ -315,7 +352,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     dls = _task(first).data(first)
     for i, (name, (recipe, init)) in enumerate(jobs.items()):
         f = lambda done, of, values: say(i + done/of, len(jobs) + 1, f'{name}, epoch {int(done)}/{of}')
-        if name in todo: train(recipe, out/name, init and out/init, on_epoch=f, timing=0, dls=dls)
+        if name in todo: train(recipe, out/name, init and out/init, on_epoch=f, timing=0, dls=dls, resume=True)
         rows += read_json(out/name/'results.json')
         say(i + 1, len(jobs) + 1, name)
     if task(first.model) == 'super-resolution': _show_details(jobs, out, dls)

@@ -103,6 +103,69 @@ def test_evaluation_matches_torchvision(tmp_path):
     want = torch.stack([tfm(Image.open(f)) for f in dls.valid_ds.files])
     assert torch.allclose(pixels(dls.valid), want, atol=1e-5)
 
+def test_sixteen_bits_and_turned_cameras(tmp_path):
+    v = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(v).save(tmp_path/'a.png'); Image.fromarray(v).save(tmp_path/'a.tif'); Image.fromarray(v.astype(np.int32)).save(tmp_path/'b.tif')
+    for f in 'a.png', 'a.tif', 'b.tif': assert np.array_equal(np.asarray(D.open_rgb(tmp_path/f))[..., 1], v//257)
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    for code, want in {1: rgb, 2: rgb[:, ::-1], 3: rgb[::-1, ::-1], 6: np.rot90(rgb, -1), 8: np.rot90(rgb)}.items():
+        exif = Image.Exif(); exif[0x112] = code
+        Image.fromarray(rgb).save(tmp_path/'c.png', exif=exif)
+        assert np.array_equal(np.asarray(D.open_rgb(tmp_path/'c.png')), want), code
+    Image.fromarray(rgb).save(tmp_path/'d.png', exif=b'Exif\0\0II*\0\x08\0\0\0\xff\xff')  # damaged EXIF, whole pixels
+    assert np.array_equal(np.asarray(D.open_rgb(tmp_path/'d.png')), rgb)
+
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'webp', 'gif', 'tif', 'bmp'])
+def test_damaged_files_are_skipped_whatever_pillow_raises(tmp_path, ext):
+    "Files with some wrong bytes, or cut: decoded or skipped, nothing else"
+    import random
+    root, rng = tree(tmp_path/'t', 30, (40, 40), ext=ext), random.Random(0)
+    whole = (root/f'train/a/000.{ext}').read_bytes()
+    for i in range(6):
+        data = bytearray(whole)
+        for _ in range(4): data[rng.randrange(min(len(data), 200))] = rng.randrange(256)
+        (root/f'train/a/{i:03d}.{ext}').write_bytes(data[:rng.randrange(1, len(data))] if i % 2 else data)
+    dls = get_dls(root, bs=20, cache=False, size=32, **CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        n = sum(len(y) for _, y in dls.train)
+    assert n == 60 - len(dls.train_ds.unreadable) and 1 <= len(dls.train_ds.unreadable) <= 6
+
+def test_workers_count_unreadable_images_together(root):
+    bad = [root/f'train/{c}/{i:03d}.png' for c in 'ab' for i in (1, 2)]
+    for f in bad: f.write_bytes(b'')
+    dls = get_dls(root, bs=4, cache=False, size=12, num_workers=2, device='cpu')
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); list(dls.train)
+    assert sorted(map(str, bad)) == sorted(map(str, dls.train_ds.unreadable))
+    (root/'train/a/003.png').write_bytes(b'')
+    with warnings.catch_warnings(), pytest.raises(ValueError, match='5 of 40 images cannot be read.*more than a tenth'): warnings.simplefilter('ignore'); list(dls.train)
+
+def test_a_batch_without_a_readable_image(root):
+    for i in 0, 1: (root/f'train/a/{i:03d}.png').write_bytes(b'')
+    ds = get_dls(root, bs=2, cache=False, size=12, **CPU).train_ds
+    with pytest.warns(UserWarning, match='cannot be read'): x, y = ds.batch([0, 1])
+    assert torch.equal(x, ds.batch([2, 3])[0]) and y.tolist() == [0, 0]
+
+# --- shares of data-parallel processes and of resumed epochs
+
+@pytest.mark.parametrize('kw', [dict(), dict(cache=False, size=12)])
+def test_shares_are_parts_of_the_batch(root, kw):
+    whole, *parts = [get_dls(root, bs=9, valid_bs=7, seed=3, **CPU, **kw) for _ in range(4)]
+    for rank, o in enumerate(parts): o.train.share = o.valid.share = rank, 3
+    for _ in range(2): assert torch.equal(pixels(whole.train), torch.cat([x for xs in zip(*(o.train for o in parts)) for x, _ in xs]))
+    dealt = [[x for x, _ in o.valid] for o in parts]
+    assert torch.equal(pixels(whole.valid), torch.cat([dealt[i % 3][i//3] for i in range(6)]))
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_rest_of_an_epoch(root, workers):
+    dls = get_dls(root, bs=8, seed=3, num_workers=workers, device='cpu')
+    first, second = pixels(dls.train), pixels(dls.train)
+    dls.train.epoch, dls.train.skip = -1, 3
+    dls.train.one_batch()                                          # looking still changes nothing
+    assert torch.equal(first[24:], pixels(dls.train)) and torch.equal(second, pixels(dls.train))
+    dls.train.skip = 5
+    assert not list(dls.train)
+
 # --- reproducibility
 
 @pytest.mark.parametrize('kw', [dict(), dict(cache=False, size=12)])
