@@ -37,7 +37,7 @@ def _ptq_recipe(init, model, data, **bits) -> Recipe:
 
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
-                  batches:int=8,      # of 32 images each, on which MinError works
+                  batches:int=8,      # of 32 images each (or the run's batch size, if that is smaller), on which MinError works
                   layer_bits:dict=None, first_last_bits:int=8, # 0: as all other layers
                   model:str=None, data:str=None, # for a checkpoint file
                  ) -> dict:           # the row of results.json
@@ -47,7 +47,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=input_bits or weight_bits, layer_bits=layer_bits, first_last_bits=first_last_bits, calibrate=batches)
     if not recipe.quantized: raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits}')
     state, recipe = _start(recipe, init)
-    dls = _task(recipe).data(replace(recipe, batch_size=32))
+    dls = _task(recipe).data(replace(recipe, batch_size=min(32, recipe.batch_size)))
     info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=str(init), environment=environment())
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     surgery.calibrate(net, [torch.cat(_images(dls, batches))])
@@ -62,7 +62,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
 # %% ../nbs/15b_deployment.ipynb #n025
 def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     "Training images of a run, as its network takes them"
-    dls = _task(recipe).data(replace(recipe, batch_size=n))
+    dls = _task(recipe).data(replace(recipe, batch_size=min(n, recipe.batch_size)))
     return _images(dls, 1)[0].cpu().float()
 
 def _export_onnx(model, out, x, profile) -> str:
