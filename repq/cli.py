@@ -87,13 +87,15 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           resume: Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in OUT.part, if it was interrupted, to the weights that it would have had; begin it if it was not begun; leave it if it is finished.')] = False,
           checkpoint_minutes: Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each epoch; 0: after every batch.')] = 15,
           keep: Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')] = 2,
+          accumulate: Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')] = 1,
           skips: Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')] = 10):
-    "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it."
+    "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq import recipes, runs
     recipe = recipes.get_recipe(model, method, weight_bits, input_bits, data=data, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
                                 schedule=schedule, label_smoothing=label_smoothing, image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits, per_channel=not per_tensor, full_precision=full_precision,
                                 scale=scale, crop=crop, iterations=iterations, benchmarks=benchmarks)
-    row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips)
+    row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, accumulate=accumulate)
+    if row is None: return # under torchrun the first process speaks
     typer.echo((_dB(row) if 'psnr' in row else f'accuracy {row["accuracy"]:.2%}, deployed {row["merged_accuracy"]:.2%}') + f', {row["size_bytes"]/1e3:,.0f} kB, {row["bit_operations"]/1e9:,.3g} G bit operations'
                + (f', step time {row["step_ratio"]:.2f} × plain' if row['step_ratio'] else '') + f'\nrun folder: {out}')
 
@@ -212,3 +214,6 @@ def main():
     except KeyboardInterrupt:
         print('repq: interrupted; the same command with --resume goes on from the last checkpoint, in OUT.part', file=sys.stderr)
         sys.exit(130)
+
+# %% ../nbs/16_cli.ipynb #n004
+if __name__ == '__main__' and '__file__' in globals(): main() # python -m repq.cli, not a notebook

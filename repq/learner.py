@@ -13,6 +13,7 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from .quantizers import LSQ
 from .blocks import RepVGGBlock
+from .layers import RepQLayer
 from . import surgery
 
 # %% auto #0
@@ -20,13 +21,19 @@ __all__ = ['RepQCallback']
 
 # %% ../nbs/11_learner.ipynb #c006
 class RepQCallback(Callback):
-    "Steps: set before training begins, and without weight decay"
+    "Steps: set before training begins, without weight decay, and with the gradient that LSQ gives them for a whole batch"
     order = 5 # after the callbacks that move the model to a device or into mixed precision
+    def __init__(self, parts:int=1): self.parts = parts # in which a batch is computed, by several processes or one after another
     def before_fit(self):
         steps = {p for m in self.model.modules() if isinstance(m, LSQ) for p in m.parameters()}
         if any(isinstance(m, LSQ) and not m.initialized for m in self.model.modules()): self.learn.calibrate(n_batches=1)
         if isinstance(self.opt, Optimizer) and type(self.opt) is Optimizer:
             for p in steps: self.opt.state[p]['do_wd'] = False
+
+    def before_step(self):
+        if self.parts == 1: return
+        for m in self.model.modules():
+            if isinstance(m, RepQLayer) and m.input_quantizer is not None: m.input_quantizer.raw_step.grad.mul_(self.parts**-.5) # 1/sqrt(n Qp), n of the part
 
 # %% ../nbs/11_learner.ipynb #c007
 def _inputs(learn, n):
