@@ -83,6 +83,8 @@ class RepQLayer(nn.Module):
         if self.input_quantizer is not None: input = self.input_quantizer(input)
         return self.block.convolve(input, w, b)
 
+    def __getstate__(self): return {**self.__dict__, '_kept': None} # copies make their own
+
     @property
     def stage(self): return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
 

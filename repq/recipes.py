@@ -15,7 +15,8 @@ from .checkpoints import differences
 from . import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'build', 'load_state']
+__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'parse_layer_bits', 'build',
+           'load_state']
 
 # %% ../nbs/12_recipes.ipynb #c006
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Recipe:
     data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     weight_bits: int = 32
     input_bits: int = 32
-    epochs: int = 10
+    epochs: int = 10               # 0: post-training quantization, see `repq.deployment.post_training`
     batch_size: int = 128
     lr: float = .1                 # the highest: it rises during `warmup` and falls along a cosine
     warmup: float = 0.             # share of training
@@ -67,6 +68,7 @@ class Recipe:
     valid: float = None            # share of the training images held out to validate on, in place of the validation folder: for tuning
     augment: bool = True
     first_last_bits: int = 8       # 0: as all other layers
+    layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
@@ -84,8 +86,10 @@ class Recipe:
             raise ValueError(f'weights and inputs are quantized together: {self.weight_bits} and {self.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
         if self.quantized:
             for b in (self.weight_bits, self.input_bits, self.first_last_bits or 8): check_bits(b)
+        if self.layer_bits and not self.quantized: raise ValueError(f'layer_bits is for the quantized stage, got {self.layer_bits} at 32 bits')
         for n in ('epochs', 'batch_size', 'calibrate'):
-            if not isinstance(getattr(self, n), int) or getattr(self, n) < 1: raise ValueError(f'{n} must be a whole number from 1, got {getattr(self, n)!r}')
+            least = int(n != 'epochs' or not self.quantized)
+            if not isinstance(getattr(self, n), int) or getattr(self, n) < least: raise ValueError(f'{n} must be a whole number from {least}, got {getattr(self, n)!r}')
         if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
         if not 0 <= self.warmup < 1: raise ValueError(f'warmup is a share of training from 0 to below 1, got {self.warmup}')
         for n, known in dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant')).items():
@@ -139,6 +143,14 @@ def get_recipe(model:str, method='repq-bnest',
     if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
 
+# %% ../nbs/12_recipes.ipynb #n002
+def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
+    "'a=8,b=4/8' -> {'a': 8, 'b': [4, 8]}"
+    try:
+        pairs = [part.split('=') for part in text.split(',')]
+        return {n.strip(): int(b) if '/' not in b else [int(v) for v in b.split('/')] for n, b in pairs}
+    except ValueError: raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}") from None
+
 # %% ../nbs/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
           state:dict=None, # a full-precision state dict to start the quantized stage from
@@ -155,7 +167,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     if not recipe.quantized: return model
     if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
-    return surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, inplace=True, verbose=False)
+    return surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False)
 
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"

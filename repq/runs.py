@@ -271,7 +271,7 @@ def _new_folder(part, info):
 
 def _finish(recipe, learn, timing, seconds, info, out) -> dict:
     "Evaluate, write what a run consists of, and move it to its place"
-    part, row = learn.path, _results(recipe, learn, timing, seconds, info)
+    part, row = learn.path, _results(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
     save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, part/'model.safetensors')
     write_json(part/'results.json', [row])
     plots.save(plots.plot_history(read_history(part)), part/'history.png')
@@ -292,9 +292,8 @@ def _fit(learn, recipe, checkpoints, on_epoch):
         raise type(e)(str(e).split(':\n\t')[-1] + left) from e # fastai puts the callback before it
 
 # %% ../nbs/15_runs.ipynb #c015
-def _results(recipe, learn, timing, seconds, info) -> dict:
+def _results(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     "The row of a trained model"
-    model, dls = learn.model, learn.dls
     deployed, c = surgery.deploy(model, verbose=False), cost(model, dls.one_batch()[0][:1])
     ratio = None
     if timing:
@@ -303,7 +302,7 @@ def _results(recipe, learn, timing, seconds, info) -> dict:
     return dict(method=recipe.method, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **_task(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1),
-                skipped_steps=len(learn.skip_non_finite.skipped), unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
+                skipped_steps=skipped, unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"

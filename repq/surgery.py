@@ -8,6 +8,7 @@ import copy, inspect, warnings
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 import torch, torch.nn as nn
 from torch import Tensor, fx
 from torch.nn.parameter import UninitializedParameter
@@ -19,8 +20,8 @@ from .blocks import Block, RepVGGBlock
 from .layers import RepQLayer
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', 'train_merged', 'quantize', 'deploy',
-           'param_groups', 'calibrate']
+__all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', 'train_merged',
+           'quantize', 'deploy', 'param_groups', 'calibrate']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -84,7 +85,7 @@ class _Tracer(fx.Tracer):
     "Layers that yield kernels and batch norms are single steps"
     def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or super().is_leaf_module(m, qualname)
 
-def _graph(model, training:bool) -> fx.Graph:
+def trace_graph(model, training:bool) -> fx.Graph:
     "What `model` computes in one mode, arguments with a default left out"
     defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
     with _untouched(model), warnings.catch_warnings():
@@ -98,7 +99,7 @@ _KEEPS = {'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2
           'adaptiveavgpool2d', 'adaptivemaxpool2d', 'stochasticdepth', 'stochastic_depth', 'chunk', 'getitem', 'split'}
 _ARITHMETIC = {'add', 'iadd', 'add_', 'mul', 'imul', 'mul_'}
 
-def _operation(node, model) -> str:
+def operation(node, model) -> str:
     "A lower-case name for what a graph node does"
     if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__.lower()
     return (node.target if node.op == 'call_method' else getattr(node.target, '__name__', '')).lower()
@@ -107,7 +108,7 @@ def _nonnegative(graph, model) -> dict:
     "Node -> whether its value is certainly ≥ 0"
     known = {}
     for node in graph.nodes:
-        name = _operation(node, model) if node.op.startswith('call') else ''
+        name = operation(node, model) if node.op.startswith('call') else ''
         inputs = all(known[n] for n in node.all_input_nodes) and bool(node.all_input_nodes)
         constants = not any(isinstance(a, (int, float)) and not a >= 0 for a in tree_leaves((node.args, node.kwargs)))
         known[node] = name in _MAKES or (name in _KEEPS and inputs) or (name in _ARITHMETIC and inputs and constants)
@@ -131,7 +132,7 @@ def _follows(node, model, calls) -> str:
 
 def _trace(model, training:bool) -> _Trace:
     "`model` traced in one mode"
-    graph, params = _graph(model, training), dict(model.named_parameters())
+    graph, params = trace_graph(model, training), dict(model.named_parameters())
     nonneg, calls = _nonnegative(graph, model), [n for n in graph.nodes if n.op == 'call_module']
     res = _Trace(Counter(n.target for n in calls), {}, {}, {id(params.get(n.target)) for n in graph.nodes if n.op == 'get_attr'})
     for n in calls:
@@ -393,12 +394,24 @@ def _install(layer, weight_quantizer, input_quantizer, statistics):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
 
+# %% ../nbs/07_surgery.ipynb #n003
+def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits)
+    "Bit-widths of single layers; ValueError where a name or a number is none"
+    if not isinstance(layer_bits or {}, dict): raise ValueError(f'layer_bits must be a dictionary from names of layers to bits, got {layer_bits!r}')
+    res = {n: tuple(b) if isinstance(b, (tuple, list)) else (b, b) for n, b in (layer_bits or {}).items()}
+    for n, b in res.items():
+        if n not in names: raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are {', '.join(get_close_matches(n, names, 3, 0))}")
+        if len(b) != 2: raise ValueError(f"layer_bits: '{n}' takes bits, or (weight bits, input bits), got {b}")
+        for v in b: _named(n, check_bits, v)
+    return res
+
 # %% ../nbs/07_surgery.ipynb #c058
 def quantize(model:nn.Module,
              weight_bits:int=8, input_bits:int=8, # 2..16
              statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled'; None: as they are ('exact' unless set)
              per_channel=True,         # one weight step per output channel, or one per layer
              first_last_bits=8,        # for the first and the last layer; None: as all others
+             layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ
              inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
@@ -408,13 +421,14 @@ def quantize(model:nn.Module,
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
     todo = [s for s in sites if not s.left and (not isinstance(s.module, RepQLayer) or s.module.stage == 'merged')]
     edges = [] if first_last_bits is None else _edges(sites)
-    bits = lambda s: (first_last_bits,)*2 if s in edges else (weight_bits, input_bits)
+    own = _layer_bits(layer_bits, [s.name for s in todo])
+    bits = lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits))
     plan = {s.module: _named(s.name, _plan, s, *bits(s), per_channel) for s in todo}
     for p in plan.values(): _install(*p, statistics)
     model, hooks = _replace(model, {m: p[0] for m, p in plan.items()})
     rep, before = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items()), [s for s in sites if s not in todo and not s.left]
     _report('quantize', verbose, untraced, f'{_count(len(todo), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and todo else ''),
-            before and f'{_count(len(before), "layer")} quantized before, left as they are', left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)
+            own and 'but ' + ', '.join(f'{n} at {w}/{i}' for n, (w, i) in own.items()), before and f'{_count(len(before), "layer")} quantized before, left as they are', left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)
     return model
 
 # %% ../nbs/07_surgery.ipynb #c066

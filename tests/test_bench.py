@@ -1,5 +1,5 @@
 "The fast paths equal the slow ones, and the benchmarks measure what they say"
-import json
+import copy, json, pickle
 from itertools import product
 import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
@@ -94,6 +94,18 @@ def test_a_kept_kernel_follows_every_change(change):
     after = m(x)
     assert not torch.equal(before, after)
     with torch.enable_grad(): torch.testing.assert_close(after, m(x).detach(), rtol=0, atol=0)
+
+def test_a_layer_that_keeps_a_kernel_can_be_copied():
+    torch.manual_seed(0)
+    for m in (layer(), layer(nn.Conv2d(8, 8, 3, padding=1)), RepQLayer(nn.Conv2d(8, 8, 3, padding=1))):
+        x = torch.randn(8, 8, 6, 6).relu()
+        m(x); m.eval()
+        with torch.no_grad(): m(x)
+        m.train(); m(x).sum().backward()
+        torch.optim.SGD(m.parameters(), .1).step()
+        twin = copy.deepcopy(m).eval()
+        torch.testing.assert_close(twin(x), m.eval()(x))
+        pickle.loads(pickle.dumps(twin))
 
 def test_rows_and_their_file(tmp_path):
     file = tmp_path/'rows.json'

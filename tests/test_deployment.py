@@ -1,0 +1,56 @@
+"From a run to a file: post-training quantization, exported files, reports, layers with bits of their own."
+import json
+import numpy as np, pytest, torch
+from repq.deployment import example_images, export_run, post_training, report_run
+from repq.export import onnx_session, optimized_ops, run_onnx
+from repq.integers import load_integers, to_integer
+from repq.layers import RepQLayer
+from repq.recipes import get_recipe
+from repq.runs import eval_run, load_run, train
+
+@pytest.fixture(scope='module')
+def fp(tmp_path_factory):
+    path = tmp_path_factory.mktemp('runs')/'fp'
+    train(get_recipe('mobileone_s0_tiny', 'repq-bn', data='digits', epochs=3), path, timing=0)
+    return path
+
+def test_from_full_precision_to_a_file(fp, tmp_path):
+    bits = {'stages.0.0.conv': [8, 4], 'head': 4}
+    row = post_training(fp, tmp_path/'ptq', 8, layer_bits=bits)
+    assert abs(row['accuracy'] - eval_run(fp)['accuracy']) < .1 and row['accuracy'] == row['merged_accuracy']
+    recipe, model, _ = load_run(tmp_path/'ptq')
+    assert recipe.layer_bits == bits and recipe.epochs == 0
+    assert [(m.weight_quantizer.bits, m.input_quantizer.bits) for n, m in model.named_modules() if isinstance(m, RepQLayer)][1:2] == [(8, 4)] and model.head.weight_quantizer.bits == 4
+    assert 'equals the integer reference in all 640 values' in export_run(tmp_path/'ptq')
+    export_run(tmp_path/'ptq', format='safetensors')
+    x = example_images(recipe, 16)
+    y = run_onnx(onnx_session(tmp_path/'ptq'/'model.onnx'), x)
+    assert torch.equal(y, load_integers(tmp_path/'ptq'/'model.integers.safetensors')(x))
+    assert optimized_ops(tmp_path/'ptq'/'model.onnx', tmp_path)['QLinearConv'] == 15
+
+def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
+    from repq import deployment
+    post_training(fp, tmp_path/'ptq')
+    monkeypatch.setattr(deployment, 'run_onnx', lambda session, x: run_onnx(session, x) + 1)
+    with pytest.raises(ValueError, match='differs from the reference in 640 of 640'): export_run(tmp_path/'ptq')
+    assert sorted(p.name for p in (tmp_path/'ptq').iterdir()) == ['model.safetensors', 'recipe.json', 'results.json']
+
+def test_report(fp, tmp_path):
+    post_training(fp, tmp_path/'ptq', 4)
+    table = report_run(tmp_path/'ptq', tmp_path/'report')
+    d = json.loads((tmp_path/'report'/'layers.json').read_text())
+    assert (tmp_path/'report'/'layers.md').read_text().strip() == table and len(d['layers']) == 16 == len(d['alone']) - 1
+    assert d['alone'][''] == pytest.approx(eval_run(fp)['accuracy'])                    # in floats it is the network it was made of
+    assert all(r['bit_operations'] == r['macs']*r['weight_bits']*r['input_bits'] for r in d['layers'])
+    assert {p.name for p in (tmp_path/'report').iterdir()} == {'layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png'}
+
+def test_super_resolution(tmp_path):
+    from skimage import data
+    from PIL import Image
+    photos = tmp_path/'photos'; photos.mkdir()
+    for i in range(4): Image.fromarray(data.astronaut()[64*i:64*i + 96, :96]).save(photos/f'{i}.png')
+    train(get_recipe('ecbsr_m4c8', 'repq', data=str(photos), benchmarks=str(photos), epochs=1, iterations=3, batch_size=4, crop=32), tmp_path/'fp', timing=0)
+    row = post_training(tmp_path/'fp', tmp_path/'w8', 8, batches=1)
+    assert row['psnr'] == pytest.approx(row['merged_psnr'], abs=1e-3)
+    assert 'equals the integer reference' in export_run(tmp_path/'w8')
+    assert 'backbone.0.conv' in report_run(tmp_path/'w8', alone=True)
