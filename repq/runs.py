@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-import torch, torch.nn as nn, torch.nn.functional as F
+import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
@@ -18,13 +18,13 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, L1LossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
-from fastai.torch_core import rank_distrib, set_seed
+from fastai.torch_core import rank_distrib, set_seed, trainable_params
 from . import __version__, plots, surgery
 from .checkpoints import from_official, read_checkpoint
 from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
-from .learner import RepQCallback
+from .learner import Distill, RepQCallback, soft_cross_entropy
 from .parallel import Accumulate, DataParallel, barrier, process_group, processes, spread
 from .resume import Checkpoints, ResumableLearner, SkipNonFinite, read_state
 from .models import task
@@ -145,13 +145,21 @@ def _start(recipe, init) -> tuple:
 # %% ../nbs/15_runs.ipynb #c013
 def _schedule(recipe):
     "The learning rate over training: up along a cosine during warm-up, then down to zero"
-    if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, recipe.lr) if recipe.warmup else SchedCos(recipe.lr, recipe.lr)}
-    return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, 0.) if recipe.warmup else SchedCos(recipe.lr, 0.)}
+    lr = recipe.lr if recipe.bias_lr == 1 else recipe.lr*np.array([1., recipe.bias_lr]) # of `_groups`
+    if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, lr/25, lr, lr) if recipe.warmup else SchedCos(lr, lr)}
+    return {'lr': combined_cos(recipe.warmup, lr/25, lr, 0.) if recipe.warmup else SchedCos(lr, 0.)}
+
+def _groups(recipe, model) -> list: # of lists of parameters
+    "Parameters that share a learning rate: all, or biases apart"
+    if recipe.bias_lr == 1: return [trainable_params(model)]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
 
 def _learner(recipe, dls, model, path, skips, accumulate) -> Learner:
     kind = _task(recipe)
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
-    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs)
+    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
+                             splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
     return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
 
 def _watched():
@@ -165,7 +173,7 @@ def _twin(recipe, dls):
 
 # %% ../nbs/15_runs.ipynb #n002
 class _Classification:
-    loss = staticmethod(F.cross_entropy)
+    loss, distance = staticmethod(F.cross_entropy), staticmethod(soft_cross_entropy)
     @staticmethod
     def data(r): return get_dls(r.data, r.image_size, r.batch_size, augment=r.augment, seed=r.seed, valid=r.valid)
     @staticmethod
@@ -178,7 +186,7 @@ class _Classification:
     def scores(model, deployed, dls): return dict(accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(deployed, dls.valid))
 
 class _SuperResolution:
-    loss = staticmethod(F.l1_loss)
+    loss, distance = staticmethod(F.l1_loss), staticmethod(F.l1_loss)
     @staticmethod
     def data(r): return get_sr_dls(r.data, r.scale, r.crop, r.batch_size, r.iterations, r.benchmarks, r.seed)
     @staticmethod
@@ -233,6 +241,8 @@ def train(recipe:Recipe, out, # the run folder to be made
           minutes:float=15.,  # between checkpoints, beside one after each epoch
           keep:int=2,         # checkpoints
           skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
+          teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
+          tensorboard:bool=False, # write to the run's folder `tensorboard` as well
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
@@ -246,16 +256,29 @@ def train(recipe:Recipe, out, # the run folder to be made
         state = _begun(out, recipe, resume)
         dls = dls or _task(recipe).data(recipe)
         set_seed(recipe.seed, reproducible=True)
-        info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=None if init is None else str(init), processes=processes(), accumulate=accumulate, environment=environment())
+        info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
+        guides = ([_teacher(recipe, teacher, info)] if teacher is not None else []) + ([_tensorboard(part)] if tensorboard else [])
         model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
         barrier() # all have seen what there is before one changes it
         if state is None and not rank_distrib(): _new_folder(part, info)
-        learn = _learner(recipe, dls, model, part, skips, accumulate)
+        learn = _learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
         with spread(model, dls):
             if state is None and recipe.quantized: learn.calibrate(recipe.calibrate)
             _fit(learn, recipe, checkpoints, on_epoch)
     return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)
+
+def _teacher(recipe, path, info) -> Distill:
+    "The callback for a finished run as a teacher"
+    other, model, its = load_run(path)
+    if task(other.model) != task(recipe.model) or other.scale != recipe.scale or its['classes'] != info['classes']: raise ValueError(f'{path} is a run of {other.model}, of scale {other.scale} and {its["num_classes"]} classes, which cannot teach {recipe.model}, scale {recipe.scale}, {info["num_classes"]} classes')
+    return Distill(model, recipe.distill, _task(recipe).distance)
+
+def _tensorboard(part):
+    "fastai's callback for TensorBoard; ValueError where the package is missing"
+    try: from fastai.callback.tensorboard import TensorBoardCallback
+    except ImportError: raise ValueError('writing for TensorBoard needs the package tensorboard: pip install tensorboard') from None
+    return TensorBoardCallback(part/'tensorboard', trace_model=False, log_preds=False)
 
 def _built(recipe, info, state):
     "The model of a recipe as in the checkpoint `state`"
