@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from .kernels import Geometry, Kernel, pad_input
 
 # %% auto #0
-__all__ = ['STATISTICS', 'fold', 'running_stats', 'reduce_ranks', 'rank_mean', 'rank_moments', 'lift', 'mean_var', 'Moments',
-           'exact_stats', 'estimated_stats', 'tap_means', 'corrected_stats', 'sample_patches', 'sampled_stats',
-           'get_statistics', 'normalize', 'update_running', 'rebase']
+__all__ = ['STATISTICS', 'fold', 'running_stats', 'reduce_ranks', 'processes', 'rank_mean', 'rank_moments', 'lift', 'mean_var',
+           'Moments', 'exact_stats', 'estimated_stats', 'tap_means', 'corrected_stats', 'sample_patches',
+           'sampled_stats', 'get_statistics', 'normalize', 'unbiased', 'update_running', 'rebase']
 
 # %% ../nbs/01_batchnorm.ipynb #c006
 def fold(bn:nn.BatchNorm2d,
@@ -36,25 +36,25 @@ def running_stats(bn:nn.BatchNorm2d) -> tuple:
 def reduce_ranks(t:Tensor, op:str # 'SUM' or 'MAX'
               ) -> Tensor:
     "`t` combined in place over the processes of a distributed run; itself where there is only one"
-    if _ranks() > 1: dist.all_reduce(t, getattr(dist.ReduceOp, op))
+    if processes() > 1: dist.all_reduce(t, getattr(dist.ReduceOp, op))
     return t
 
-def _ranks(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def processes() -> int: return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 class _RankMean(torch.autograd.Function):
     "Mean over processes"
     @staticmethod
-    def forward(ctx, t): return reduce_ranks(t.clone(), 'SUM')/_ranks()
+    def forward(ctx, t): return reduce_ranks(t.clone(), 'SUM')/processes()
     @staticmethod
-    def backward(ctx, g): return reduce_ranks(g.clone(), 'SUM')/_ranks()
+    def backward(ctx, g): return reduce_ranks(g.clone(), 'SUM')/processes()
 
 def rank_mean(t:Tensor) -> Tensor:
     "The mean of `t` over processes, with gradients; each process must call"
-    return t if _ranks() == 1 else _RankMean.apply(t)
+    return t if processes() == 1 else _RankMean.apply(t)
 
 def rank_moments(mean:Tensor, var:Tensor) -> tuple: # both (channels,)
     "Mean and biased variance over all processes from those of each"
-    if _ranks() == 1: return mean, var
+    if processes() == 1: return mean, var
     m, s = rank_mean(torch.stack([mean, var + mean.square()]).to(torch.float32 if mean.device.type == 'mps' else torch.float64))
     return m.to(mean.dtype), (s - m.square()).clamp_min(0).to(var.dtype)
 
@@ -277,17 +277,23 @@ def normalize(kernel:Kernel,
     return Kernel(w, b, kernel.groups), mean, var
 
 # %% ../nbs/01_batchnorm.ipynb #c047
+def unbiased(var:Tensor, count:int # how many values of this process `var` was taken over; None: leave it
+            ) -> Tensor:
+    "The unbiased variance of which `var` is the biased one"
+    if count is None: return var
+    n = count*processes()
+    return var*(n/max(n - 1, 1))
+
 @torch.no_grad()
 def update_running(bn:nn.BatchNorm2d, mean:Tensor, var:Tensor,
-                   count:int=None, # how many values `var` was taken over: makes it unbiased; None leaves it
+                   count:int=None, # of `unbiased`
                   ):
     "One step of the running averages of `bn`, with its momentum (None: cumulative)"
     if bn.running_mean is None: return
     bn.num_batches_tracked += 1
     m = 1/float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-    if count is not None: var = var*(count/max(count - 1, 1))
     bn.running_mean.lerp_(mean.to(bn.running_mean), m)
-    bn.running_var.lerp_(var.to(bn.running_var), m)
+    bn.running_var.lerp_(unbiased(var, count).to(bn.running_var), m)
 
 # %% ../nbs/01_batchnorm.ipynb #c050
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments, fold, mean_var, normalize, running_stats, update_running
+from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
 from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
@@ -116,7 +116,7 @@ class Batch:
         oh, ow = geo.out_size(x.shape[2:], kernel.kernel_size)
         count = len(x)*oh*ow if computed else None
         if self.seen is not None:
-            self.seen[bn] = torch.stack([mean, var if count is None else var*(count/max(count - 1, 1))])
+            self.seen[bn] = torch.stack([mean, unbiased(var, count)])
             return kernel.affine(*fold(bn, *running_stats(bn)))
         if self.update: update_running(bn, mean, var, count)
         return normalized

@@ -5,7 +5,7 @@
 # %% ../nbs/11_learner.ipynb #c003
 from __future__ import annotations
 from itertools import islice
-import torch.nn as nn
+import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastai.learner import Learner
@@ -13,20 +13,27 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from .quantizers import LSQ
 from .blocks import RepVGGBlock
+from .layers import RepQLayer
 from . import surgery
 
 # %% auto #0
-__all__ = ['RepQCallback']
+__all__ = ['RepQCallback', 'Distill', 'soft_cross_entropy']
 
 # %% ../nbs/11_learner.ipynb #c006
 class RepQCallback(Callback):
-    "Steps: set before training begins, and without weight decay"
+    "Steps: set before training begins, without weight decay, and with the gradient that LSQ gives them for a whole batch"
     order = 5 # after the callbacks that move the model to a device or into mixed precision
+    def __init__(self, parts:int=1): self.parts = parts # in which a batch is computed, by several processes or one after another
     def before_fit(self):
         steps = {p for m in self.model.modules() if isinstance(m, LSQ) for p in m.parameters()}
         if any(isinstance(m, LSQ) and not m.initialized for m in self.model.modules()): self.learn.calibrate(n_batches=1)
         if isinstance(self.opt, Optimizer) and type(self.opt) is Optimizer:
             for p in steps: self.opt.state[p]['do_wd'] = False
+
+    def before_step(self):
+        if self.parts == 1: return
+        for m in self.model.modules():
+            if isinstance(m, RepQLayer) and m.input_quantizer is not None: m.input_quantizer.raw_step.grad.mul_(self.parts**-.5) # 1/sqrt(n Qp), n of the part
 
 # %% ../nbs/11_learner.ipynb #c007
 def _inputs(learn, n):
@@ -76,3 +83,23 @@ def merge(self:Learner, verbose=True):
 def deploy(self:Learner, verbose=True) -> nn.Module:
     "The model for inference, as `repq.surgery.deploy` makes it; the learner keeps its own"
     return surgery.deploy(self.model, verbose=verbose)
+
+# %% ../nbs/11_learner.ipynb #n002
+class Distill(Callback):
+    "In training, the loss is (1 - share)·loss + share·distance(prediction, the teacher's output)"
+    order = 12 # inside mixed precision, before a batch is taken apart
+    def __init__(self, teacher:nn.Module, share:float, distance): self.teacher, self.share, self.distance = teacher.eval(), share, distance
+    def before_fit(self):
+        self.teacher.to(self.dls.device)
+        self.plain_loss, self.learn.loss_func = self.loss_func, self._loss
+    def after_fit(self): self.learn.loss_func = self.plain_loss
+    def before_batch(self):
+        if not self.training: return
+        with torch.no_grad(): self.learn.yb = (*self.yb, self.teacher(*self.xb))
+    def _loss(self, pred, y, guide=None):
+        loss = self.plain_loss(pred, y)
+        return loss if guide is None else (1 - self.share)*loss + self.share*self.distance(pred, guide)
+
+def soft_cross_entropy(pred, guide): # both (batch, classes), logits
+    "Cross-entropy with the probabilities of a teacher"
+    return F.cross_entropy(pred, guide.softmax(1))

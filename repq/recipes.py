@@ -4,7 +4,7 @@
 
 # %% ../nbs/12_recipes.ipynb #c003
 from __future__ import annotations
-import json
+import ast, json
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import torch.nn as nn
@@ -15,8 +15,8 @@ from .checkpoints import differences
 from . import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'parse_layer_bits', 'build',
-           'load_state']
+__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields',
+           'parse_layer_bits', 'build', 'load_state']
 
 # %% ../nbs/12_recipes.ipynb #c006
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Recipe:
     warmup: float = 0.             # share of training
     momentum: float = .9
     weight_decay: float = 1e-4     # on convolution and linear weights; not on steps, norms and biases
+    decay_norms: bool = False      # on norms and biases as well
+    bias_lr: float = 1.            # the learning rate of biases, those of norms included, relative to the others'
+    distill: float = .5            # where there is a teacher: its share of the loss
     label_smoothing: float = 0.
     seed: int = 0
     image_size: int = None         # None: what the data says
@@ -91,6 +94,8 @@ class Recipe:
             least = int(n != 'epochs' or not self.quantized)
             if not isinstance(getattr(self, n), int) or getattr(self, n) < least: raise ValueError(f'{n} must be a whole number from {least}, got {getattr(self, n)!r}')
         if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
+        if not self.bias_lr > 0: raise ValueError(f'bias_lr must be positive, got {self.bias_lr}')
+        if not 0 < self.distill <= 1: raise ValueError(f'distill is a share of the loss above 0 and up to 1, got {self.distill}')
         if not 0 <= self.warmup < 1: raise ValueError(f'warmup is a share of training from 0 to below 1, got {self.warmup}')
         for n, known in dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant')).items():
             if getattr(self, n) not in known: raise ValueError(nearest(getattr(self, n), known, n))
@@ -120,6 +125,8 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     return Recipe(**d)
 
 # %% ../nbs/12_recipes.ipynb #c013
+_AUTHORS = dict(repvgg=dict(bias_lr=2.), ac_resnet18=dict(epochs=100, bias_lr=2., decay_norms=True), qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5)) # at 224 pixels, by the beginning of names
+
 _SR = dict(data='photos', full_precision='merged', optimizer='adam', weight_decay=0., scale=2, crop=128, iterations=1600)
 _DEFAULTS = { # image size -> full precision, quantized
     64:  (dict(epochs=1000, batch_size=32, lr=5e-4, schedule='constant', **_SR), dict(epochs=1000, batch_size=32, lr=5e-4, **_SR)),
@@ -140,8 +147,21 @@ def get_recipe(model:str, method='repq-bnest',
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
+    if image_size(model) == 224: d = {**d, **{k: v for n, o in _AUTHORS.items() if model.startswith(n) for k, v in o.items() if k != 'lr' or weight_bits == 32}}
     if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
+
+# %% ../nbs/12_recipes.ipynb #n004
+def parse_fields(pairs) -> dict: # of `Recipe`'s fields
+    "['momentum=0.8', 'augment=False'] -> {'momentum': .8, 'augment': False}"
+    res = {}
+    for pair in pairs:
+        name, equals, text = pair.partition('=')
+        if not equals: raise ValueError(f"a field is set by name=value, e.g. momentum=0.8; got {pair!r}")
+        if name not in (known := [f.name for f in fields(Recipe)]): raise ValueError(nearest(name, known, 'field'))
+        try: res[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError): res[name] = text
+    return res
 
 # %% ../nbs/12_recipes.ipynb #n002
 def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`

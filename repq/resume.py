@@ -133,19 +133,13 @@ class Checkpoints(Callback):
 
 # %% ../nbs/11a_resume.ipynb #n037
 class ResumableLearner(Learner):
-    "A `Learner` that begins with the epoch of its `Checkpoints`"
+    "A `Learner` that begins with the epoch of its `Checkpoints`; measures are those of this process"
+    def to_detach(self, b, cpu=True, gather=False): return super().to_detach(b, cpu, gather) # fastai would wait for the others in every batch of validation, of which they may have fewer
     def _do_fit(self):
         for self.epoch in range(self.checkpoints.start.get('epoch', 0) if hasattr(self, 'checkpoints') else 0, self.n_epoch):
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../nbs/11a_resume.ipynb #n041
-def _on_any_rank(flag:bool, device) -> bool:
-    "Is it so in one of the processes?"
-    if not dist.is_initialized(): return flag
-    t = torch.tensor(float(flag), device=device)
-    dist.all_reduce(t, dist.ReduceOp.MAX)
-    return bool(t)
-
 class SkipNonFinite(Callback):
     "Skip steps whose loss or gradient is not finite, `budget` of them in a run; one more is a FloatingPointError"
     order, kept = 20, ('skipped',)
@@ -159,7 +153,7 @@ class SkipNonFinite(Callback):
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         what = 'gradient' if torch.isfinite(self.loss) else 'loss'
-        if not _on_any_rank(not bool(torch.isfinite(self.loss) & torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum())), self.loss.device): return
+        if torch.isfinite(self.loss) & torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum()): return # averaged over processes, both: all decide alike
         self.skipped.append(f'epoch {self.epoch}, batch {self.iter}')
         text = f'the {what} is {self.loss.item() if what == "loss" else "not finite"} at {self.skipped[-1]}'
         if len(self.skipped) > self.budget: raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure')

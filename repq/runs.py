@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-import torch, torch.nn as nn, torch.nn.functional as F
+import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
@@ -18,13 +18,14 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, L1LossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
-from fastai.torch_core import set_seed
+from fastai.torch_core import rank_distrib, set_seed, trainable_params
 from . import __version__, plots, surgery
 from .checkpoints import from_official, read_checkpoint
 from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
-from .learner import RepQCallback
+from .learner import Distill, RepQCallback, soft_cross_entropy
+from .parallel import Accumulate, DataParallel, barrier, process_group, processes, spread
 from .resume import Checkpoints, ResumableLearner, SkipNonFinite, read_state
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
@@ -93,7 +94,7 @@ class History(Callback):
     def before_fit(self): self.rows = [','.join(self.recorder.metric_names)]
     def after_epoch(self):
         self.rows.append(','.join(map(str, self.recorder.log)))
-        write_text(self.path/'history.csv', '\n'.join(self.rows) + '\n')
+        if not rank_distrib(): write_text(self.path/'history.csv', '\n'.join(self.rows) + '\n')
 
 class ReportEpoch(Callback):
     "Call `f(epochs done, epochs in all, values)` after each epoch, and `f` with fractions of epochs in between"
@@ -144,18 +145,26 @@ def _start(recipe, init) -> tuple:
 # %% ../nbs/15_runs.ipynb #c013
 def _schedule(recipe):
     "The learning rate over training: up along a cosine during warm-up, then down to zero"
-    if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, recipe.lr) if recipe.warmup else SchedCos(recipe.lr, recipe.lr)}
-    return {'lr': combined_cos(recipe.warmup, recipe.lr/25, recipe.lr, 0.) if recipe.warmup else SchedCos(recipe.lr, 0.)}
+    lr = recipe.lr if recipe.bias_lr == 1 else recipe.lr*np.array([1., recipe.bias_lr]) # of `_groups`
+    if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, lr/25, lr, lr) if recipe.warmup else SchedCos(lr, lr)}
+    return {'lr': combined_cos(recipe.warmup, lr/25, lr, 0.) if recipe.warmup else SchedCos(lr, 0.)}
 
-def _learner(recipe, dls, model, path, skips) -> Learner:
+def _groups(recipe, model) -> list: # of lists of parameters
+    "Parameters that share a learning rate: all, or biases apart"
+    if recipe.bias_lr == 1: return [trainable_params(model)]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
+
+def _learner(recipe, dls, model, path, skips, accumulate) -> Learner:
     kind = _task(recipe)
-    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path,
-                             cbs=[RepQCallback(), History(), SkipNonFinite(skips)])
+    cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
+    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
+                             splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
     return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
 
 def _watched():
     "Does somebody see a progress bar: a terminal or a notebook?"
-    return sys.stdout.isatty() or 'ipykernel' in sys.modules
+    return not rank_distrib() and (sys.stdout.isatty() or 'ipykernel' in sys.modules)
 
 def _twin(recipe, dls):
     "The plain network at the same stage, for timing"
@@ -164,7 +173,7 @@ def _twin(recipe, dls):
 
 # %% ../nbs/15_runs.ipynb #n002
 class _Classification:
-    loss = staticmethod(F.cross_entropy)
+    loss, distance = staticmethod(F.cross_entropy), staticmethod(soft_cross_entropy)
     @staticmethod
     def data(r): return get_dls(r.data, r.image_size, r.batch_size, augment=r.augment, seed=r.seed, valid=r.valid)
     @staticmethod
@@ -177,7 +186,7 @@ class _Classification:
     def scores(model, deployed, dls): return dict(accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(deployed, dls.valid))
 
 class _SuperResolution:
-    loss = staticmethod(F.l1_loss)
+    loss, distance = staticmethod(F.l1_loss), staticmethod(F.l1_loss)
     @staticmethod
     def data(r): return get_sr_dls(r.data, r.scale, r.crop, r.batch_size, r.iterations, r.benchmarks, r.seed)
     @staticmethod
@@ -232,29 +241,60 @@ def train(recipe:Recipe, out, # the run folder to be made
           minutes:float=15.,  # between checkpoints, beside one after each epoch
           keep:int=2,         # checkpoints
           skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
-         ) -> dict:           # the row of results.json
-    "Train a recipe into a new run folder and evaluate it, as trained and as deployed"
-    out = Path(out)
-    if minutes < 0 or keep < 1 or skips < 0: raise ValueError(f'minutes and skips must be 0 or more and keep 1 or more, got {minutes}, {skips} and {keep}')
-    if out.exists() and not resume: _begun(out, recipe, resume)
+          teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
+          tensorboard:bool=False, # write to the run's folder `tensorboard` as well
+          accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
+         ) -> dict:           # the row of results.json; None in all processes but the first
+    "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
+    out, part = Path(out), _part(Path(out))
+    if minutes < 0 or keep < 1 or skips < 0 or accumulate < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {accumulate}')
+    if not resume: _begun(out, recipe, resume)
     init_state, recipe = _start(recipe, init)
     if resume and _finished(out, recipe): return read_json(out/'results.json')[0]
-    state, part = _begun(out, recipe, resume), _part(out)
-    kind = _task(recipe)
-    dls = dls or kind.data(recipe)
-    set_seed(recipe.seed, reproducible=True)
-    info = dict(recipe=asdict(recipe), **kind.info(dls), init=None if init is None else str(init), environment=environment())
-    model = build(recipe, info['num_classes'], info['in_channels'], init_state)
-    if state is None:
-        shutil.rmtree(part, ignore_errors=True) # of an attempt that had no checkpoint yet
-        part.mkdir(parents=True)
-        write_json(part/'recipe.json', info)
-    learn = _learner(recipe, dls, model, part, skips)
-    if state is not None: load_state(model, state['model'], f'{recipe.network} as in {part/"recipe.json"}')
-    elif recipe.quantized: learn.calibrate(recipe.calibrate)
-    checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
-    _fit(learn, recipe, checkpoints, on_epoch)
-    row = _results(recipe, learn.model, learn.dls, timing, checkpoints.seconds, info, len(learn.skip_non_finite.skipped))
+    with process_group():
+        if recipe.batch_size % (processes()*accumulate): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {processes()} processes in {accumulate} parts each')
+        state = _begun(out, recipe, resume)
+        dls = dls or _task(recipe).data(recipe)
+        set_seed(recipe.seed, reproducible=True)
+        info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
+        guides = ([_teacher(recipe, teacher, info)] if teacher is not None else []) + ([_tensorboard(part)] if tensorboard else [])
+        model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
+        barrier() # all have seen what there is before one changes it
+        if state is None and not rank_distrib(): _new_folder(part, info)
+        learn = _learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
+        checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
+        with spread(model, dls):
+            if state is None and recipe.quantized: learn.calibrate(recipe.calibrate)
+            _fit(learn, recipe, checkpoints, on_epoch)
+    return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)
+
+def _teacher(recipe, path, info) -> Distill:
+    "The callback for a finished run as a teacher"
+    other, model, its = load_run(path)
+    if task(other.model) != task(recipe.model) or other.scale != recipe.scale or its['classes'] != info['classes']: raise ValueError(f'{path} is a run of {other.model}, of scale {other.scale} and {its["num_classes"]} classes, which cannot teach {recipe.model}, scale {recipe.scale}, {info["num_classes"]} classes')
+    return Distill(model, recipe.distill, _task(recipe).distance)
+
+def _tensorboard(part):
+    "fastai's callback for TensorBoard; ValueError where the package is missing"
+    try: from fastai.callback.tensorboard import TensorBoardCallback
+    except ImportError: raise ValueError('writing for TensorBoard needs the package tensorboard: pip install tensorboard') from None
+    return TensorBoardCallback(part/'tensorboard', trace_model=False, log_preds=False)
+
+def _built(recipe, info, state):
+    "The model of a recipe as in the checkpoint `state`"
+    model = build(recipe, info['num_classes'], info['in_channels'])
+    load_state(model, state['model'], f'{recipe.network} of this recipe')
+    return model
+
+def _new_folder(part, info):
+    "An empty folder for a run, in the place of an attempt that had no checkpoint yet"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_json(part/'recipe.json', info)
+
+def _finish(recipe, learn, timing, seconds, info, out) -> dict:
+    "Evaluate, write what a run consists of, and move it to its place"
+    part, row = learn.path, _results(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
     save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, part/'model.safetensors')
     write_json(part/'results.json', [row])
     plots.save(plots.plot_history(read_history(part)), part/'history.png')
@@ -262,8 +302,10 @@ def train(recipe:Recipe, out, # the run folder to be made
     shutil.rmtree(out/'checkpoints', ignore_errors=True)
     return row
 
+# %% ../nbs/15_runs.ipynb #n003
 def _fit(learn, recipe, checkpoints, on_epoch):
     "Train, from a checkpoint on if there is one; errors in one line, which says what is left"
+    on_epoch = on_epoch or (None if not rank_distrib() else lambda *args: None) # one process speaks
     if checkpoints.start and not on_epoch: print(f'{learn.path}: going on at epoch {checkpoints.start["epoch"]}, batch {checkpoints.start["batch"]}')
     cbs = [ParamScheduler(_schedule(recipe)), checkpoints] + ([ReportEpoch(on_epoch)] if on_epoch else [])
     try:

@@ -1,0 +1,84 @@
+"The same global batch in one process and in two: the same training, to rounding."
+import json, os, signal, subprocess, sys, time
+import pytest, torch
+from safetensors.torch import load_file
+from helpers import same_state
+from repq.recipes import get_recipe
+from repq.runs import read_history, train
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == 'win32', reason='needs torch.distributed with gloo')
+DIGITS, SR = dict(epochs=1, batch_size=240), dict(epochs=1, iterations=6, batch_size=4, crop=32)
+JOBS = { # name -> get_recipe's arguments, the run it starts from, parts
+    'sr': (dict(model='ecbsr_m4c8', method='repq', lr=2e-3, **SR), None, 1),
+    'sr-w4': (dict(model='ecbsr_m4c8', method='repq', weight_bits=4, **SR), 'sr', 1),
+    'sr-w4-parts': (dict(model='ecbsr_m4c8', method='repq', weight_bits=4, **SR), 'sr', 2),
+    'plain': (dict(model='resnet18_tiny', method='plain', **DIGITS), None, 1),
+    'branched': (dict(model='repvgg_a0_tiny', method='repq-bn', **DIGITS), None, 1),
+    'repq-bnest': (dict(model='repvgg_a0_tiny', method='repq-bnest', weight_bits=4, **DIGITS), 'branched', 1),
+    'repq-bn': (dict(model='repvgg_a0_tiny', method='repq-bn', weight_bits=8, **DIGITS), 'branched', 1)}
+PROGRAM = '''
+import copy, json, sys, torch
+from repq import runs
+from repq.data import ImageDL
+from repq.superres import PairDL
+from repq.parallel import process_group
+from repq.recipes import get_recipe
+from repq.runs import train
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+for cls in ImageDL, PairDL:
+    cls.after_batch = lambda self, b, f=cls.after_batch: tuple(t.double() if t.is_floating_point() else t for t in f(self, b))
+psnrs, runs.psnrs = runs.psnrs, lambda model, deployed, *args: psnrs(copy.deepcopy(model).float(), deployed.float(), *args)
+jobs, whole, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+with process_group():
+    for name, (kw, init, parts) in jobs.items(): train(get_recipe(**kw), f'{out}/{name}', init=init and f'{whole}/{init}', on_epoch=lambda *a: None, timing=0, accumulate=parts)
+'''
+
+def torchrun(*args, **kw): return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}, **kw) # a new store for new processes
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "Two folders of the same runs: by one process, by two; in float64, where hardly anything falls to the other side of a rounding"
+    one, two = tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')
+    (two/'program.py').write_text(PROGRAM)
+    said = subprocess.run([sys.executable, two/'program.py', json.dumps({n: (kw, init, 1) for n, (kw, init, _) in JOBS.items()}), one, one], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    p = torchrun(two/'program.py', json.dumps(JOBS), one, two)
+    try: said = p.communicate(timeout=300)[0]
+    finally: p.kill()
+    assert p.returncode == 0, said
+    return one, two
+
+@pytest.mark.parametrize('name', JOBS)
+def test_two_processes_train_as_one(runs, name):
+    one, two = runs
+    a, b = (load_file(d/name/'model.safetensors') for d in runs)
+    assert a.keys() == b.keys()
+    for n, v in a.items():
+        if v.is_floating_point(): assert v.dtype == torch.float64 and (v - b[n]).norm() <= 1e-5*v.norm() + 1e-9, f'{n}: {(v - b[n]).norm():.2g} of {v.norm():.2g}'
+        else: assert torch.equal(v, b[n]), n
+    for x, y in zip(read_history(one/name), read_history(two/name), strict=True):
+        for k in ('train_loss', 'valid_loss'): assert float(x[k]) == pytest.approx(float(y[k]), rel=1e-5), k
+    row, other = (json.loads((d/name/'results.json').read_text())[0] for d in runs)
+    assert row['skipped_steps'] == other['skipped_steps'] == 0 and json.loads((two/name/'recipe.json').read_text())['processes'] == 2
+
+def test_worker_killed(tmp_path):
+    "One of two processes is killed: torchrun starts both again, and the run ends with the weights of a run in peace"
+    cmd = ('--max-restarts', 1, '-m', 'repq.cli', 'train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--epochs', 2, '--batch-size', 240, '--timing', 0, '--checkpoint-minutes', 0, '--resume', '--out')
+    peace, p = torchrun(*cmd, tmp_path/'peace'), None
+    try:
+        assert peace.wait(200) == 0, peace.stdout.read()
+        p = torchrun(*cmd, tmp_path/'run')
+        there, end = tmp_path/'run.part'/'checkpoints', time.monotonic() + 100
+        while not any(there.glob('step-0*4.pt')) and time.monotonic() < end: time.sleep(.005)
+        children = [int(c) for c in open(f'/proc/{p.pid}/task/{p.pid}/children').read().split()]
+        os.kill(children[-1], signal.SIGKILL)
+        said = p.communicate(timeout=200)[0]
+    finally: [o.kill() for o in (peace, p) if o]
+    assert p.returncode == 0 and 'going on at epoch' in said, said
+    same_state(*(load_file(tmp_path/n/'model.safetensors') for n in ('peace', 'run')))
+    assert len(read_history(tmp_path/'run')) == 2
+
+def test_batches_that_cannot_be_shared(tmp_path):
+    with pytest.raises(ValueError, match='batch_size=240 cannot be shared by 1 processes in 7 parts'): train(get_recipe('repvgg_a0_tiny', batch_size=240), tmp_path/'x', accumulate=7)
+    assert not list(tmp_path.iterdir())
