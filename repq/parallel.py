@@ -4,7 +4,7 @@
 
 # %% ../nbs/11b_parallel.ipynb #n004
 from __future__ import annotations
-import os
+import gc, os
 from contextlib import contextmanager, nullcontext
 import torch, torch.distributed as dist, torch.nn as nn
 from fastai.callback.core import Callback
@@ -25,6 +25,7 @@ def process_group():
     dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
     yield
     dist.barrier()
+    gc.collect() # models that still hold on to the group
     dist.destroy_process_group() # not after an error: the others may never come
 
 def barrier():

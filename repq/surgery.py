@@ -5,7 +5,7 @@
 # %% ../nbs/07_surgery.ipynb #c002
 from __future__ import annotations
 import copy, inspect, warnings
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,14 +14,14 @@ from torch import Tensor, fx
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves
 from .kernels import Geometry, Kernel
-from .batchnorm import fold, get_statistics, running_stats
+from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from .quantizers import LSQ, check_bits
 from .blocks import Block, RepVGGBlock
-from .layers import RepQLayer
+from .layers import FullyConnected, RepQLayer
 
 # %% auto #0
-__all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'adapt_statistics', 'train_merged',
-           'quantize', 'deploy', 'param_groups', 'calibrate']
+__all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
+           'train_merged', 'quantize', 'deploy', 'param_groups', 'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -312,11 +312,28 @@ def _check_batches(batches):
         what = f'one tensor {tuple(batches.shape)}' if isinstance(batches, Tensor) else repr(batches)
         raise TypeError(f'batches must be an iterable of batches, as a list or a data loader, got {what}')
 
+# %% ../nbs/07_surgery.ipynb #f102
+class WithNorm(nn.Sequential):
+    "A convolution and a batch norm after it, which starts as the identity"
+    def __init__(self, layer:RepQLayer):
+        w = next(layer.parameters())
+        super().__init__(OrderedDict(layer=layer, norm=nn.BatchNorm2d(layer.block.out_channels).to(w.device, w.dtype)))
+        nn.init.constant_(self.norm.weight, (1 + self.norm.eps)**.5)
+
+    @property
+    def fresh(self): return not self.norm.num_batches_tracked # nothing seen yet
+    def batch_statistics(self, x):
+        y = self.layer(x)
+        mean, var = mean_var(y)
+        return {self.norm: torch.stack([mean, unbiased(var, y.numel()//y.shape[1])])}
+    def rebase(self, statistics): rebase(self.norm, *statistics[self.norm])
+
 # %% ../nbs/07_surgery.ipynb #c047
 def _watched(model) -> dict: # layer -> (name, block)
     "Layers whose batch norms can be rebased; ValueError where one cannot"
     res = {s.module: (s.name, getattr(s.module, 'block', s.module)) for s in _registered(model)}
     res = {m: (n, b) for m, (n, b) in res.items() if isinstance(b, Block)}
+    res |= {m: (n, m) for n, m in model.named_modules() if isinstance(m, WithNorm)}
     for n, b in res.values():
         if any(isinstance(m, _BN) and (m.weight is None or m.running_mean is None) for m in b.modules()):
             raise ValueError(f"layer '{n}': a batch norm without weight and bias (affine=False) or running statistics cannot take other statistics and stay the same")
@@ -493,9 +510,20 @@ def calibrate(model:nn.Module, batches, # iterable of tensors, or of tuples that
     _check_batches(batches)
     batches = list(batches)
     if not batches: raise ValueError('calibrate needs at least one batch')
-    if any(isinstance(m, RepQLayer) and m.switching for m in model.modules()): adapt_statistics(model, batches)
+    if any(isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh for m in model.modules()): adapt_statistics(model, batches)
     with _modes_kept(model):
         model.train()(_input(batches[0]))
         with _cumulative(model):
             for b in batches: model(_input(b))
+    return model
+
+# %% ../nbs/07_surgery.ipynb #f104
+def add_norms(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
+    "A copy of `model` with a batch norm after each quantized convolution that has none: the identity, until `calibrate` gives it statistics"
+    model = _own(model, inplace)
+    sites, untraced = find_sites(model)
+    if untraced: raise ValueError(f'the model cannot be traced ({untraced}): which layers have a batch norm after them is not known')
+    todo = [s for s in sites if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not s.left and s.bn is None and not isinstance(s.module.block, FullyConnected)]
+    model, hooks = _replace(model, {s.module: _same_mode(WithNorm(s.module), s.module) for s in todo})
+    _report('add_norms', verbose, '', f'a batch norm after {_count(len(todo), "layer")}', hooks=hooks)
     return model
