@@ -135,14 +135,15 @@ def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, 
     typer.echo(runs.report(run_folders, out))
     if len(run_folders) == 1 and run_folders[0].is_dir() and runs.load_run(run_folders[0])[0].quantized: typer.echo('\n' + deployment.report_run(run_folders[0], out, alone))
 
-@app.command('recipes', epilog='Example: repq recipes repvgg_a0 --images-per-second 1500')
+@app.command('recipes', epilog='Example: repq recipes repvgg_a0/repq --measure')
 def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder contains it.')] = '',
              images_per_second: Annotated[Optional[float], typer.Option(help='A measured training rate: the cost in hours is computed from it.')] = None,
+             measure: Annotated[bool, typer.Option('--measure', help="Time some training steps of each network on this device, data not counted, and compute the cost from them.")] = False,
              imagenet: Annotated[str, typer.Option(help="ImageNet's folder.")] = 'imagenet',
              div2k: Annotated[str, typer.Option(help="DIV2K's folder.")] = 'DIV2K'):
     "The paper's runs, as commands; --dry-run behind one of them prints its plan."
     from repq import plans
-    typer.echo(plans.recipes_table(pattern, images_per_second, imagenet, div2k))
+    typer.echo(plans.recipes_table(pattern, images_per_second, imagenet, div2k, measure))
 
 @app.command('list')
 def list_():

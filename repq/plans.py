@@ -6,14 +6,16 @@
 from __future__ import annotations
 import shlex
 import torch, torch.nn as nn
+from statistics import median
 from .data import describe
 from .models import image_size, task
 from .quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
-from .runs import _learner, _schedule, _start, _task
+from .runs import _learner, _schedule, _start, _task, step_times
 
 # %% auto #0
-__all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'recipes_table', 'saved_bytes', 'step_memory', 'plan']
+__all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'training_rate', 'recipes_table', 'saved_bytes',
+           'step_memory', 'plan']
 
 # %% ../nbs/15c_plans.ipynb #n024
 _METHODS = {'repvgg_a0': 'bn', 'repvgg_b0': 'bn', 'ac_resnet18': 'bn', 'orepa_resnet18': 'no bn', 'qarepvgg_a0': 'competitor', 'qarepvgg_b0': 'competitor', 'ecbsr_m4c8': 'no bn'}
@@ -49,14 +51,38 @@ def gpu_hours(recipe:Recipe, images_per_second:float=None, # of training; None: 
     if not images_per_second > 0: raise ValueError(f'images_per_second must be positive, got {images_per_second}')
     return recipe.epochs*(recipe.iterations*recipe.batch_size if recipe.iterations else images)/images_per_second/3600
 
+# %% ../nbs/15c_plans.ipynb #f202
+def training_rate(recipe:Recipe, batch_size:int=None, # None: the recipe's on a GPU, 16 elsewhere
+                  rounds:int=3, device=None # None: a GPU if there is one
+                 ) -> float:
+    "Images per second in training steps (forward, backward, optimizer), data not counted"
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    n, sr = batch_size or (recipe.batch_size if device.type == 'cuda' else 16), task(recipe.model) == 'super-resolution'
+    side = recipe.crop//recipe.scale if sr else recipe.image_size or image_size(recipe.model)
+    x = torch.rand(n, 1 if sr else 3, side, side, device=device)
+    y = torch.rand(n, 1, recipe.crop, recipe.crop, device=device) if sr else torch.randint(1000, (n,), device=device)
+    model = build(recipe, None if sr else 1000, x.shape[1]).to(device)
+    if device.type == 'cuda': model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    with torch.autocast('cuda', torch.bfloat16, enabled=device.type == 'cuda' and torch.cuda.is_bf16_supported()):
+        return n/median(step_times(dict(own=model), x, y, rounds, _task(recipe).loss)['own'])
+
 # %% ../nbs/15c_plans.ipynb #n027
-def recipes_table(pattern='', images_per_second=None, imagenet='imagenet', div2k=DIV2K) -> str:
-    "The paper's runs whose folder contains `pattern`: command, epochs, and hours where a rate is given"
+def recipes_table(pattern='', images_per_second=None, # a training rate known for all of them
+                  imagenet='imagenet', div2k=DIV2K,
+                  measure=False                       # time each network's steps on this device?
+                 ) -> str:
+    "The paper's runs whose folder contains `pattern`: command, epochs, and hours where a rate is given or measured"
     runs = {o: r for o, r in paper_runs(imagenet, div2k).items() if pattern in o}
     if not runs: raise ValueError(f"no run's folder contains {pattern!r}; there are, for example, {', '.join(list(paper_runs())[:4])}")
+    if measure and images_per_second is not None: raise ValueError('a rate is given (images_per_second) or measured, not both')
+    rates = {} # bits do not change the work of a step
+    def rate(r):
+        key = r.network, r.method, r.quantized
+        if measure and key not in rates: rates[key] = training_rate(r)
+        return rates.get(key, images_per_second)
     def line(out, r, init):
-        hours = gpu_hours(r, images_per_second)
-        return f'{command(r, out, init)}\n    {r.epochs} epochs, batches of {r.batch_size}, lr {r.lr:g}; ' + ('cost not measured' if hours is None else f'{hours:.0f} h at {images_per_second:g} images/s')
+        hours = gpu_hours(r, rate(r))
+        return f'{command(r, out, init)}\n    {r.epochs} epochs, batches of {r.batch_size}, lr {r.lr:g}; ' + ('cost not measured (--measure)' if hours is None else f'{hours:,.0f} h at {rate(r):.4g} images/s' + ' on this device'*measure)
     return '\n'.join(line(o, *r) for o, r in runs.items())
 
 # %% ../nbs/15c_plans.ipynb #n030

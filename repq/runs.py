@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from fastai.callback.channelslast import * # patches Learner
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastai.learner import Learner
@@ -160,7 +161,9 @@ def _learner(recipe, dls, model, path, skips, accumulate) -> Learner:
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
     learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
                              splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
-    return learn.to_bf16() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else learn
+    if not torch.cuda.is_available(): return learn
+    learn.to_channelslast(use_amp=False)
+    return learn.to_bf16() if torch.cuda.is_bf16_supported() else learn
 
 def _watched():
     "Does somebody see a progress bar: a terminal or a notebook?"

@@ -10,7 +10,7 @@ from repq.blocks import ACBlock, Block, RepVGGBlock
 from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ
-from repq.surgery import adapt_statistics, calibrate, deploy, find_sites, merge, param_groups, quantize, reparametrize
+from repq.surgery import adapt_statistics, add_norms, calibrate, deploy, find_sites, merge, param_groups, quantize, reparametrize
 
 quiet = dict(verbose=False)
 
@@ -147,6 +147,25 @@ def test_merged_training():
     loop(a); loop(b)
     for (n, p), q in zip(a.named_parameters(), b.parameters()): close(q, p, 1e-9, n)
     assert type(merge(b, **quiet)[0]) is nn.Conv2d
+
+@pytest.mark.parametrize('merged', [False, True])
+@pytest.mark.parametrize('block', BLOCKS)
+def test_norms_after_layers(block, merged):
+    "Added as the identity, trained, and absorbed at deployment; none where there is one, and none twice"
+    model = randomize(net(BLOCKS[block])).double()
+    data = [(x.double(), y) for x, y in batches(6)]
+    calibrate(model, data)
+    q = quantize(merge(model, **quiet) if merged and block != 'plain' else model, 4, 4, first_last_bits=None, **quiet)
+    x = data[0][0]
+    with torch.no_grad(): before = q.train()(x), q.eval()(x) # steps
+    normed = add_norms(q, **quiet)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in normed.modules()) - sum(isinstance(m, nn.BatchNorm2d) for m in q.modules()) == (0 if block == 'plain' else 3)
+    with torch.no_grad(): close(adapt_statistics(normed, data).eval()(x), before[1], 1e-6)
+    train(normed, optimizer(normed), data)
+    small = deploy(normed, **quiet)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.modules())
+    with torch.no_grad(): close(small(x), normed.eval()(x), 1e-6)
+    assert len(find_sites(add_norms(normed, **quiet))[0]) == len(find_sites(normed)[0])
 
 def test_optimizer_groups():
     "Every parameter once; steps, batch norms and biases without decay"
