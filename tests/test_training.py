@@ -547,3 +547,18 @@ def test_frozen_parts_stay_frozen_through_statistics(f):
     modes = [m.training for m in model.modules()]
     f(model, [batches(1)[0][0]])
     assert modes == [m.training for m in model.modules()]
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+def test_a_quantized_network_is_one_graph(statistics):
+    "No graph break in torch.compile, in training and in evaluation"
+    model, graphs = quantized('acnet', statistics=statistics), []
+    x, y = batches(1)[0]
+    model.train()(x)
+    def backend(gm, _): graphs.append(gm); return gm.forward
+    for mode in True, False:
+        torch._dynamo.reset()
+        state = copy.deepcopy(model.state_dict())
+        got = torch.compile(model.train(mode), fullgraph=True, backend=backend)(x)
+        model.load_state_dict(state)
+        close(got, model(x), 1e-5)
+    assert len(graphs) == 2
