@@ -4,8 +4,8 @@ from itertools import product
 import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from repq.kernels import Geometry, Kernel
-from repq.batchnorm import STATISTICS, fold, get_statistics, normalize
-from repq.bench import lsq_autograd, train_step
+from repq.batchnorm import STATISTICS, fold, get_statistics, normalize, recompute_exact
+from repq.bench import held_bytes, lsq_autograd, train_step
 from repq.blocks import ACBlock, RepVGGBlock
 from repq.layers import RepQLayer
 from repq.orepa import OREPA
@@ -48,6 +48,24 @@ def test_normalize_is_statistics_then_fold_then_affine(statistics, groups, bias,
     inputs = [x, k.weight, bn.weight, bn.bias] + [k.bias]*bias
     grads = [torch.autograd.grad((o.weight.sin().sum() + o.bias.cos().sum()), inputs) for o in (short, long)]
     close([*short, *seen, *grads[0]], [*long, *(s.detach() for s in stats), *grads[1]])
+
+@pytest.mark.parametrize('block', [ACBlock, RepVGGBlock])
+@pytest.mark.parametrize('groups,stride', product((1, 2), (1, 2)))
+def test_outputs_computed_again_give_what_kept_ones_do(block, groups, stride):
+    torch.manual_seed(0)
+    m = RepQLayer(block(8, 8, stride=stride, groups=groups), LSQ(4, True, per_channel=True, channels=8), LSQ(4, False)).double()
+    x = torch.randn(6, 8, 9, 9, dtype=torch.float64).relu().requires_grad_()
+    m(x)
+    def run(on):
+        twin = copy.deepcopy(m)
+        with recompute_exact(on): out = twin(x)
+        grads = torch.autograd.grad(out.sin().sum(), (x, *twin.parameters()))
+        return [out, *grads, *twin.buffers()]
+    close(run(True), run(False), 1e-12)
+    sizes = {}
+    for on in False, True:
+        with recompute_exact(on): sizes[on] = held_bytes(m, x, None, lambda out, _: out.sum())
+    assert sizes[True] < sizes[False]
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 8), st.booleans(), st.floats(.01, 2), st.integers(0, 99))
