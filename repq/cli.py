@@ -226,17 +226,19 @@ def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Model
                batch_size: Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')] = None,
                size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on a GPU if left out.')] = None,
                only: Annotated[Optional[List[str]], typer.Option(help='This method, may be repeated; all if left out.')] = None,
+               official: Annotated[Optional[Path], typer.Option(help="A checkout of the blocks' authors' code (RepVGG, ACNet, OREPA), or a folder of checkouts: their branched step takes part. This runs code from there.")] = None,
                rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None):
     "Time and memory of a training step, relative to the plain network at the same stage."
     from repq import bench as b
-    rows = []
-    for m in models or ['ac_resnet18', 'orepa_resnet18']: rows += b.train_step(m, batch_size, size, rounds, bits, device, only)
+    models, rows = models or ['ac_resnet18', 'orepa_resnet18'], []
+    for m in models if official else []: b.official(m, official) # what is missing is said before anything is measured
+    for m in models: rows += b.train_step(m, batch_size, size, rounds, bits, device, only, official)
     _show(rows, json, device)
 
 @bench.command(epilog='Example: repq bench peers --rounds 20')
 def peers(batch_size: int = 16, width: int = 64, depth: int = 8, size: int = 56, rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu',
           compiled: Annotated[bool, typer.Option(help='torch.compile as well; needs a C++ compiler on a CPU.')] = True, json: Json = None):
-    "A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas takes part where it is installed."
+    "A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas and torchao take part where they are installed."
     from repq import bench as b
     _show(b.peers(batch_size, width, depth, size, rounds, bits, device, compiled), json, device)
 
