@@ -4,16 +4,18 @@
 
 # %% ../nbs/01_batchnorm.ipynb #c002
 from __future__ import annotations
+from contextlib import contextmanager
 from itertools import product
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from .kernels import Geometry, Kernel, pad_input
 
 # %% auto #0
 __all__ = ['STATISTICS', 'fold', 'running_stats', 'reduce_ranks', 'processes', 'rank_mean', 'rank_moments', 'lift', 'mean_var',
-           'Moments', 'exact_stats', 'estimated_stats', 'tap_means', 'corrected_stats', 'sample_patches',
-           'sampled_stats', 'get_statistics', 'normalize', 'unbiased', 'update_running', 'rebase']
+           'Moments', 'recompute_exact', 'exact_stats', 'estimated_stats', 'tap_means', 'corrected_stats',
+           'sample_patches', 'sampled_stats', 'get_statistics', 'normalize', 'unbiased', 'update_running', 'rebase']
 
 # %% ../nbs/01_batchnorm.ipynb #c006
 def fold(bn:nn.BatchNorm2d,
@@ -113,6 +115,22 @@ def _check_input(x, kernel, geometry):
     if x.dim() != 4 or x.shape[1] != kernel.in_channels: raise ValueError(f'{kernel} needs an input of (batch, {kernel.in_channels} channels, h, w), got {tuple(x.shape)}')
     if min(geometry.out_size(x.shape[2:], kernel.kernel_size)) < 1: raise ValueError(f'a map of {tuple(x.shape[2:])} with padding {geometry.padding} is smaller than {kernel} with dilation {geometry.dilation}')
 
+# %% ../nbs/01_batchnorm.ipynb #q001
+_recompute = False
+
+@contextmanager
+def recompute_exact(on:bool=True):
+    "Within it, forward passes keep no branch's output for exact statistics: the backward pass computes it again; values and gradients are the same"
+    global _recompute
+    before, _recompute = _recompute, on
+    try: yield
+    finally: _recompute = before
+
+def _recomputed(x, kernel, geometry):
+    "`mean_var` of the output, which isn't kept; what processes exchange is not exchanged again"
+    f = lambda x, weight, bias: _MeanVar.apply(lift(Kernel(weight, bias, kernel.groups).conv(x, geometry)))
+    return rank_moments(*checkpoint(f, x, kernel.weight, kernel.bias, use_reentrant=False, preserve_rng_state=False))
+
 # %% ../nbs/01_batchnorm.ipynb #c022
 def exact_stats(x,                            # (batch, in, h, w), or its `Moments`
                 kernel:Kernel,
@@ -121,7 +139,7 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
     "Statistics of the output, by computing it (Algorithm 1: RepQ-BN)"
     m = Moments.of(x)
     _check_input(m.x, kernel, geometry)
-    if not kernel.is_identity: return mean_var(kernel.conv(m.x, geometry))
+    if not kernel.is_identity: return mean_var(kernel.conv(m.x, geometry)) if not (_recompute and torch.is_grad_enabled()) else _recomputed(m.x, kernel, geometry)
     if geometry.stride == (1, 1) and geometry.padding == (0, 0): return m.mean_var
     (sh, sw), x = geometry.stride, pad_input(m.x, geometry.padding, geometry.padding_mode)
     return mean_var(x[..., ::sh, ::sw])
@@ -175,11 +193,12 @@ def _phases(x, kernel_size, geometry, t):
     "The sampled windows of a padded input, a view (images, rows, columns, in, kh, kw) for each phase; image k takes phase k mod t²"
     g, (kh, kw), (sn, sc, sy, sx) = geometry, kernel_size, x.stride()
     oh, ow = ((n - d*(k - 1) - 1)//s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, g.stride, g.dilation))
-    for k in range(min(t*t, len(x))):
+    def windows(k):
         i, j = k % t, (k//t + k) % t # along diagonals: in an incomplete cycle rows and columns stay balanced
         sub = x[k::t*t, :, i*g.stride[0]:, j*g.stride[1]:]
-        yield sub.as_strided((len(sub), -(-(oh - i)//t), -(-(ow - j)//t), x.shape[1], kh, kw),
-                             (t*t*sn, t*g.stride[0]*sy, t*g.stride[1]*sx, sc, g.dilation[0]*sy, g.dilation[1]*sx), sub.storage_offset())
+        return sub.as_strided((len(sub), -(-(oh - i)//t), -(-(ow - j)//t), x.shape[1], kh, kw),
+                              (t*t*sn, t*g.stride[0]*sy, t*g.stride[1]*sx, sc, g.dilation[0]*sy, g.dilation[1]*sx)) # from where `sub` begins
+    return [windows(k) for k in range(min(t*t, len(x)))]
 
 # %% ../nbs/01_batchnorm.ipynb #f030
 class _Patches(torch.autograd.Function):
@@ -187,7 +206,7 @@ class _Patches(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel_size, geometry, t):
         ctx.like, ctx.args = (x.shape, x.stride(), x.dtype, x.device), (kernel_size, geometry, t)
-        views = list(_phases(x, *ctx.args))
+        views = _phases(x, *ctx.args)
         ctx.lengths = [v.shape[:3].numel() for v in views]
         res = x.new_empty(sum(ctx.lengths), x.shape[1], *kernel_size)
         for v, part in zip(views, res.split(ctx.lengths)): part.view(v.shape).copy_(v)

@@ -4,12 +4,16 @@
 
 # %% ../nbs/15a_bench.ipynb #c002
 from __future__ import annotations
-import statistics, tempfile
+import importlib.util, io, re, statistics, sys, tempfile
 from collections import Counter
+from contextlib import redirect_stdout
+from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
+from .batchnorm import recompute_exact
 from .quantizers import LSQ, fake_quantize, grid
-from .blocks import Block
+from .blocks import ACBlock, Block
+from .orepa import OREPA, OREPALargeKernel
 from .layers import RepQLayer
 from .models import create_model, image_size, task
 from .recipes import METHODS, build, get_recipe
@@ -17,8 +21,8 @@ from .export import bench_inference, profile_onnx, to_onnx
 from .runs import environment, step_times
 
 # %% auto #0
-__all__ = ['AXES', 'held_bytes', 'step_cases', 'train_step', 'lsq_autograd', 'fake_quantizers', 'peers', 'scaling', 'inference',
-           'table']
+__all__ = ['NUMERICS', 'AXES', 'held_bytes', 'step_cases', 'official', 'train_step', 'lsq_autograd', 'torchao_stacks',
+           'fake_quantizers', 'peers', 'scaling', 'inference', 'table']
 
 # %% ../nbs/15a_bench.ipynb #c008
 def held_bytes(model:nn.Module, x, y, loss=F.cross_entropy) -> int:
@@ -47,6 +51,40 @@ def step_cases(model:str, bits:int=4) -> dict: # (stage, method) -> Recipe
     fp |= {f'merged {METHODS[m].statistics or ""}'.strip(): get(m, fp='merged') for m in methods}
     return {**{('full precision', n): r for n, r in fp.items()}, **{(f'{bits} bits', m): get(m, bits) for m in ('plain', 'merged', *methods)}}
 
+# %% ../nbs/15a_bench.ipynb #q011
+def _load(folder, repo:str, file:str, name:str):
+    "`name` of a file in a checkout of the repository `repo`, which is `folder` or a folder in it"
+    folder = Path(folder)
+    root = next((d for d in (folder, *sorted(folder.glob('*/'))) if (d/file).is_file()), None)
+    if root is None: raise ValueError(f'{folder} has no {file}, nor has a folder in it: it should be a checkout of github.com/{repo}, or hold one')
+    spec, before = importlib.util.spec_from_file_location(f'official_{Path(file).stem}', root/file), set(sys.modules)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(root))
+    try: spec.loader.exec_module(module)
+    except ImportError as e: raise ValueError(f'{root/file} of github.com/{repo} needs what is missing: {e}') from e
+    finally:
+        sys.path.remove(str(root))
+        for n in set(sys.modules) - before: # so that two checkouts may both have a `utils`
+            if root.resolve() in Path(getattr(sys.modules[n], '__file__', None) or '/').resolve().parents: del sys.modules[n]
+    if not hasattr(module, name): raise ValueError(f'{root/file} has no {name}: is it from github.com/{repo}?')
+    return getattr(module, name)
+
+_THEIRS = {ACBlock: ('DingXiaoH/ACNet', 'acnet/acb.py', 'ACBlock'), OREPA: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA'), OREPALargeKernel: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA_LargeConv')}
+
+def official(model:str, folder) -> nn.Module: # `folder`: a checkout of the authors' repository, or a folder of checkouts
+    "The network `model` (repvgg_a0, ac_resnet18, orepa_resnet18, ...) with the branches of its authors' own code, for full-precision training"
+    with redirect_stdout(io.StringIO()): # some blocks print when they are made
+        if m := re.fullmatch(r'repvgg_([ab]\d(g\d)?)', model): return _load(folder, 'DingXiaoH/RepVGG', 'repvgg.py', f'create_RepVGG_{m[1].capitalize()}')()
+        net = create_model(model, num_classes=1000, in_channels=3) if task(model) == 'classification' else nn.Identity()
+        inside = {part for b in net.modules() if isinstance(b, Block) for part in b.modules()} # a large OREPA is made of small ones
+        places = [(parent, n, b) for parent in net.modules() if parent not in inside for n, b in parent.named_children() if type(b) in _THEIRS]
+        if not places: raise ValueError(f'the authors\' code is known for the RepVGG networks, ac_resnet18 and orepa_resnet18, not for {model}')
+        made = {t: _load(folder, *_THEIRS[t]) for t in {type(b) for _, _, b in places}}
+        for parent, n, b in places:
+            setattr(parent, n, made[type(b)](b.in_channels, b.out_channels, b.kernel_size[0], stride=b.stride[0], padding=b.padding[0], groups=b.groups))
+            if type(b) is not ACBlock: parent.bn = nn.Identity() # theirs is inside
+    return net
+
 # %% ../nbs/15a_bench.ipynb #c014
 def _batch(model, batch_size, size, device):
     "A random batch for a model's task, and its loss"
@@ -68,21 +106,30 @@ def _ratio(times, base) -> tuple:
     each = sorted(a/b for a, b in zip(times, base))
     return statistics.median(times)/statistics.median(base), [round(each[round(q*(len(each) - 1))], 4) for q in (.25, .75)]
 
+class _Recompute(nn.Module):
+    "`model` within `recompute_exact`"
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, x):
+        with recompute_exact(): return self.model(x)
+
 def train_step(model:str='ac_resnet18',
                batch_size:int=None, size:int=None, # of images, in pixels; None: 64 of 112 on a CPU, 128 of 224 on a GPU
                rounds:int=10, bits:int=4, device:str='cpu',
                only=None,                          # methods; None: all
+               official_code=None,                 # folder of the authors' code, see `official`; None: without
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
     if rounds < 1: raise ValueError(f'rounds must be 1 or more, got {rounds}')
     batch_size, size = batch_size or (64 if device == 'cpu' else 128), size or (min(image_size(model), 112) if device == 'cpu' else image_size(model))
     x, y, loss = _batch(model, batch_size, size, device)
-    cases = {k: r for k, r in step_cases(model, bits).items() if only is None or k[1] == 'plain' or k[1] in only}
-    models = {k: _ready(r, x) for k, r in cases.items()}
+    wanted = lambda k: only is None or k[1] == 'plain' or k[1] in only
+    models = {} if official_code is None else {('full precision', 'official'): official(model, official_code).to(x.device).train()}
+    models |= {k: _ready(r, x) for k, r in step_cases(model, bits).items() if wanted(k)}
+    if wanted(again := (f'{bits} bits', 'repq-bn, recomputed')) and (exact := step_cases(model, bits).get((f'{bits} bits', 'repq-bn'))): models[again] = _Recompute(_ready(exact, x))
     memory = {k: held_bytes(m, x, y, loss) for k, m in models.items()}
     times = step_times(models, x, y, rounds, loss)
     rows = []
-    for k in cases:
+    for k in sorted(models, key=lambda k: k[0] != 'full precision'):
         base, (ratio, spread) = (k[0], 'plain'), _ratio(times[k], times[k[0], 'plain'])
         rows.append(dict(model=model, device=environment()['device'] if device != 'cpu' else 'cpu', stage=k[0], method=k[1], step_ratio=round(ratio, 4), spread=spread, memory_ratio=round(memory[k]/memory[base], 4),
                          seconds=round(statistics.median(times[k]), 5), over_full_precision=round(_ratio(times[k], times['full precision', 'plain'])[0], 4), memory_mb=round(memory[k]/2**20, 1),
@@ -113,6 +160,44 @@ def _brevitas():
         return q(step, torch.zeros((), device=v.device), torch.tensor(float(bits), device=v.device), v)
     return f
 
+# %% ../nbs/15a_bench.ipynb #q020
+_FIRST, _LAST = 'v/s, clamp, round', 'v·(1/s), round, clamp'
+NUMERICS = {'repq': f'learned step; {_FIRST}', 'LSQ by autograd': f'learned step; {_FIRST}', 'LSQ by autograd, torch.compile': f'learned step; {_FIRST}', 'torch, learned step': f'learned step; {_LAST}',
+            'torch, fixed step': f'fixed step; {_LAST}', 'brevitas, learned scale': 'learned step; v/s, round, clamp',
+            'torchao PT2E, moving average': f'step and zero point from extremes; {_LAST}', 'torchao PT2E, learned step': f'learned step and zero point; {_LAST}'}
+
+class _PT2E(nn.Module):
+    "`model` as torchao's PT2E prepares it for training at `bits`, with fake quantizers of the class `fake`"
+    def __init__(self, model, x, bits, fake, **kwargs):
+        from torchao.quantization.pt2e import MovingAverageMinMaxObserver
+        from torchao.quantization.pt2e.learnable_fake_quantize import enable_range_learning
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+        super().__init__()
+        def spec(signed):
+            (qn, qp), kind = grid(bits, signed), (torch.int8, torch.per_tensor_symmetric) if signed else (torch.uint8, torch.per_tensor_affine)
+            return QuantizationSpec(kind[0], fake.with_args(observer=MovingAverageMinMaxObserver, **kwargs), qn, qp, kind[1])
+        class Convolutions(Quantizer):
+            def annotate(self, graph):
+                for n in graph.graph.nodes:
+                    if n.target == torch.ops.aten.conv2d.default: n.meta['quantization_annotation'] = QuantizationAnnotation({n.args[0]: spec(False), n.args[1]: spec(True)}, _annotated=True)
+                return graph
+            def validate(self, graph): pass
+        self.model = prepare_qat_pt2e(torch.export.export(model, (x,)).module(), Convolutions())
+        self(x)
+        self.model.apply(enable_range_learning) # where there is one to learn
+
+    def forward(self, x): return self.model(x)
+    def train(self, mode=True): return self  # an exported graph has no modes
+    @property
+    def first(self): return lambda v, *_: self.model.activation_post_process_0(v) # its fake quantizer of the input
+
+def torchao_stacks(stack, x, bits:int) -> dict: # name -> model
+    "`stack` with each of torchao's fake quantizers; none where torchao isn't installed"
+    try: from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize as Fused, LearnableFakeQuantize as Learned
+    except ImportError: return {}
+    return {'torchao PT2E, moving average': _PT2E(stack(None), x, bits, Fused), 'torchao PT2E, learned step': _PT2E(stack(None), x, bits, Learned, use_grad_scaling=True)}
+
 # %% ../nbs/15a_bench.ipynb #c020
 def fake_quantizers(compiled:bool=True) -> dict: # name -> f(v, step, qn, qp)
     "Those at hand: ours, LSQ by autograd (and compiled), torch's with learned and fixed step, and brevitas' where it is installed"
@@ -136,19 +221,28 @@ class _Stack(nn.Module):
             x = F.relu(F.conv2d(x, w, padding=1))
         return x.mean((2, 3))
 
+class _Alone(nn.Module):
+    "A fake quantizer and nothing else, backward to `x` and its step"
+    def __init__(self, f, bits):
+        super().__init__()
+        self.f, self.step, self.grid = f, nn.Parameter(torch.tensor(.1)), grid(bits, False)
+    def forward(self, x): return self.f(x.detach().requires_grad_(), self.step, *self.grid)
+
 # %% ../nbs/15a_bench.ipynb #c021
 def peers(batch_size:int=16, width:int=64, depth:int=8, size:int=56, rounds:int=10, bits:int=4, device:str='cpu', compiled:bool=True) -> list:
-    "A training step of `depth` convolutions with each fake quantizer, relative to none: rows of quantizer, step_ratio, spread, memory_ratio"
+    "A training step of `depth` convolutions with each fake quantizer, relative to none: rows of quantizer, step_ratio, spread, memory_ratio, quantizer_ms (forward and backward on one input alone), numerics"
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(batch_size, width, size, size, generator=g).to(device), torch.randint(0, width, (batch_size,), generator=g).to(device)
     def stack(f): torch.manual_seed(0); return _Stack(f, width, depth, bits).to(device)
-    models = {'none': stack(None), **{n: stack(f) for n, f in fake_quantizers(compiled).items()}}
+    functions, graphs = fake_quantizers(compiled), torchao_stacks(stack, x, bits)
+    models = {'none': stack(None), **{n: stack(f) for n, f in functions.items()}, **graphs}
     memory, times = {n: held_bytes(m, x, y) for n, m in models.items()}, step_times(models, x, y, rounds)
+    alone = step_times({n: _Alone(f, bits).to(device) for n, f in (functions | {n: m.first for n, m in graphs.items()}).items()}, x, y, rounds, lambda out, _: out.mean())
     rows = []
     for n in models:
         ratio, spread = _ratio(times[n], times['none'])
-        rows.append(dict(quantizer=n, device=environment()['device'] if device != 'cpu' else 'cpu', step_ratio=round(ratio, 4), spread=spread, memory_ratio=round(memory[n]/memory['none'], 4), bits=bits, rounds=rounds,
-                         batch_size=batch_size, width=width, depth=depth, size=size, threads=torch.get_num_threads()))
+        rows.append(dict(quantizer=n, device=environment()['device'] if device != 'cpu' else 'cpu', step_ratio=round(ratio, 4), spread=spread, memory_ratio=round(memory[n]/memory['none'], 4),
+                         quantizer_ms=round(statistics.median(alone[n])*1e3, 3) if n in alone else 0., numerics=NUMERICS.get(n, ''), scale='per tensor', bits=bits, rounds=rounds, batch_size=batch_size, width=width, depth=depth, size=size, threads=torch.get_num_threads()))
     return rows
 
 # %% ../nbs/15a_bench.ipynb #c026
@@ -191,7 +285,7 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
                  float32_ms=ms(r['float32']), integers_ms=ms(r['integers']), time_in=share, rounds=rounds) for r in bench_inference(net, x, threads, rounds)]
 
 # %% ../nbs/15a_bench.ipynb #c028
-def table(rows, columns=('model', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'seconds', 'float32_ms', 'integers_ms', 'time_in')) -> str:
+def table(rows, columns=('model', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'time_in')) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if c in rows[0]]
     text = [[f'{r[c]:.2f}' if isinstance(r[c], float) and c != 'seconds' else f'{r[c]:.3f}' if isinstance(r[c], float) else '–'.join(f'{v:.2f}' for v in r[c]) if isinstance(r[c], list) else str(r[c]) for c in columns] for r in rows]

@@ -95,6 +95,7 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           tensorboard: Annotated[bool, typer.Option('--tensorboard', help='Write for TensorBoard as well, into the run folder; needs the package tensorboard.')] = False,
           dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')] = False,
           accumulate: Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')] = 1,
+          recompute: Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")] = False,
           skips: Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')] = 10):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq import recipes, runs
@@ -106,7 +107,7 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
         from repq.plans import plan
         typer.echo(plan(recipe, out, init, accumulate))
         return
-    row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, accumulate=accumulate, teacher=teacher, tensorboard=tensorboard)
+    row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, recompute=recompute, accumulate=accumulate, teacher=teacher, tensorboard=tensorboard)
     if row is None: return # under torchrun the first process speaks
     typer.echo((_dB(row) if 'psnr' in row else f'accuracy {row["accuracy"]:.2%}, deployed {row["merged_accuracy"]:.2%}') + f', {row["size_bytes"]/1e3:,.0f} kB, {row["bit_operations"]/1e9:,.3g} G bit operations'
                + (f', step time {row["step_ratio"]:.2f} × plain' if row['step_ratio'] else '') + f'\nrun folder: {out}')
@@ -227,17 +228,19 @@ def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Model
                batch_size: Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')] = None,
                size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on a GPU if left out.')] = None,
                only: Annotated[Optional[List[str]], typer.Option(help='This method, may be repeated; all if left out.')] = None,
+               official: Annotated[Optional[Path], typer.Option(help="A checkout of the blocks' authors' code (RepVGG, ACNet, OREPA), or a folder of checkouts: their branched step takes part. This runs code from there.")] = None,
                rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None):
     "Time and memory of a training step, relative to the plain network at the same stage."
     from repq import bench as b
-    rows = []
-    for m in models or ['ac_resnet18', 'orepa_resnet18']: rows += b.train_step(m, batch_size, size, rounds, bits, device, only)
+    models, rows = models or ['ac_resnet18', 'orepa_resnet18'], []
+    for m in models if official else []: b.official(m, official) # what is missing is said before anything is measured
+    for m in models: rows += b.train_step(m, batch_size, size, rounds, bits, device, only, official)
     _show(rows, json, device)
 
 @bench.command(epilog='Example: repq bench peers --rounds 20')
 def peers(batch_size: int = 16, width: int = 64, depth: int = 8, size: int = 56, rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu',
           compiled: Annotated[bool, typer.Option(help='torch.compile as well; needs a C++ compiler on a CPU.')] = True, json: Json = None):
-    "A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas takes part where it is installed."
+    "A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas and torchao take part where they are installed."
     from repq import bench as b
     _show(b.peers(batch_size, width, depth, size, rounds, bits, device, compiled), json, device)
 

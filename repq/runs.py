@@ -21,6 +21,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import rank_distrib, set_seed, trainable_params
 from . import __version__, plots, surgery
+from .batchnorm import recompute_exact
 from .checkpoints import from_official, read_checkpoint
 from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
@@ -246,6 +247,7 @@ def train(recipe:Recipe, out, # the run folder to be made
           skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
           teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
           tensorboard:bool=False, # write to the run's folder `tensorboard` as well
+          recompute:bool=False, # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
@@ -266,7 +268,7 @@ def train(recipe:Recipe, out, # the run folder to be made
         if state is None and not rank_distrib(): _new_folder(part, info)
         learn = _learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
-        with spread(model, dls):
+        with spread(model, dls), recompute_exact(recompute):
             if state is None and recipe.quantized: learn.calibrate(recipe.calibrate)
             _fit(learn, recipe, checkpoints, on_epoch)
     return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)

@@ -4,8 +4,8 @@ from itertools import product
 import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from repq.kernels import Geometry, Kernel
-from repq.batchnorm import STATISTICS, fold, get_statistics, normalize
-from repq.bench import lsq_autograd, train_step
+from repq.batchnorm import STATISTICS, fold, get_statistics, normalize, recompute_exact
+from repq.bench import held_bytes, lsq_autograd, official, peers, train_step
 from repq.blocks import ACBlock, RepVGGBlock
 from repq.layers import RepQLayer
 from repq.orepa import OREPA
@@ -48,6 +48,24 @@ def test_normalize_is_statistics_then_fold_then_affine(statistics, groups, bias,
     inputs = [x, k.weight, bn.weight, bn.bias] + [k.bias]*bias
     grads = [torch.autograd.grad((o.weight.sin().sum() + o.bias.cos().sum()), inputs) for o in (short, long)]
     close([*short, *seen, *grads[0]], [*long, *(s.detach() for s in stats), *grads[1]])
+
+@pytest.mark.parametrize('block', [ACBlock, RepVGGBlock])
+@pytest.mark.parametrize('groups,stride', product((1, 2), (1, 2)))
+def test_outputs_computed_again_give_what_kept_ones_do(block, groups, stride):
+    torch.manual_seed(0)
+    m = RepQLayer(block(8, 8, stride=stride, groups=groups), LSQ(4, True, per_channel=True, channels=8), LSQ(4, False)).double()
+    x = torch.randn(6, 8, 9, 9, dtype=torch.float64).relu().requires_grad_()
+    m(x)
+    def run(on):
+        twin = copy.deepcopy(m)
+        with recompute_exact(on): out = twin(x)
+        grads = torch.autograd.grad(out.sin().sum(), (x, *twin.parameters()))
+        return [out, *grads, *twin.buffers()]
+    close(run(True), run(False), 1e-12)
+    sizes = {}
+    for on in False, True:
+        with recompute_exact(on): sizes[on] = held_bytes(m, x, x, lambda out, _: out.sum())
+    assert sizes[True] < sizes[False]
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 8), st.booleans(), st.floats(.01, 2), st.integers(0, 99))
@@ -119,3 +137,45 @@ def test_rows_and_their_file(tmp_path):
 def test_super_resolution_is_measured_with_its_own_data():
     rows = train_step('plainsr_m4c8', 2, 16, rounds=1, only=['merged'])
     assert {r['stage'] for r in rows} == {'full precision', '4 bits'}
+
+REPVGG = """import torch.nn as nn
+from parts import width
+print('made')
+def create_RepVGG_A0(deploy=False): return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
+"""
+OREPAS = """import torch.nn as nn
+from parts import width
+class OREPA(nn.Sequential):
+    def __init__(self, i, o, kernel_size, stride=1, padding=0, groups=1):
+        assert padding == kernel_size//2
+        super().__init__(nn.Conv2d(i, o, kernel_size, stride, padding, groups=groups), nn.BatchNorm2d(o))
+class OREPA_LargeConv(OREPA): pass
+"""
+def checkout(folder, file, text):
+    folder.mkdir(parents=True)
+    (folder/file).write_text(text); (folder/'parts.py').write_text('width = 5')
+
+def test_the_authors_code_takes_part(tmp_path):
+    import sys
+    checkout(tmp_path/'RepVGG', 'repvgg.py', REPVGG); checkout(tmp_path/'OREPA', 'blocks.py', OREPAS)
+    path = list(sys.path)
+    for folder in tmp_path, tmp_path/'RepVGG': assert official('repvgg_a0', folder)[0].out_channels == 5
+    net = official('orepa_resnet18', tmp_path)
+    assert net.stem.conv[0].kernel_size == (7, 7) and isinstance(net.stem.bn, nn.Identity)
+    assert not any(isinstance(m, OREPA) for m in net.modules())
+    assert sys.path == path and 'parts' not in sys.modules
+    res = CliRunner().invoke(app, ['bench', 'train-step', 'orepa_resnet18_tiny', '--size', '8', '--batch-size', '4', '--rounds', '1', '--only', 'merged', '--official', str(tmp_path), '--json', str(tmp_path/'rows.json')])
+    assert res.exit_code == 0, res.output
+    rows = json.loads((tmp_path/'rows.json').read_text())['rows']
+    assert [(r['stage'], r['method']) for r in rows][:2] == [('full precision', 'official'), ('full precision', 'plain')] and rows[0]['step_ratio'] > 0
+
+@pytest.mark.parametrize('model,text,message', [('repvgg_a0', None, 'has no repvgg.py.*DingXiaoH/RepVGG'), ('repvgg_a1', REPVGG, 'has no create_RepVGG_A1.*DingXiaoH/RepVGG'),
+                                               ('repvgg_a0', 'import se_block', 'DingXiaoH/RepVGG needs what is missing.*se_block'), ('resnet18', REPVGG, 'not for resnet18')])
+def test_what_the_authors_code_lacks_is_named(tmp_path, model, text, message):
+    if text: checkout(tmp_path/'RepVGG', 'repvgg.py', text)
+    with pytest.raises(ValueError, match=message): official(model, tmp_path)
+
+def test_torchao_takes_part_where_it_is_installed():
+    pytest.importorskip('torchao')
+    rows = {r['quantizer']: r for r in peers(2, 8, 2, 8, rounds=1, compiled=False)}
+    for n in 'moving average', 'learned step': assert rows[f'torchao PT2E, {n}']['quantizer_ms'] > 0 and rows[f'torchao PT2E, {n}']['numerics']
