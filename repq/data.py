@@ -297,13 +297,14 @@ _unreadable = (OSError, ValueError, TypeError, LookupError, ArithmeticError, Syn
 def _tolerate(
     bad:list, # unreadable files
     n:int,    # of so many
+    then:str='skipped', # what becomes of them
 ):
     "Warn about unreadable images; raise if they are more than a tenth"
     if not bad: return
     names = ', '.join(str(o) for o in bad[:3]) + (', ...' if len(bad) > 3 else '')
     what = f"{len(bad)} of {n} images cannot be read: {names}"
-    if len(bad) > n/10: raise ValueError(f'{what}; more than a tenth, so nothing is loaded: repair or delete them')
-    warnings.warn(f'{what}; skipped', stacklevel=2)
+    if len(bad) > n/10: raise ValueError(f'{what}; more than a tenth: repair or delete them')
+    warnings.warn(f'{what}; {then}', stacklevel=2)
 
 # %% ../nbs/10_data.ipynb #c057
 class ImageFiles(_Labelled):
