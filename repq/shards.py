@@ -33,7 +33,7 @@ def member_name(
 # %% ../nbs/10b_shards.ipynb #p111
 def _read(file):
     "The bytes of an image and what is wrong with it"
-    data = Path(file).read_bytes()
+    data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
     try: open_rgb(io.BytesIO(data))
     except _unreadable as e: return data, e
     return data, None
@@ -144,6 +144,11 @@ def usual_dls(path, size:int, bs:int, workers:int, idxs:dict) -> dict: # trainin
     def loader(k, folder): return torch.utils.data.DataLoader(torch.utils.data.Subset(datasets.ImageFolder(folder, T.Compose(ways[k] + end)), idxs[k]), bs, shuffle=k=='training', num_workers=workers)
     return {k: loader(k, folder) for k,folder in zip(ways, split_folders(path))}
 
+def _readable(files, n) -> torch.Tensor:
+    "Indices of about `n` images, evenly spaced, without those that can't be read: they would end torchvision's pipeline"
+    idxs = range(0, len(files), max(1, len(files)//n))[:n]
+    with _quiet(): return torch.tensor([i for i in idxs if _read(files[i])[1] is None])
+
 def _epoch(dl) -> tuple: # images, seconds, processor seconds
     "One pass over a loader, workers included"
     cpu = lambda: time.process_time() + sum(os.times()[2:4]) # of workers: counted when they end, with the epoch
@@ -167,7 +172,7 @@ def bench_data(
     if read_shards(path): raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of images, and the shards with --shards')
     def ours(o):
         dls = get_dls(o, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)
-        idxs = {k: torch.arange(0, n, max(1, n//images))[:images] for k,n in (('training', len(dls.train_ds)), ('validation', len(dls.valid_ds)))}
+        idxs = {k: _readable(ds.files, images) for k,ds in (('training', dls.train_ds), ('validation', dls.valid_ds))}
         subset = lambda dl, k: dl.new(dl.dataset.subset(idxs[k]), bs=batch_size, drop_last=False)
         return idxs, dict(training=subset(dls.train, 'training'), validation=subset(dls.valid, 'validation'))
     idxs,mine = ours(path)
