@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Data', 'bench', 'Json', 'Rounds', 'Device', 'demo', 'train', 'eval_', 'report', 'recipes_', 'list_',
-           'quantize', 'export', 'convert', 'upscale', 'train_step', 'peers', 'scaling', 'inference',
+           'quantize', 'export', 'convert', 'upscale', 'train_step', 'peers', 'scaling', 'inference', 'shard', 'data_',
            'keep_freed_memory', 'main']
 
 # %% ../nbs/16_cli.ipynb #c003
@@ -258,6 +258,33 @@ def inference(model: Annotated[str, typer.Argument(help='A model, see: repq list
     "The integers in ONNX Runtime against float32, on one core and on all."
     from repq import bench as b
     _show(b.inference(model, batch_size, size, bits, rounds), json, 'cpu')
+
+# %% ../nbs/16_cli.ipynb #p001
+@app.command(epilog='Example: repq shard imagenet imagenet-shards   and then   repq train repvgg_a0 --data imagenet-shards --out runs/fp')
+def shard(path: Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'cifar10', 'imagenette'.")],
+          out: Annotated[Path, typer.Argument(help='Folder to be made.')],
+          size: Annotated[float, typer.Option(help='Megabytes of images in a shard.')] = 500):
+    "Pack a folder of images into WebDataset shards, for storage that dislikes small files. --data takes the folder of shards for the folder of images: the batches are the same bit for bit."
+    from repq import shards
+    with _progress() as say: r = shards.write_shards(path, out, size*1e6, say)
+    typer.echo(', '.join(f'{k}: {n:,} images' for k, n in r['images'].items()) + f', {r["classes"]:,} classes, in {r["shards"]} shards of {r["bytes"]/1e6:,.0f} MB together: {out}')
+    if r['unreadable']: typer.echo(f'unreadable, packed as they are, skipped in training: {len(r["unreadable"])}\n' + '\n'.join(map(str, r['unreadable'])))
+
+# %% ../nbs/16_cli.ipynb #p002
+@bench.command('data', epilog='Example: repq bench data imagenet --shards imagenet-shards --json data.json')
+def data_(path: Annotated[Path, typer.Argument(metavar='DIR', help='ImageFolder tree (train/CLASS/*.jpg and val/ or test/).')],
+          shards: Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take part as well.')] = None,
+          size: Annotated[int, typer.Option(help='Pixels of a crop.')] = 224, batch_size: int = 64,
+          workers: Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')] = 0,
+          images: Annotated[int, typer.Option(help='Images in a round.')] = 1000, rounds: Rounds = 5, json: Json = None):
+    "Images a second and core of the input pipeline beside torchvision's usual one, and how the pictures differ."
+    from repq import bench as b, runs, shards as s
+    with _progress() as say: rows = s.bench_data(path, shards, size, batch_size, workers, rounds, images, say)
+    d = s.picture_difference(s.training_files(path), size)
+    typer.echo(b.table(rows, ('pipeline', 'loader', 'per_core', 'per_second', 'ratio', 'spread', 'images')))
+    typer.echo(f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} of them decoded at reduced scale: '
+               f'mean absolute difference {d["mean_abs"]:.3f} of 255, PSNR {d["psnr"]:.1f} dB, lowest {d["psnr_lowest"]:.1f} dB')
+    if json: runs.write_json(json, dict(command=' '.join(['repq', *sys.argv[1:]]), **{**runs.environment(), 'device': 'cpu'}, rows=rows, pictures=d))
 
 # %% ../nbs/16_cli.ipynb #n023
 def keep_freed_memory() -> bool: # done?

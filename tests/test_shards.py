@@ -1,0 +1,127 @@
+"repq.shards on small trees: the same batches and the same training as from the folder, damage, tar files of others, webdataset"
+import tarfile, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from repq.data import get_dls, list_images, open_crop, read_shards, rng_at
+from repq.shards import bench_data, picture_difference, write_shards
+
+CPU = dict(device='cpu', num_workers=0)
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    "Two classes, JPEGs and PNGs of 70 to 100 pixels, names with dots, a folder in a folder"
+    monkeypatch.setenv('REPQ_CACHE', str(tmp_path/'cache'))
+    for s, split in enumerate(('train', 'val')):
+        for c in 'ab':
+            for i in range(12):
+                f = tmp_path/'tree'/split/c/('deep' if i % 5 == 4 else '')/(f'{i:02d}.x.jpg' if i % 2 else f'{i:02d}.png')
+                f.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.random.default_rng(100*s + i).integers(0, 256, (70 + i, 100, 3), dtype=np.uint8)).save(f)
+    return tmp_path/'tree'
+
+def batches(dl): return [t for b in dl for t in b]
+
+def same(a, b): return len(a) == len(b) and all(map(torch.equal, a, b))
+
+@pytest.mark.parametrize('kw', [dict(size=64, cache=False), dict(size=32), dict(size=64, cache=False, valid=.25)])
+def test_same_batches(root, tmp_path, kw):
+    write_shards(root, tmp_path/'shards', size=1e5)
+    assert len(list((tmp_path/'shards').glob('train-*.tar'))) > 1
+    a, b = [get_dls(o, bs=4, seed=3, device='cpu', num_workers=n, **kw) for o, n in ((root, 0), (tmp_path/'shards', 2))]
+    for _ in range(2): assert same(batches(a.train), batches(b.train))
+    assert same(batches(a.valid), batches(b.valid)) and a.vocab == b.vocab
+    for o in a, b: o.train.epoch, o.train.skip, o.train.share = 4, 2, (1, 2)
+    assert same(batches(a.train), batches(b.train))
+
+def test_same_training(root, tmp_path):
+    from repq.recipes import get_recipe
+    from repq.runs import eval_run, load_run, train
+    write_shards(root, tmp_path/'shards')
+    kw = dict(image_size=64, batch_size=8, epochs=1, seed=0)
+    for name, data in (('a', root), ('b', tmp_path/'shards')): train(get_recipe('repvgg_a0_tiny', 'repq-bnest', 32, data=str(data), **kw), tmp_path/name, timing=0)
+    a, b = [load_run(tmp_path/o)[1].state_dict() for o in 'ab']
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert eval_run(tmp_path/'a', str(tmp_path/'shards'))['accuracy'] == eval_run(tmp_path/'b')['accuracy']
+
+def test_damaged_images_are_skipped_and_named(root, tmp_path):
+    (root/'train/a/00.png').write_bytes(b'')
+    f = root/'train/b/01.x.jpg'; f.write_bytes(f.read_bytes()[:900])
+    with pytest.warns(UserWarning, match='2 of 48 images cannot be read.*packed as they are'): r = write_shards(root, tmp_path/'shards')
+    assert [str(o) for o in r['unreadable']] == [str(root/'train/a/00.png'), str(f)]
+    dls = get_dls(tmp_path/'shards', bs=24, size=64, cache=False, seed=0, **CPU)
+    with pytest.warns(UserWarning, match='shards/train-000000.tar/a/00.png cannot be read'): x, y = dls.one_batch()
+    assert len(y) == 22 and sorted(Path(o).name for o in dls.train_ds.unreadable) == ['00.png', '01.x.jpg']
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert same(batches(dls.train), batches(get_dls(root, bs=24, size=64, cache=False, seed=0, **CPU).train))
+
+def test_too_many_damaged_images_leave_nothing_behind(root, tmp_path):
+    for f in list((root/'train/a').glob('*.*'))[:6]: f.write_bytes(b'x')
+    with pytest.raises(ValueError, match='more than a tenth'): write_shards(root, tmp_path/'new/shards')
+    assert not list((tmp_path/'new').iterdir())
+
+@pytest.mark.parametrize('index', [True, False])
+def test_a_shard_that_is_cut_off(root, tmp_path, index):
+    out = tmp_path/'shards'
+    write_shards(root, out)
+    if not index: (out/'index.json').unlink()
+    tar = out/'train-000000.tar'; tar.write_bytes(tar.read_bytes()[:150_000])
+    with pytest.raises(ValueError, match='train-000000.tar .*cut off.* copy it again, or make the shards again') as e: get_dls(out, bs=4, **CPU)
+    assert '\n' not in str(e.value)
+    if index:
+        tar.unlink()
+        with pytest.raises(FileNotFoundError, match='train-000000.tar is missing'): get_dls(out, bs=4, **CPU)
+
+def test_index_made_from_the_tars_is_the_same(root, tmp_path):
+    out = tmp_path/'shards'
+    write_shards(root, out, size=1e5)
+    kept = read_shards(out)
+    (out/'index.json').unlink()
+    again = read_shards(out)
+    assert (out/'index.json').is_file()
+    for k in kept: assert [vars(o) | dict(n=str(o)) for o in kept[k][0]] == [vars(o) | dict(n=str(o)) for o in again[k][0]] and torch.equal(kept[k][1], again[k][1])
+    (out/'index.json').write_text('{')
+    with pytest.raises(ValueError, match='index.json is damaged .*delete it'): read_shards(out)
+
+def test_arguments(root, tmp_path):
+    write_shards(root, tmp_path/'shards')
+    for args, match in (((root, tmp_path/'shards'), 'exists'), ((tmp_path/'shards', tmp_path/'x'), 'folder of shards already'), ((root, tmp_path/'x', 0), 'size must be above 0')):
+        with pytest.raises(ValueError, match=match): write_shards(*args)
+    with pytest.raises(FileNotFoundError, match='no validation folder .dev/.; it has train/, val/'): get_dls(tmp_path/'shards', bs=4, valid='dev', **CPU)
+    with pytest.raises(FileNotFoundError, match='no train/ folder'): write_shards(root/'train', tmp_path/'x')
+    with pytest.raises(ValueError, match='which torchvision cannot read'): bench_data(tmp_path/'shards')
+
+def test_a_folder_with_tars_beside_train_is_a_folder(root):
+    (root/'raw.tar').write_bytes(b'no tar')
+    assert read_shards(root) is None and not (root/'index.json').exists()
+
+def test_webdataset_reads_the_shards(root, tmp_path):
+    wds = pytest.importorskip('webdataset')
+    write_shards(root, tmp_path/'shards')
+    samples = list(wds.WebDataset(str(tmp_path/'shards/train-000000.tar'), shardshuffle=False))
+    files, y, _ = list_images(root/'train')
+    assert [int(s['cls']) for s in samples] == y.tolist()
+    assert [s.get('jpg') or s['png'] for s in samples] == [Path(f).read_bytes() for f in files]
+
+@pytest.mark.parametrize('code', [1, 3, 6, 8])
+def test_crops_at_reduced_scale_show_what_full_ones_show(tmp_path, code):
+    y, x = np.mgrid[:613, :801]
+    exif = Image.Exif(); exif[0x112] = code
+    Image.fromarray(np.stack([128 + 99*np.sin(x/31), 128 + 99*np.cos(y/47), 128 + 99*np.sin((x+y)/59)], -1).astype(np.uint8)).save(tmp_path/'a.jpg', quality=95, exif=exif)
+    for i in range(8):
+        a, b = [open_crop(tmp_path/'a.jpg', 64, rng_at(i), coarse=o).float() for o in (True, False)]
+        assert (a - b).abs().mean() < 1.5, i
+    assert picture_difference([tmp_path/'a.jpg'], 600)['reduced'] == 0
+
+def test_imagenet_sample(shared, tmp_path):
+    tar = shared/'data/imagenet_sample.tar'
+    if not tar.exists(): pytest.skip(f'no {tar}')
+    with tarfile.open(tar) as t:
+        for m, _ in zip(t, range(24)): t.extract(m, tmp_path, filter='data')
+    root = tmp_path/'imagenet_sample'
+    (root/'train').symlink_to(root/'val')
+    write_shards(root, tmp_path/'shards')
+    a, b = [get_dls(o, bs=8, seed=0, **CPU) for o in (root, tmp_path/'shards')]
+    assert same(batches(a.train), batches(b.train)) and same(batches(a.valid), batches(b.valid))
+    assert picture_difference(a.train_ds.files)['mean_abs'] < .1
