@@ -75,6 +75,7 @@ class Recipe:
     per_channel: bool = True
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
+    sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
     optimizer: str = 'sgd'         # or 'adam', with fastai's other defaults
     schedule: str = 'cosine'       # or 'constant'
     scale: int = None              # of super-resolution, as all below
@@ -187,7 +188,8 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     if not recipe.quantized: return model
     if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
-    return surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False)
+    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False)
+    return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
