@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from helpers import randomize
 from repq import runs
-from repq.export import PROFILES, bench_inference, onnx_session, optimized_ops, profile_onnx, run_onnx, to_onnx
+from repq.export import PROFILES, bench_inference, layer_differences, onnx_session, optimized_ops, profile_onnx, run_onnx, to_onnx
 from repq.integers import Grid, IntegerNetwork, Step, agreement, disagreement, integer_biases, load_integers, save_integers, to_integer
 from repq.models import create_model
 from repq.recipes import build, get_recipe, recipe_from
@@ -137,6 +137,16 @@ def test_activations_after_flattening_and_pooling_of_branches(tmp_path):
             a = self.a(x)
             return self.head(self.slope(self.hidden((self.pool(a.relu()) + self.b(a)).mean((2, 3)))))
     assert_same(quantized(randomize(Net()), torch.randn(4, 3, 9, 9), 4), torch.randn(4, 3, 9, 9), tmp_path, [(12, 7)])
+
+@pytest.mark.parametrize('profile', ['integers', 'packed', 'symmetric'])
+@pytest.mark.parametrize('name', ['repvgg_a0_tiny', 'ac_resnet18_tiny', 'mobileone_s0_tiny'])
+def test_each_layer_of_each_profile_is_the_reference(name, profile):
+    x = torch.rand(16, 1, 8, 8)
+    for bits in (8, 4, 2):
+        net = to_integer(quantized(create_model(name, 10, 1), x, bits), x, profile == 'symmetric')
+        rows = layer_differences(net, x, profile)
+        assert len(rows) == sum(s.op == 'layer' for s in net.steps) - 1      # the last one gives floats
+        assert max(steps for _, steps in rows.values()) <= (profile != 'integers') and max(share for share, _ in rows.values()) < 2e-3
 
 def test_layers_that_cannot_are_named(tmp_path):
     wide, x = nn.Sequential(nn.Conv2d(3, 8000, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(8000, 1, 3)), nn.Conv2d(1, 1, 1)), torch.rand(1, 3, 4, 4)
