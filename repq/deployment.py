@@ -16,7 +16,7 @@ from .export import onnx_session, run_onnx, to_onnx, to_pt2
 from .integers import save_integers, to_integer
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe
-from .runs import _results, _start, _task, environment, evaluate, load_run, write_json, write_text
+from .runs import _results, _start, _task, environment, evaluate, load_run, read_json, write_json, write_text
 from .superres import evaluate_pairs
 
 # %% auto #0
@@ -66,6 +66,7 @@ def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     return _images(dls, 1)[0].cpu().float()
 
 def _export_onnx(model, out, x, profile) -> str:
+    "Write, compare with the reference, and only then put in place; what was found"
     part = out.with_name(f'{out.stem}.{os.getpid()}.part.onnx')
     try:
         net = to_onnx(model, part, x, profile)
@@ -84,12 +85,38 @@ def _compared(path, net, x) -> tuple: # how many values differ, of how many; (0,
     y = net(x)
     return (run_onnx(session, x) != y).sum().item(), y.numel()
 
+# %% ../nbs/15b_deployment.ipynb #d114
+def _score(recipe, dls):
+    "A function that scores a network of a run: accuracy, or the mean PSNR over validation images"
+    if task(recipe.model) == 'super-resolution':
+        pairs = [p for ps in dls.benchmarks.values() for p in ps]
+        return lambda m: evaluate_pairs(m, pairs, dls.device)['psnr']
+    return lambda m: evaluate(m, dls.valid)
+
+class _Onnx(torch.nn.Module):
+    "An ONNX file as a network"
+    def __init__(self, path): super().__init__(); self.session = onnx_session(path, threads=0)
+    def forward(self, x): return run_onnx(self.session, x.cpu()).to(x.device)
+
+def _scored(recipe, run, path) -> str:
+    "What the integers reach on validation images, beside the trained network's; added to results.json"
+    try: net = _Onnx(path)
+    except ImportError: return ''
+    super_resolution, file = task(recipe.model) == 'super-resolution', Path(run)/'results.json'
+    value = _score(recipe, _task(recipe).data(replace(recipe, augment=False)))(net)
+    if file.exists():
+        row, *more = read_json(file)
+        write_json(file, [{**row, 'integer_psnr' if super_resolution else 'integer_accuracy': value}, *more])
+    if super_resolution: return f'; {value:.2f} dB in integers'
+    return f'; accuracy {value:.2%} in integers' + (f", {row['accuracy']:.2%} as trained" if file.exists() else '')
+
 # %% ../nbs/15b_deployment.ipynb #n026
 FORMATS = {'onnx': '.onnx', 'pt2': '.pt2', 'safetensors': '.safetensors'}
 
 def export_run(run, out=None,      # file to be written; None: in the run folder
                format='onnx',      # a key of `FORMATS`
                profile='integers', # of ONNX, a key of `repq.export.PROFILES`
+               score=True,         # measure what the integers of an ONNX file reach on the run's validation images, and add it to its results.json?
               ) -> str:            # what was done
     "Write the deployed network of a run to a file"
     if format not in FORMATS: raise ValueError(f'format must be one of {", ".join(FORMATS)}, got {format!r}')
@@ -100,19 +127,12 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     if out.suffix != FORMATS[format]: raise ValueError(f'{out}: the name must end in {FORMATS[format]}')
     if not out.parent.is_dir(): raise FileNotFoundError(f'there is no folder {out.parent}')
     x, text = example_images(recipe), ''
-    if format == 'onnx': text = _export_onnx(model, out, x, profile)
+    if format == 'onnx': text = _export_onnx(model, out, x, profile) + (_scored(recipe, run, out) if score and profile == 'integers' else '')
     elif format == 'pt2': to_pt2(model, out, x)
     else: save_integers(to_integer(model, x), out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
 
 # %% ../nbs/15b_deployment.ipynb #n029
-def _score(recipe, dls):
-    "A function that scores a network of a run: accuracy, or the mean PSNR over validation images"
-    if task(recipe.model) == 'super-resolution':
-        pairs = [p for ps in dls.benchmarks.values() for p in ps]
-        return lambda m: evaluate_pairs(m, pairs, dls.device)['psnr']
-    return lambda m: evaluate(m, dls.valid)
-
 def report_run(run, out=None, # folder for pictures
                alone=True,    # evaluate each layer alone as well
               ) -> str: # a table

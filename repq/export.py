@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, json, os, re, tempfile, time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch, torch.nn as nn
@@ -13,13 +14,14 @@ from torch import Tensor
 from .kernels import pair
 from .layers import IntegerKernel, RepQLayer
 from .surgery import Site, deploy, find_sites
-from .integers import Grid, IntegerNetwork, Step, load_integers, save_integers, to_integer
+from .integers import Grid, IntegerNetwork, Step, from_grid, load_integers, save_integers, to_integer
 
 _all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the device's side in one place
 
 # %% auto #0
-__all__ = ['PROFILES', 'layer_costs', 'cost', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops', 'to_pt2', 'bench_inference',
-           'profile_onnx', 'IntegerNetwork', 'to_integer', 'load_integers', 'save_integers']
+__all__ = ['PROFILES', 'layer_costs', 'cost', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops', 'layer_differences',
+           'to_pt2', 'bench_inference', 'profile_onnx', 'IntegerNetwork', 'to_integer', 'load_integers',
+           'save_integers']
 
 # %% ../nbs/13_export.ipynb #c005
 def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
@@ -136,7 +138,7 @@ def _weight(g, p, name) -> str:
 
 def _bias(g, p, grid, name) -> str:
     unit = np.float32(grid.step)*p['scale'].numpy()
-    if g.profile != 'integers': return g.constant((p['bias'].numpy()*unit).astype(np.float32), f'{name}.bias')
+    if g.profile in ('floats', 'symmetric'): return g.constant((p['bias'].numpy()*unit).astype(np.float32), f'{name}.bias')
     return g.op('DequantizeLinear', g.constant(p['bias'].numpy(), f'{name}.bias'), g.constant(unit), g.constant(np.zeros(len(unit), np.int32)), axis=0)
 
 _PAD = dict(zeros='constant', reflect='reflect', replicate='edge', circular='wrap')
@@ -239,6 +241,20 @@ def optimized_ops(path, folder) -> Counter:
     out = Path(folder)/f'{Path(path).stem}.optimized.onnx'
     onnx_session(path, optimized=out)
     return Counter(n.op_type for n in _onnx().load(out).graph.node)
+
+# %% ../nbs/13_export.ipynb #d121
+def layer_differences(net:IntegerNetwork, x:Tensor, profile='integers') -> dict: # layer -> (share of values that differ, by how many steps at most)
+    "Each layer of `net` alone in ONNX Runtime, given the integers that it reads for the images `x`, against the reference"
+    values, grids, res = net.values(x), {s.name: s.grid for s in net.steps}, {}
+    with tempfile.TemporaryDirectory() as tmp:
+        for s in (s for s in net.steps if s.op == 'layer' and s.grid):
+            i, = s.inputs
+            one = IntegerNetwork([Step('q', 'quantize', ['x'], grids[i]), replace(s, name='y', inputs=['q']), Step('out', 'dequantize', ['y'])], 'x', 'out')
+            v = from_grid(values[i], grids[i])
+            Path(f'{tmp}/one.onnx').write_bytes(_model(one, v, profile).SerializeToString())
+            off = ((run_onnx(onnx_session(f'{tmp}/one.onnx'), v) - one(v))/s.grid.step).round().abs()
+            res[s.name] = ((off > 0).float().mean().item(), int(off.max()))
+    return res
 
 # %% ../nbs/13_export.ipynb #n040
 def to_pt2(model:nn.Module, path, # .pt2

@@ -17,8 +17,8 @@ from .surgery import deploy, operation, trace_graph
 from .checkpoints import write_checkpoint
 
 # %% auto #0
-__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'IntegerNetwork', 'to_integer', 'integer_biases', 'disagreement', 'pack',
-           'unpack', 'save_integers', 'load_integers']
+__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'IntegerNetwork', 'to_integer', 'integer_biases', 'disagreement', 'agreement',
+           'pack', 'unpack', 'save_integers', 'load_integers']
 
 # %% ../nbs/12a_integers.ipynb #n047
 @dataclass(frozen=True)
@@ -245,6 +245,9 @@ def _read_module(node, model) -> tuple:
     if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None:
         if m.input_quantizer.bits > 8: raise ValueError(f'reads {m.input_quantizer.bits} bits, and bytes have 8')
         return 'layer', {}, m
+    if isinstance(m, LSQ):
+        if not m.initialized or m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8' if m.bits > 8 else 'a quantizer has no step yet: run one batch through the model')
+        return 'grid', dict(quantizer=m), None
     if isinstance(m, nn.PReLU): return 'prelu', dict(slope=m.weight.detach().float()), None
     if isinstance(m, (nn.Conv2d, nn.Linear, RepQLayer)): raise ValueError('is not quantized: quantize the model with all its layers')
     if isinstance(m, nn.modules.batchnorm._BatchNorm): raise ValueError('a batch norm stands where no layer alone precedes it, so that none absorbs it')
@@ -301,10 +304,11 @@ def _choose_grids(nodes, floats, values, output, symmetric) -> dict: # name -> G
     for n in reversed(nodes):
         if n.name not in floats:
             wishes = wanted.get(n.name, {None})
-            res[n.name] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else _own_grid(n.name, values, symmetric)
+            if n.op == 'grid': res[n.name] = Grid.of(n.params['quantizer'], symmetric)
+            else: res[n.name] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else _own_grid(n.name, values, symmetric)
         grid = res.get(n.name)
         if n.op == 'clip' and grid: grid = res[n.name] = grid.bounded(**n.params)
-        wish = Grid.of(n.layer.input_quantizer, symmetric) if n.op == 'layer' else grid if n.op in _MOVES else None
+        wish = Grid.of(n.layer.input_quantizer, symmetric) if n.op == 'layer' else grid if n.op in _MOVES + ('grid',) else None
         for i in n.inputs: wanted.setdefault(i, set()).add(wish)
     return res
 
@@ -346,6 +350,7 @@ def _write(w:_Writer, n:_Node, inputs:list, grid:Grid) -> str:
     "The steps of one node that reads the values `inputs`; its own value, on `grid` or float"
     x = inputs[0]
     if n.op == 'layer': return _write_layer(w, n, x, grid)
+    if n.op == 'grid': return w.on(x, grid)
     if n.op == 'average': return w.add(n.name, 'layer', [w.integer(x)], grid, **_average_constants(_shape(n, w.example)[1], n.params))
     if n.op == 'mean':
         x = w.add(n.name, 'mean', [w.integer(x)], grid)
@@ -404,6 +409,20 @@ def disagreement(model, # deployed
     "Share of the integers of `net` that are not those of the floating-point `model`, on values that both have"
     seen, own = _record(model, _traced(model)[0], x), net.values(x)
     return {s.name: (to_grid(seen[s.name], s.grid) != own[s.name]).float().mean().item() for s in net.steps if s.grid is not None and s.name in seen}
+
+# %% ../nbs/12a_integers.ipynb #d110
+@torch.no_grad()
+def agreement(model:nn.Module,    # quantized, in training's form
+              net:IntegerNetwork, # made of it
+              x:Tensor, y:Tensor=None, # (batch, channels, h, w) and labels
+             ) -> list: # of dicts: network, same, images, margin, accuracy
+    "Top-1 decisions on the way from training to integers: as trained, deployed, with integer biases, in integers. `margin`: the largest lead, of the first logit over the second, with which the integers decide otherwise"
+    was, model = model.training, model.eval()
+    out = dict(trained=model(x), deployed=deploy(model, verbose=False)(x), biases=integer_biases(model)(x), integers=net(x))
+    model.train(was)
+    own, (first, second) = out['integers'].argmax(1), out['integers'].topk(2).values.T
+    row = lambda top: dict(same=(top == own).sum().item(), images=len(x), margin=(first - second)[top != own].max().item() if (top != own).any() else 0., accuracy=None if y is None else (top == y).sum().item()/len(x))
+    return [dict(network=n, **row(o.argmax(1))) for n, o in out.items()]
 
 # %% ../nbs/12a_integers.ipynb #n112
 def pack(w:Tensor, # integers of `bits` bits, signed

@@ -15,7 +15,7 @@ from .quantizers import LSQ
 from .blocks import Block
 
 # %% auto #0
-__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'IntegerKernel', 'copy_quantizer']
+__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'on_accumulator', 'RepQLayer', 'IntegerKernel', 'copy_quantizer']
 
 # %% ../nbs/06_layers.ipynb #c007
 class FullyConnected(nn.Module):
@@ -43,6 +43,12 @@ def as_block(m:nn.Module) -> nn.Module:
     if hasattr(m, 'kernel') and hasattr(m, 'convolve'): return m
     raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be quantized')
 
+# %% ../nbs/06_layers.ipynb #d118
+def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
+    "The nearest multiple of `unit`, where that is not 0; the gradient passes to `b`"
+    v, u = (t.detach().to(torch.float32 if b.device.type == 'mps' else torch.float64) for t in (b, unit))
+    return b + (torch.where(u == 0, v, (v/u).round()*u).to(b.dtype) - b.detach())
+
 # %% ../nbs/06_layers.ipynb #c009
 class RepQLayer(nn.Module):
     "`Q(X)*Q(M(X, W1..Wn)) + b(X, W1..Wn)`; without quantizers `X*M + b`, full-precision training through the merged kernel"
@@ -54,6 +60,7 @@ class RepQLayer(nn.Module):
                 ):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
+        self.integer_bias = False # is the bias rounded to units of the integer accumulator?
         self._kept = None # in evaluation: (what it was made of, weight and bias)
         if statistics is not None: self.set_statistics(statistics)
 
@@ -76,7 +83,13 @@ class RepQLayer(nn.Module):
     def quantized_kernel(self, x:Tensor=None) -> tuple:
         "Weight and bias that the input is convolved with"
         w, b = self.kernel(x)
-        return w if self.weight_quantizer is None else self.weight_quantizer(w), b
+        return w if self.weight_quantizer is None else self.weight_quantizer(w), self.rounded_bias(b)
+
+    def rounded_bias(self, b:Tensor) -> Tensor:
+        "With `integer_bias` what int32 in units of `input step · weight step/2^(8−bits)` holds of `b`, the gradient passing through; `b` itself otherwise"
+        wq, iq = self.weight_quantizer, self.input_quantizer
+        if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8: return b
+        return on_accumulator(b, iq.step*(wq.step/2**(8 - wq.bits)))
 
     def forward(self, input:Tensor) -> Tensor:
         w, b = self.quantized_kernel(input) if self.training else self.evaluation_kernel()
@@ -104,7 +117,7 @@ class RepQLayer(nn.Module):
 @patch
 def _made_of(self:RepQLayer):
     "What changes when the kernel does"
-    ts = [t for m in (self.block, self.weight_quantizer) if m is not None for t in chain(m.parameters(), m.buffers())]
+    ts = [t for m in (self.block, self.weight_quantizer, self.input_quantizer if self.integer_bias else None) if m is not None for t in chain(m.parameters(), m.buffers())]
     sums = torch.stack([t.sum(dtype=torch.float64).to(ts[0].device) for t in ts]).tolist()
     return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version, s) for t, s in zip(ts, sums)]
 
@@ -143,10 +156,12 @@ class IntegerKernel(nn.Module):
         return FullyConnected.convolve(self, x, weight, bias) if self.geometry is None else Kernel(weight, bias, self.groups).conv(x, self.geometry)
 
     @torch.no_grad()
-    def absorb(self, bn:nn.BatchNorm2d):
+    def absorb(self, bn:nn.BatchNorm2d,
+               input_quantizer:LSQ=None): # given: the bias is rounded to units of the accumulator
         "Take over a batch norm that follows, the integers unchanged: its factor goes into the scale (a negative gamma as well), the rest into the bias"
         scale, shift = fold(bn, *running_stats(bn))
         self.scale, self.bias = self.scale*scale, self.bias*scale + shift
+        if input_quantizer is not None and self.bits <= 8: self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/2**(8 - self.bits)))
 
 # %% ../nbs/06_layers.ipynb #c021
 @patch
@@ -158,7 +173,9 @@ def deploy(self:RepQLayer) -> nn.Module:
     if not wq.initialized or (self.input_quantizer is not None and not self.input_quantizer.initialized):
         raise ValueError('a quantizer has no step yet: run one batch through the model before deploying it')
     w, b = self.kernel()
-    return RepQLayer(IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), b, wq.bits), None, copy_quantizer(self.input_quantizer)).train(self.training)
+    res = RepQLayer(IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), self.rounded_bias(b), wq.bits), None, copy_quantizer(self.input_quantizer)).train(self.training)
+    res.integer_bias = self.integer_bias
+    return res
 
 def copy_quantizer(q):
     "A copy that shares nothing with `q`, without gradients"

@@ -76,6 +76,7 @@ class Recipe:
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
+    sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
     optimizer: str = 'sgd'         # or 'adam', with fastai's other defaults
     schedule: str = 'cosine'       # or 'constant'
     scale: int = None              # of super-resolution, as all below
@@ -104,6 +105,7 @@ class Recipe:
             v, needed = getattr(self, n), task(self.model) == 'super-resolution'
             if (v is not None) != needed or needed and (not isinstance(v, int) or v < 1): raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {self.model}')
         if self.norm_after and not self.quantized: raise ValueError('norm_after is for the quantized stage, got 32 bits')
+        if self.sums and not (self.quantized and isinstance(self.sums, int) and 2 <= self.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {self.sums!r} at {self.weight_bits} bits')
         if self.image_size is not None and task(self.model) == 'super-resolution': raise ValueError(f'image_size is for classification; {self.model} takes crop, got image_size={self.image_size!r}')
         if self.full_precision not in ('branched', 'merged'): raise ValueError(f"full_precision must be 'branched' or 'merged', got {self.full_precision!r}")
 
@@ -190,7 +192,8 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if not recipe.quantized: return model
     if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False)
-    return surgery.add_norms(model, inplace=True, verbose=False) if recipe.norm_after else model
+    if recipe.norm_after: surgery.add_norms(model, inplace=True, verbose=False)
+    return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"

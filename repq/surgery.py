@@ -21,7 +21,7 @@ from .layers import FullyConnected, RepQLayer
 
 # %% auto #0
 __all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
-           'train_merged', 'quantize', 'deploy', 'param_groups', 'calibrate', 'add_norms']
+           'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -82,8 +82,8 @@ def _untouched(model):
 
 # %% ../nbs/07_surgery.ipynb #c013
 class _Tracer(fx.Tracer):
-    "Layers that yield kernels and batch norms are single steps"
-    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or super().is_leaf_module(m, qualname)
+    "Layers that yield kernels, batch norms and quantizers are single steps"
+    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or isinstance(m, LSQ) or super().is_leaf_module(m, qualname)
 
 def trace_graph(model, training:bool) -> fx.Graph:
     "What `model` computes in one mode, arguments with a default left out"
@@ -462,7 +462,7 @@ def _with_bn(m, bn) -> nn.Module:
     "A copy of the final module `m` with the batch norm after it absorbed, or None where that cannot be done"
     if not (_deployed(m) or type(m) is nn.Conv2d): return None
     m = copy.deepcopy(m)
-    if _deployed(m): m.block.absorb(bn)
+    if _deployed(m): m.block.absorb(bn, m.input_quantizer if m.integer_bias else None)
     else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
     return m
 
@@ -484,6 +484,64 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions',
             identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
     return model.eval()
+
+# %% ../nbs/07_surgery.ipynb #d102
+_PASSES = {'relu', 'relu_', 'relu6', 'hardtanh', 'clamp', 'identity', 'contiguous', 'dropout', 'dropout2d', 'maxpool2d', 'max_pool2d', 'flatten', 'cat', 'concat', 'pixelshuffle', 'pixel_shuffle',
+           'repeat_interleave', 'interpolate', 'upsample', 'batchnorm2d', 'syncbatchnorm'}   # what they give can be on the grid of what they take
+
+def _float_values(graph, model) -> set: # of nodes
+    "What stays in floats: what only passes on or adds to the network's input, and a linear layer at the end"
+    res, sums, ends = set(), _ARITHMETIC - {'mul', 'imul', 'mul_'}, [n for n in graph.nodes if n.op == 'output'][0].all_input_nodes
+    for n in graph.nodes:
+        what, inputs = operation(n, model) if n.op.startswith('call') else '', [i in res for i in n.all_input_nodes]
+        m = model.get_submodule(n.target) if n.op == 'call_module' else None
+        last = n in ends and len(n.users) == 1 and (isinstance(m, nn.Linear) or isinstance(m, RepQLayer) and m.block.geometry is None)
+        if last or n.op in ('placeholder', 'get_attr') or inputs and (what in _PASSES | {'prelu'} and all(inputs) or what in sums and any(inputs)): res.add(n)
+    return res
+
+def _between(graph, model) -> list: # of nodes
+    "Values that no layer alone reads, so that a grid of their own is needed"
+    floats, grid = _float_values(graph, model), {}   # node -> whose grid it can have: a module's, or its own
+    def wish(reader):
+        m = model.get_submodule(reader.target) if reader.op == 'call_module' else None
+        if isinstance(m, LSQ) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
+        return grid[reader] if reader.op.startswith('call') and operation(reader, model) in _PASSES else None
+    for n in reversed(graph.nodes):
+        wishes = {wish(r) for r in n.users}
+        grid[n] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else n
+    quantized = lambda n: n.op == 'call_module' and isinstance(model.get_submodule(n.target), LSQ)
+    return [n for n in graph.nodes if grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
+
+# %% ../nbs/07_surgery.ipynb #d103
+def _one_graph(model) -> fx.Graph:
+    "What `model` computes in both modes; ValueError where they differ or it cannot be traced"
+    mode = model.training
+    try: graphs = [trace_graph(model, m) for m in (False, True)]
+    except Exception as e: raise ValueError(f'the model cannot be traced, which quantizing its sums needs: {type(e).__name__}: {e}') from None
+    finally: model.train(mode)
+    text = [[(n.op, n.target, str(n.args), str(n.kwargs)) for n in g.nodes] for g in graphs]
+    for a, b in zip(*text):
+        if a != b: raise ValueError(f"the model computes {b[1]}{b[2]} in training and {a[1]}{a[2]} in evaluation: to quantize its sums it has to be one graph (modules like nn.Dropout are)")
+    return graphs[1]
+
+def quantize_sums(model:nn.Module, # quantized
+                  bits:int=8,      # 2..8
+                 ) -> nn.Module:   # an `fx.GraphModule`, its layers under the same names, the new quantizers in `grids`
+    "A copy of `model` with all that integers need: quantizers on sums, on what global pools and PReLUs read and on what layers with different steps share, and integer biases"
+    if not isinstance(bits, int) or not 2 <= bits <= 8: raise ValueError(f'sums take 2 to 8 bits, got {bits!r}')
+    model = _own(model, False)
+    if not any(isinstance(m, RepQLayer) and m.input_quantizer is not None for m in model.modules()): raise ValueError(f'{type(model).__name__} has no quantized layer: quantize it before its sums')
+    graph = _one_graph(model)
+    nonnegative, todo = _nonnegative(graph, model), _between(graph, model)
+    res = fx.GraphModule(model, graph)
+    for n in todo:
+        res.add_submodule(f'grids.{n.name}', LSQ(bits, signed=not nonnegative[n]).train(model.training))
+        with graph.inserting_after(n): q = graph.call_module(f'grids.{n.name}', (n,))
+        n.replace_all_uses_with(q, delete_user_cb=lambda reader: reader is not q)
+    res.recompile()
+    for m in res.modules():
+        if isinstance(m, RepQLayer): m.integer_bias = True
+    return res.train(model.training)
 
 # %% ../nbs/07_surgery.ipynb #c075
 def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch optimizer

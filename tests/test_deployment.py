@@ -21,7 +21,9 @@ def test_from_full_precision_to_a_file(fp, tmp_path):
     recipe, model, _ = load_run(tmp_path/'ptq')
     assert recipe.layer_bits == bits and recipe.epochs == 0
     assert [(m.weight_quantizer.bits, m.input_quantizer.bits) for n, m in model.named_modules() if isinstance(m, RepQLayer)][1:2] == [(8, 4)] and model.head.weight_quantizer.bits == 4
-    assert 'equals the integer reference in all 640 values' in export_run(tmp_path/'ptq')
+    text, row = export_run(tmp_path/'ptq'), json.loads((tmp_path/'ptq'/'results.json').read_text())[0]
+    assert 'equals the integer reference in all 640 values' in text and f'accuracy {row["integer_accuracy"]:.2%} in integers, {row["accuracy"]:.2%} as trained' in text
+    assert abs(row['integer_accuracy'] - row['accuracy']) < .05
     export_run(tmp_path/'ptq', format='safetensors')
     x = example_images(recipe, 16)
     y = run_onnx(onnx_session(tmp_path/'ptq'/'model.onnx'), x)
@@ -52,5 +54,8 @@ def test_super_resolution(tmp_path):
     train(get_recipe('ecbsr_m4c8', 'repq', data=str(photos), benchmarks=str(photos), epochs=1, iterations=3, batch_size=4, crop=32), tmp_path/'fp', timing=0)
     row = post_training(tmp_path/'fp', tmp_path/'w8', 8, batches=1)
     assert row['psnr'] == pytest.approx(row['merged_psnr'], abs=1e-3)
-    assert 'equals the integer reference' in export_run(tmp_path/'w8')
+    text = export_run(tmp_path/'w8')
+    assert 'equals the integer reference' in text and 'dB in integers' in text
+    integer = json.loads((tmp_path/'w8'/'results.json').read_text())[0]['integer_psnr']
+    assert abs(integer - np.mean(list(row['psnr'].values()))) < 1
     assert 'backbone.0.conv' in report_run(tmp_path/'w8', alone=True)

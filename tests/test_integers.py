@@ -4,11 +4,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from helpers import randomize
 from repq import runs
-from repq.export import PROFILES, bench_inference, onnx_session, optimized_ops, profile_onnx, run_onnx, to_onnx
-from repq.integers import Grid, IntegerNetwork, Step, disagreement, integer_biases, load_integers, save_integers, to_integer
+from repq.export import PROFILES, bench_inference, layer_differences, onnx_session, optimized_ops, profile_onnx, run_onnx, to_onnx
+from repq.integers import Grid, IntegerNetwork, Step, agreement, disagreement, integer_biases, load_integers, save_integers, to_integer
 from repq.models import create_model
-from repq.recipes import get_recipe
-from repq.surgery import calibrate, deploy, quantize
+from repq.recipes import build, get_recipe, recipe_from
+from repq.surgery import calibrate, deploy, quantize, quantize_sums
 
 def quantized(net, x, bits, **kw): return calibrate(quantize(net, bits, bits, verbose=False, **kw), [x])
 
@@ -103,6 +103,30 @@ def test_trained_networks_decide_alike(tmp_path):
     assert (rounded == ints).float().mean() > .99 and (fake == ints).float().mean() > .95
     assert abs(((fake == y).float() - (ints == y).float()).mean()) < .015 and (fake == y).float().mean() > .8
 
+@pytest.mark.parametrize('bits', [8, 4, 2])
+@pytest.mark.parametrize('name', ['repvgg_a0_tiny', 'ac_resnet18_tiny', 'mobileone_s0_tiny', 'resnet18'])
+def test_with_quantized_sums_integers_are_the_deployed_network(name, bits, tmp_path):
+    x = torch.rand(128, 1, 8, 8) if name != 'resnet18' else torch.rand(16, 3, 32, 32)
+    net = create_model(name, 10, 1) if name != 'resnet18' else randomize(torchvision.models.resnet18(num_classes=7))
+    q = calibrate(quantize_sums(quantize(net, bits, bits, verbose=False)), [x])
+    ints, rows = to_integer(q), agreement(q, to_integer(q), x)                    # no images needed
+    assert rows[1]['same'] >= len(x) - (bits == 8) and rows[1]['same'] == rows[2]['same']
+    assert max(disagreement(deploy(q, verbose=False), ints, x).values()) < (.05 if bits == 8 else 1e-4)   # at 8 bits a code in a million falls to the other side, and spreads
+    if name in ('repvgg_a0_tiny', 'mobileone_s0_tiny'): assert rows[0]['same'] == rows[1]['same'] # no batch norm follows a layer
+    assert_same(q, x[:4], tmp_path)
+
+def test_recipes_with_sums(tmp_path):
+    runs.train(get_recipe('ac_resnet18_tiny', 'repq-bn', data='digits', epochs=2), tmp_path/'fp', timing=0)
+    runs.train(get_recipe('ac_resnet18_tiny', 'repq-bnest', 4, data='digits', epochs=1, sums=8), tmp_path/'w4', init=tmp_path/'fp', timing=0)
+    recipe, model, _ = runs.load_run(tmp_path/'w4')
+    grids = {n: g for n, g in model.grids.named_children()}
+    assert recipe.sums == 8 and all(g.bits == 8 and g.step != g.init_step for g in grids.values())   # learned
+    x, y = [torch.cat(t) for t in zip(*runs.get_dls('digits').valid)]
+    rows = agreement(model, to_integer(model), x, y)
+    assert rows[1]['same'] >= len(x) - 1 and rows[0]['same'] > .95*len(x) and rows[1]['accuracy'] == pytest.approx(runs.read_json(tmp_path/'w4'/'results.json')[0]['merged_accuracy'], abs=2/len(x))
+    old = {k: v for k, v in runs.read_json(tmp_path/'w4'/'recipe.json')['recipe'].items() if k != 'sums'}   # of a version without
+    assert build(recipe_from(old), 10, 1).state_dict().keys() == {k for k in model.state_dict() if not k.startswith('grids.')}
+
 def test_activations_after_flattening_and_pooling_of_branches(tmp_path):
     class Net(nn.Module):
         def __init__(self):
@@ -113,6 +137,16 @@ def test_activations_after_flattening_and_pooling_of_branches(tmp_path):
             a = self.a(x)
             return self.head(self.slope(self.hidden((self.pool(a.relu()) + self.b(a)).mean((2, 3)))))
     assert_same(quantized(randomize(Net()), torch.randn(4, 3, 9, 9), 4), torch.randn(4, 3, 9, 9), tmp_path, [(12, 7)])
+
+@pytest.mark.parametrize('profile', ['integers', 'packed', 'symmetric'])
+@pytest.mark.parametrize('name', ['repvgg_a0_tiny', 'ac_resnet18_tiny', 'mobileone_s0_tiny'])
+def test_each_layer_of_each_profile_is_the_reference(name, profile):
+    x = torch.rand(16, 1, 8, 8)
+    for bits in (8, 4, 2):
+        net = to_integer(quantized(create_model(name, 10, 1), x, bits), x, profile == 'symmetric')
+        rows = layer_differences(net, x, profile)
+        assert len(rows) == sum(s.op == 'layer' for s in net.steps) - 1      # the last one gives floats
+        assert max(steps for _, steps in rows.values()) <= (profile != 'integers') and max(share for share, _ in rows.values()) < 2e-3
 
 def test_layers_that_cannot_are_named(tmp_path):
     wide, x = nn.Sequential(nn.Conv2d(3, 8000, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(8000, 1, 3)), nn.Conv2d(1, 1, 1)), torch.rand(1, 3, 4, 4)
