@@ -16,7 +16,7 @@ from .export import onnx_session, run_onnx, to_onnx, to_pt2
 from .integers import save_integers, to_integer
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe
-from .runs import _results, _start, _task, environment, evaluate, load_run, read_json, write_json, write_text
+from .runs import results_row, starting_state, task_of, environment, evaluate, load_run, read_json, write_json, write_text
 from .superres import evaluate_pairs
 
 # %% auto #0
@@ -46,14 +46,14 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
     recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=input_bits or weight_bits, layer_bits=layer_bits, first_last_bits=first_last_bits, calibrate=batches)
     if not recipe.quantized: raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits}')
-    state, recipe = _start(recipe, init)
-    dls = _task(recipe).data(replace(recipe, batch_size=min(32, recipe.batch_size)))
-    info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=str(init), environment=environment())
+    state, recipe = starting_state(recipe, init)
+    dls = task_of(recipe).data(replace(recipe, batch_size=min(32, recipe.batch_size)))
+    info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     surgery.calibrate(net, [torch.cat(_images(dls, batches))])
     part = out.with_name(f'{out.name}.part')
     shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
-    row = _results(recipe, net, dls, 0, time.perf_counter() - t, info)
+    row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
     write_json(part/'recipe.json', info); write_json(part/'results.json', [row])
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part/'model.safetensors')
     os.replace(part, out)
@@ -62,7 +62,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
 # %% ../nbs/15b_deployment.ipynb #n025
 def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     "Training images of a run, as its network takes them"
-    dls = _task(recipe).data(replace(recipe, batch_size=min(n, recipe.batch_size)))
+    dls = task_of(recipe).data(replace(recipe, batch_size=min(n, recipe.batch_size)))
     return _images(dls, 1)[0].cpu().float()
 
 def _export_onnx(model, out, x, profile) -> str:
@@ -103,7 +103,7 @@ def _scored(recipe, run, path) -> str:
     try: net = _Onnx(path)
     except ImportError: return ''
     super_resolution, file = task(recipe.model) == 'super-resolution', Path(run)/'results.json'
-    value = _score(recipe, _task(recipe).data(replace(recipe, augment=False)))(net)
+    value = _score(recipe, task_of(recipe).data(replace(recipe, augment=False)))(net)
     if file.exists():
         row, *more = read_json(file)
         write_json(file, [{**row, 'integer_psnr' if super_resolution else 'integer_accuracy': value}, *more])
@@ -138,7 +138,7 @@ def report_run(run, out=None, # folder for pictures
               ) -> str: # a table
     "Layer by layer: bits, ranges, costs, errors, and accuracy with that layer alone quantized"
     recipe, model, _ = load_run(run)
-    dls = _task(recipe).data(replace(recipe, augment=False))
+    dls = task_of(recipe).data(replace(recipe, augment=False))
     model, images = model.to(dls.device), _images(dls, recipe.calibrate)
     x = images[0]
     rows, scores = layer_report.layer_report(model, x), layer_report.sensitivity(model, _score(recipe, dls), images) if alone else None

@@ -11,7 +11,7 @@ from .data import describe
 from .models import image_size, task
 from .quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
-from .runs import _learner, _schedule, _start, _task, step_times
+from .runs import make_learner, lr_schedule, starting_state, task_of, step_times
 
 # %% auto #0
 __all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'training_rate', 'recipes_table', 'saved_bytes',
@@ -64,7 +64,7 @@ def training_rate(recipe:Recipe, batch_size:int=None, # None: the recipe's on a 
     model = build(recipe, None if sr else 1000, x.shape[1]).to(device)
     if device.type == 'cuda': model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     with torch.autocast('cuda', torch.bfloat16, enabled=device.type == 'cuda' and torch.cuda.is_bf16_supported()):
-        return n/median(step_times(dict(own=model), x, y, rounds, _task(recipe).loss)['own'])
+        return n/median(step_times(dict(own=model), x, y, rounds, task_of(recipe).loss)['own'])
 
 # %% ../nbs/15c_plans.ipynb #n027
 def recipes_table(pattern='', images_per_second=None, # a training rate known for all of them
@@ -122,13 +122,13 @@ def _group_lines(recipe, learn) -> list:
 
 def plan(recipe:Recipe, out, init=None, accumulate:int=1, processes:int=1) -> str:
     "All that `repq.runs.train` would do, in lines; nothing is written"
-    state, recipe = _start(recipe, init) if init is not None or not recipe.quantized else (None, recipe)
-    kind, share = _task(recipe), recipe.batch_size//(processes*accumulate)
+    state, recipe = starting_state(recipe, init) if init is not None or not recipe.quantized else (None, recipe)
+    kind, share = task_of(recipe), recipe.batch_size//(processes*accumulate)
     dls = kind.data(recipe)
     info = kind.info(dls)
-    learn = _learner(recipe, dls, build(recipe, info['num_classes'], info['in_channels'], state), '.', 0, accumulate)
+    learn = make_learner(recipe, dls, build(recipe, info['num_classes'], info['in_channels'], state), '.', 0, accumulate)
     memory = step_memory(learn.model.to(dls.device), dls.one_batch()[0][:4], share, 2 if recipe.optimizer == 'adam' else 1)
-    steps, lr = len(dls.train)*recipe.epochs, _schedule(recipe)['lr']
+    steps, lr = len(dls.train)*recipe.epochs, lr_schedule(recipe)['lr']
     rates = ', '.join(f'{float(torch.as_tensor(lr(p)).flatten()[0]):.3g}' for p in (0., .25, .5, .75, 1.))
     return '\n'.join([f'run: {recipe.network}, {recipe.method}, {recipe.stage}' + (f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}' if recipe.quantized else f', blocks {recipe.full_precision}'),
         'recipe: ' + ', '.join(f'{n}={getattr(recipe, n)!r}' for n in recipe.__dataclass_fields__ if getattr(recipe, n) is not None),

@@ -34,8 +34,9 @@ from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'environment', 'evaluate', 'step_times',
-           'step_ratios', 'History', 'ReportEpoch', 'load_run', 'psnrs', 'train', 'read_history', 'eval_run', 'collect',
-           'report', 'demo_recipes', 'demo']
+           'step_ratios', 'History', 'ReportEpoch', 'load_run', 'starting_state', 'lr_schedule', 'make_learner',
+           'psnrs', 'task_of', 'train', 'results_row', 'read_history', 'eval_run', 'collect', 'report', 'demo_recipes',
+           'demo']
 
 # %% ../nbs/15_runs.ipynb #c006
 def write_text(path, text:str):
@@ -130,7 +131,7 @@ def load_run(path) -> tuple: # recipe, model, the run's description
     load_state(model, state, f'{recipe.network} as in {path/"recipe.json"}')
     return recipe, model, info
 
-def _start(recipe, init) -> tuple:
+def starting_state(recipe, init) -> tuple:
     "The state dict that the quantized stage starts from, and the recipe with what that run fixes"
     if init is None:
         if recipe.quantized:
@@ -145,7 +146,7 @@ def _start(recipe, init) -> tuple:
     return model.state_dict(), replace(recipe, full_precision=first.full_precision)
 
 # %% ../nbs/15_runs.ipynb #c013
-def _schedule(recipe):
+def lr_schedule(recipe):
     "The learning rate over training: up along a cosine during warm-up, then down to zero"
     lr = recipe.lr if recipe.bias_lr == 1 else recipe.lr*np.array([1., recipe.bias_lr]) # of `_groups`
     if recipe.schedule == 'constant': return {'lr': combined_cos(recipe.warmup, lr/25, lr, lr) if recipe.warmup else SchedCos(lr, lr)}
@@ -157,8 +158,9 @@ def _groups(recipe, model) -> list: # of lists of parameters
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
 
-def _learner(recipe, dls, model, path, skips, accumulate) -> Learner:
-    kind = _task(recipe)
+def make_learner(recipe, dls, model, path, skips, accumulate) -> Learner:
+    "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
+    kind = task_of(recipe)
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
     learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
                              splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
@@ -172,7 +174,7 @@ def _watched():
 
 def _twin(recipe, dls):
     "The plain network at the same stage, for timing"
-    info = _task(recipe).info(dls)
+    info = task_of(recipe).info(dls)
     return build(replace(recipe, method='plain'), info['num_classes'], info['in_channels']).to(dls.device)
 
 # %% ../nbs/15_runs.ipynb #n002
@@ -209,7 +211,9 @@ def psnrs(model, deployed, benchmarks, device='cpu') -> dict: # psnr, psnr_round
     return dict(accuracy=None, merged_accuracy=None, **{k: {n: o[k] for n, o in own.items()} for k in ('psnr', 'psnr_rounded', 'ssim')},
                 merged_psnr={n: evaluate_pairs(deployed.to(device), p, device)['psnr'] for n, p in benchmarks.items()}, bicubic_psnr={n: evaluate_pairs(None, p)['psnr'] for n, p in benchmarks.items()})
 
-def _task(recipe): return {'classification': _Classification, 'super-resolution': _SuperResolution}[task(recipe.model)]
+def task_of(recipe):
+    "What depends on the task of a recipe: its data, loss, measures and scores"
+    return {'classification': _Classification, 'super-resolution': _SuperResolution}[task(recipe.model)]
 
 # %% ../nbs/15_runs.ipynb #n010
 def _unlike(path, recipe) -> str:
@@ -254,19 +258,19 @@ def train(recipe:Recipe, out, # the run folder to be made
     out, part = Path(out), _part(Path(out))
     if minutes < 0 or keep < 1 or skips < 0 or accumulate < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {accumulate}')
     if not resume: _begun(out, recipe, resume)
-    init_state, recipe = _start(recipe, init)
+    init_state, recipe = starting_state(recipe, init)
     if resume and _finished(out, recipe): return read_json(out/'results.json')[0]
     with process_group():
         if recipe.batch_size % (processes()*accumulate): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {processes()} processes in {accumulate} parts each')
         state = _begun(out, recipe, resume)
-        dls = dls or _task(recipe).data(recipe)
+        dls = dls or task_of(recipe).data(recipe)
         set_seed(recipe.seed, reproducible=True)
-        info = dict(recipe=asdict(recipe), **_task(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
+        info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
         guides = ([_teacher(recipe, teacher, info)] if teacher is not None else []) + ([_tensorboard(part)] if tensorboard else [])
         model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
         barrier() # all have seen what there is before one changes it
         if state is None and not rank_distrib(): _new_folder(part, info)
-        learn = _learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
+        learn = make_learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
         with spread(model, dls), recompute_exact(recompute):
             if state is None and recipe.quantized: learn.calibrate(recipe.calibrate)
@@ -277,7 +281,7 @@ def _teacher(recipe, path, info) -> Distill:
     "The callback for a finished run as a teacher"
     other, model, its = load_run(path)
     if task(other.model) != task(recipe.model) or other.scale != recipe.scale or its['classes'] != info['classes']: raise ValueError(f'{path} is a run of {other.model}, of scale {other.scale} and {its["num_classes"]} classes, which cannot teach {recipe.model}, scale {recipe.scale}, {info["num_classes"]} classes')
-    return Distill(model, recipe.distill, _task(recipe).distance)
+    return Distill(model, recipe.distill, task_of(recipe).distance)
 
 def _tensorboard(part):
     "fastai's callback for TensorBoard; ValueError where the package is missing"
@@ -299,7 +303,7 @@ def _new_folder(part, info):
 
 def _finish(recipe, learn, timing, seconds, info, out) -> dict:
     "Evaluate, write what a run consists of, and move it to its place"
-    part, row = learn.path, _results(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
+    part, row = learn.path, results_row(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
     save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, part/'model.safetensors')
     write_json(part/'results.json', [row])
     plots.save(plots.plot_history(read_history(part)), part/'history.png')
@@ -312,7 +316,7 @@ def _fit(learn, recipe, checkpoints, on_epoch):
     "Train, from a checkpoint on if there is one; errors in one line, which says what is left"
     on_epoch = on_epoch or (None if not rank_distrib() else lambda *args: None) # one process speaks
     if checkpoints.start and not on_epoch: print(f'{learn.path}: going on at epoch {checkpoints.start["epoch"]}, batch {checkpoints.start["batch"]}')
-    cbs = [ParamScheduler(_schedule(recipe)), checkpoints] + ([ReportEpoch(on_epoch)] if on_epoch else [])
+    cbs = [ParamScheduler(lr_schedule(recipe)), checkpoints] + ([ReportEpoch(on_epoch)] if on_epoch else [])
     try:
         with learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext(), checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
     except (FloatingPointError, OSError) as e:
@@ -320,15 +324,15 @@ def _fit(learn, recipe, checkpoints, on_epoch):
         raise type(e)(str(e).split(':\n\t')[-1] + left) from e # fastai puts the callback before it
 
 # %% ../nbs/15_runs.ipynb #c015
-def _results(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
+def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     "The row of a trained model"
     deployed, c = surgery.deploy(model, verbose=False), cost(model, dls.one_batch()[0][:1])
     ratio = None
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
-        ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, _task(recipe).loss)['own']
+        ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, task_of(recipe).loss)['own']
     return dict(method=recipe.method + '+norm'*recipe.norm_after, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
-                **_task(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
+                **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1),
                 skipped_steps=skipped, unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
 
@@ -395,7 +399,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     say = on_progress or (lambda *a: None)
     todo = [n for n, (r, _) in jobs.items() if not _finished(out/n, r)]
     first = next(iter(jobs.values()))[0]
-    dls = _task(first).data(first)
+    dls = task_of(first).data(first)
     for i, (name, (recipe, init)) in enumerate(jobs.items()):
         f = lambda done, of, values: say(i + done/of, len(jobs) + 1, f'{name}, epoch {int(done)}/{of}')
         if name in todo: train(recipe, out/name, init and out/init, on_epoch=f, timing=0, dls=dls, resume=True)
