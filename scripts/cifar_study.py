@@ -39,7 +39,7 @@ def quiet():
     keep_freed_memory()
 
 def run(out, net, method, bits, init, kw):
-    "Train a run folder, unless it is there; its accuracy, 0 where the loss would not stay finite"
+    "Train a run folder, unless it is there; its accuracy, 0 where the loss does not stay finite: its folder then ends in .part"
     from repq import recipes, runs
     recipe = recipes.get_recipe(method=method, weight_bits=bits, **NETWORKS[net], **kw)
     try: row = runs.train(recipe, out, init, on_epoch=lambda *a: None, timing=0, resume=True)
@@ -85,7 +85,9 @@ def summary(out, command):
     keep = ('method', 'weight_bits', 'seed', 'accuracy', 'merged_accuracy', 'lr', 'epochs', 'model', 'seconds', 'size_bytes', 'skipped_steps')
     rows = {n: {k: r[k] for k in keep} for n, r in rows.items()}
     count = lambda s: len(list((out/'data'/s).glob('*/*')))
+    diverged = sorted(p.name.removesuffix('.part') for p in out.glob('*.part') if (p/'recipe.json').exists())
     return dict(command=command, environment={**environment(), 'threads': 1}, images=dict(train=count('train'), test=count('test')),
+                diverged=diverged, # or not finished yet
                 rows={n: r for n, r in rows.items() if not n.startswith('tune')}, tuning={n: dict(lr=r['lr'], accuracy=r['accuracy']) for n, r in rows.items() if n.startswith('tune')})
 
 
@@ -106,7 +108,7 @@ def main():
     args = p.parse_args()
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
     subset(args.data, args.out/'data', args.train_images, args.test_images)
-    command = ' '.join(['python scripts/cifar_study.py', *sys.argv[1:]])
+    command = 'python scripts/cifar_study.py ' + ' '.join('DIR' if a == str(args.data) else a for a in sys.argv[1:])
     with ProcessPoolExecutor(args.jobs, initializer=quiet) as pool:
         study = Study(args, pool)
         study.best(study.full_precision(100, 'tune-', lambda k: FP_LRS, valid=.1))
