@@ -216,11 +216,11 @@ Json = Annotated[Optional[Path], typer.Option('--json', help='Write the rows, wi
 Rounds = Annotated[int, typer.Option(help='Rounds, after one to warm up.')]
 Device = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 
-def _show(rows, file, device):
+def _show(rows, file, device, *columns, **more):
     "Print a benchmark's rows, write them"
     from repq import bench as b, runs
-    typer.echo(b.table(rows))
-    if file: runs.write_json(file, dict(command=' '.join(['repq', *sys.argv[1:]]), **{**runs.environment(), **({'device': 'cpu'} if device == 'cpu' else {})}, rows=rows))
+    typer.echo(b.table(rows, *columns))
+    if file: runs.write_json(file, dict(command=' '.join(['repq', *sys.argv[1:]]), **{**runs.environment(), **({'device': 'cpu'} if device == 'cpu' else {})}, rows=rows, **more))
 
 # %% ../nbs/16_cli.ipynb #n021
 @bench.command('train-step', epilog='Example: repq bench train-step ac_resnet18 orepa_resnet18 --json steps.json')
@@ -278,13 +278,12 @@ def data_(path: Annotated[Path, typer.Argument(metavar='DIR', help='ImageFolder 
           workers: Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')] = 0,
           images: Annotated[int, typer.Option(help='Images in a round.')] = 1000, rounds: Rounds = 5, json: Json = None):
     "Images a second and core of the input pipeline beside torchvision's usual one, and how the pictures differ."
-    from repq import bench as b, runs, shards as s
+    from repq import shards as s
     with _progress() as say: rows = s.bench_data(path, shards, size, batch_size, workers, rounds, images, say)
     d = s.picture_difference(s.training_files(path), size)
-    typer.echo(b.table(rows, ('pipeline', 'loader', 'per_core', 'per_second', 'ratio', 'spread', 'images')))
+    _show(rows, json, 'cpu', ('pipeline', 'loader', 'per_core', 'per_second', 'ratio', 'spread', 'images'), pictures=d)
     typer.echo(f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} of them decoded at reduced scale: '
                f'mean absolute difference {d["mean_abs"]:.3f} of 255, PSNR {d["psnr"]:.1f} dB, lowest {d["psnr_lowest"]:.1f} dB')
-    if json: runs.write_json(json, dict(command=' '.join(['repq', *sys.argv[1:]]), **{**runs.environment(), 'device': 'cpu'}, rows=rows, pictures=d))
 
 # %% ../nbs/16_cli.ipynb #n023
 def keep_freed_memory() -> bool: # done?

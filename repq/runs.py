@@ -277,6 +277,7 @@ def train(recipe:Recipe, out, # the run folder to be made
             _fit(learn, recipe, checkpoints, on_epoch)
     return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)
 
+# %% ../nbs/15_runs.ipynb #f302
 def _teacher(recipe, path, info) -> Distill:
     "The callback for a finished run as a teacher"
     other, model, its = load_run(path)
@@ -417,6 +418,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
 
 SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3)
 
+# %% ../nbs/15_runs.ipynb #f304
 @torch.no_grad()
 def _show_details(jobs, out, dls):
     "A picture per validation image: ground truth, bicubic, and every run"

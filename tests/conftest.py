@@ -1,5 +1,5 @@
 "What all tests share: one thread, a fixed seed, and the reference data where it is there."
-import os, random
+import os, random, tarfile
 from pathlib import Path
 import numpy as np, pytest, torch
 
@@ -17,3 +17,14 @@ def shared():
     path = Path(os.environ.get('REPQ_SHARED') or ROOT.parent/'shared')
     if not path.is_dir(): pytest.skip(f'no reference data at {path}: set REPQ_SHARED')
     return path
+
+@pytest.fixture
+def imagenet_sample(shared, tmp_path):
+    "24 images of ImageNet as an ImageFolder tree, train/ the same as val/."
+    tar = shared/'data/imagenet_sample.tar'
+    if not tar.exists(): pytest.skip(f'no {tar}')
+    with tarfile.open(tar) as t:
+        for m, _ in zip(t, range(24)): t.extract(m, tmp_path, filter='data')
+    root = tmp_path/'imagenet_sample'
+    (root/'train').symlink_to(root/'val')
+    return root

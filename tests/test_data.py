@@ -1,5 +1,5 @@
 "repq.data on trees of small synthetic images: both pipelines, the cache, reproducibility, and what bad input says"
-import os, tarfile, warnings
+import os, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -376,13 +376,7 @@ def test_show_batch(root):
     import matplotlib.pyplot as plt
     for dls in (get_dls('digits', **CPU), get_dls(root, bs=4, **CPU)): dls.show_batch(); dls.valid.show_batch(max_n=3); plt.close('all')
 
-def test_imagenet_sample(shared, tmp_path):
-    tar = shared/'data/imagenet_sample.tar'
-    if not tar.exists(): pytest.skip(f'no {tar}')
-    with tarfile.open(tar) as t:
-        for m,_ in zip(t, range(6)): t.extract(m, tmp_path, filter='data')
-    root = tmp_path/'imagenet_sample'
-    (root/'train').symlink_to(root/'val')
-    dls = get_dls(root, bs=4, seed=0, **CPU)
+def test_imagenet_sample(imagenet_sample):
+    dls = get_dls(imagenet_sample, bs=4, seed=0, **CPU)
     x,y = dls.one_batch()
     assert x.shape == (4, 3, 224, 224) and .5 < x.std() < 2 and dls.vocab[0].startswith('n01')

@@ -1,5 +1,5 @@
 "repq.shards on small trees: the same batches and the same training as from the folder, damage, tar files of others, webdataset"
-import tarfile, warnings
+import warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -114,14 +114,8 @@ def test_crops_at_reduced_scale_show_what_full_ones_show(tmp_path, code):
         assert (a - b).abs().mean() < 1.5, i
     assert picture_difference([tmp_path/'a.jpg'], 600)['reduced'] == 0
 
-def test_imagenet_sample(shared, tmp_path):
-    tar = shared/'data/imagenet_sample.tar'
-    if not tar.exists(): pytest.skip(f'no {tar}')
-    with tarfile.open(tar) as t:
-        for m, _ in zip(t, range(24)): t.extract(m, tmp_path, filter='data')
-    root = tmp_path/'imagenet_sample'
-    (root/'train').symlink_to(root/'val')
-    write_shards(root, tmp_path/'shards')
-    a, b = [get_dls(o, bs=8, seed=0, **CPU) for o in (root, tmp_path/'shards')]
+def test_imagenet_sample(imagenet_sample, tmp_path):
+    write_shards(imagenet_sample, tmp_path/'shards')
+    a, b = [get_dls(o, bs=8, seed=0, **CPU) for o in (imagenet_sample, tmp_path/'shards')]
     assert same(batches(a.train), batches(b.train)) and same(batches(a.valid), batches(b.valid))
     assert picture_difference(a.train_ds.files)['mean_abs'] < .1
