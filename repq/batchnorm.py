@@ -96,7 +96,9 @@ def mean_var(x:Tensor, # (batch, channels, h, w)
 # %% ../nbs/01_batchnorm.ipynb #c018
 class Moments:
     "An input (batch, channels, h, w) with what statistics need of it: computed when first asked for, then shared by the branches of a layer"
-    def __init__(self, x:Tensor): self.x, self._cache = x if type(x) is Tensor else x.as_subclass(Tensor), {} # fastai's batches have types of their own, parameters must not
+    def __init__(self, x:Tensor,
+                 noise:Tensor=None): # variance of the error that a quantizer will add to each value of `x`, see `normalize`
+        self.x, self.noise, self._cache = x if type(x) is Tensor else x.as_subclass(Tensor), noise, {} # fastai's batches have types of their own, parameters must not
 
     @classmethod
     def of(cls, x): return x if isinstance(x, cls) else cls(x)
@@ -285,13 +287,15 @@ def normalize(kernel:Kernel,
               geometry:Geometry,     # of the kernel
               statistics:str         # a key of `STATISTICS`
              ) -> tuple:             # Kernel, mean, biased variance: the latter two (out,), without gradients
-    "`kernel` followed by `bn` in training mode: `kernel.affine(*fold(bn, mean, var))`"
+    "`kernel` followed by `bn` in training mode: `kernel.affine(*fold(bn, mean, var))`; where the `Moments` have `noise`, `var` contains noise·ΣW²"
     m = Moments.of(x)
     if statistics not in ('estimated', 'corrected') or kernel.is_identity or bn.weight is None:
         mean, var = get_statistics(statistics)(m, kernel, geometry)
+        if m.noise is not None: var = var + m.noise*lift(kernel.weight).square().sum((1, 2, 3))
         return kernel.affine(*fold(bn, mean, var)), mean.detach(), var.detach()
     _check_input(m.x, kernel, geometry)
     mean, var = m.mean_var if statistics == 'estimated' else (m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1])
+    if m.noise is not None: var = var + m.noise
     w, b, mean, var = _FoldEstimated.apply(lift(kernel.weight), kernel.bias, _each_tap(mean, kernel), _each_tap(var, kernel), bn.weight, bn.bias, bn.eps)
     return Kernel(w, b, kernel.groups), mean, var
 

@@ -170,26 +170,30 @@ class ImageDL(DataLoader):
         key = f'{self.seed}/{self.epoch}' if self.augment else None
         for idxs in chunked(samps, self.bs, self.drop_last): yield self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
 
-    def _part(self, idxs, key):
-        "This process's share of the batch"
-        rank,ranks = self.share
-        part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
-        if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
-        return tuple(t[part] for t in self.dataset.batch(idxs, key))
+# %% ../nbs/10_data.ipynb #e002
+@patch
+def _part(self:ImageDL, idxs, key):
+    "This process's share of the batch"
+    rank,ranks = self.share
+    part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
+    if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
+    return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
-    def after_batch(self, b):
-        "Move and normalise, on the device: uint8 travels there, a quarter of the bytes of float32; a GPU's convolutions want the channels last"
-        x,y,*moves = b
-        if moves: x = move(x, *moves, self.dataset.pad)
-        if x.is_cuda: x = x.contiguous(memory_format=torch.channels_last)
-        if self._mean.device != x.device: self._mean,self._std = self._mean.to(x.device),self._std.to(x.device)
-        return x.float().sub_(self._mean).div_(self._std), y
+@patch
+def after_batch(self:ImageDL, b):
+    "Move and normalise, on the device: uint8 travels there, a quarter of the bytes of float32; a GPU's convolutions want the channels last"
+    x,y,*moves = b
+    if moves: x = move(x, *moves, self.dataset.pad)
+    if x.is_cuda: x = x.contiguous(memory_format=torch.channels_last)
+    if self._mean.device != x.device: self._mean,self._std = self._mean.to(x.device),self._std.to(x.device)
+    return x.float().sub_(self._mean).div_(self._std), y
 
-    def one_batch(self):
-        "The batch that the next epoch begins with; looking at it changes nothing"
-        epoch,skip = self.epoch,self.skip
-        try: return super().one_batch()
-        finally: self.epoch,self.skip = epoch,skip
+@patch
+def one_batch(self:ImageDL):
+    "The batch that the next epoch begins with; looking at it changes nothing"
+    epoch,skip = self.epoch,self.skip
+    try: return DataLoader.one_batch(self)
+    finally: self.epoch,self.skip = epoch,skip
 
 # %% ../nbs/10_data.ipynb #c037
 @patch
@@ -475,6 +479,7 @@ def _members(path, tar):
         if c is None: raise ValueError(f'{tar}: {n} is in no class folder and has no {key(n)}.cls beside it')
         yield n.replace('%2E', '.'), c, s, l
 
+# %% ../nbs/10_data.ipynb #e004
 def index_split(
     path,      # folder of shards
     tars:list, # those of the split

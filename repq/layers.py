@@ -10,7 +10,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Kernel
-from .batchnorm import STATISTICS, fold, get_statistics, running_stats
+from .batchnorm import STATISTICS, Moments, fold, get_statistics, running_stats
 from .quantizers import LSQ
 from .blocks import Block
 
@@ -61,6 +61,7 @@ class RepQLayer(nn.Module):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
         self.integer_bias = False # is the bias rounded to units of the integer accumulator?
+        self.input_noise = False # do variances of batch norms inside the block count the input's rounding error?
         self._kept = None # in evaluation: (what it was made of, weight and bias)
         if statistics is not None: self.set_statistics(statistics)
 
@@ -73,7 +74,14 @@ class RepQLayer(nn.Module):
     def kernel(self, x:Tensor=None) -> Kernel:
         "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
         if self.switching and self.training and x is not None: self.rebase(self.block.batch_statistics(x))
-        return self.block.kernel(x)
+        return self.block.kernel(self._noisy(x) if self.input_noise and x is not None else x)
+
+    def _noisy(self, x:Tensor):
+        "The input with the variance of its rounding error, step²/12"
+        q = self.input_quantizer
+        if q is None: return x
+        if not q.initialized: q.initialize(x.detach())
+        return Moments(x, q.step.detach().square()/12)
 
     def rebase(self, statistics:dict):
         "Take over `statistics` (see `Block.batch_statistics`), the layer computing what it did"

@@ -74,6 +74,7 @@ class Recipe:
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
+    input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -104,7 +105,8 @@ class Recipe:
         for n in ('scale', 'crop', 'iterations'):
             v, needed = getattr(self, n), task(self.model) == 'super-resolution'
             if (v is not None) != needed or needed and (not isinstance(v, int) or v < 1): raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {self.model}')
-        if self.norm_after and not self.quantized: raise ValueError('norm_after is for the quantized stage, got 32 bits')
+        for n in ('norm_after', 'input_noise'):
+            if getattr(self, n) and not self.quantized: raise ValueError(f'{n} is for the quantized stage, got 32 bits')
         if self.sums and not (self.quantized and isinstance(self.sums, int) and 2 <= self.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {self.sums!r} at {self.weight_bits} bits')
         if self.image_size is not None and task(self.model) == 'super-resolution': raise ValueError(f'image_size is for classification; {self.model} takes crop, got image_size={self.image_size!r}')
         if self.full_precision not in ('branched', 'merged'): raise ValueError(f"full_precision must be 'branched' or 'merged', got {self.full_precision!r}")
@@ -191,7 +193,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     if not recipe.quantized: return model
     if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
-    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False)
+    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False, input_noise=recipe.input_noise)
     if recipe.norm_after: surgery.add_norms(model, inplace=True, verbose=False)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 

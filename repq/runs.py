@@ -332,7 +332,7 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
         ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, task_of(recipe).loss)['own']
-    return dict(method=recipe.method + '+norm'*recipe.norm_after, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
+    return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1),
                 skipped_steps=skipped, unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])

@@ -12,10 +12,12 @@ from pathlib import Path
 NETWORKS = {'repvgg': dict(model='repvgg_a0_small'), 'ac': dict(model='ac_resnet18_tiny', image_size=24), 'orepa': dict(model='orepa_resnet18_tiny', image_size=24)}
 TWINS = {'repvgg': 'repvgg', 'ac': 'resnet', 'orepa': 'resnet'} # their plain network; the ResNets have the same
 FP_LRS, LRS, LOW_LRS = (.05, .15), (.003, .01, .03), (.0003, .001, .003)
-VARIANTS = { # name -> method, a batch norm after each layer?, learning rates tried
-    'plain': ('plain', False, LRS), 'merged': ('merged', False, LOW_LRS), 'merged+norm': ('merged', True, LRS),
-    **{m: (m, False, LRS) for m in ('repq-bn', 'repq-bnest', 'repq-bncorrected', 'repq-bnsample')}, 'repq-bn+norm': ('repq-bn', True, LRS), 'repq-bnest+norm': ('repq-bnest', True, LRS)}
-OREPA = {'merged': ('merged', False, LRS), 'repq': ('repq', False, LRS)} # batch norms are after its layers anyway
+NORM, NOISE = dict(norm_after=True), dict(norm_after=True, input_noise=True)
+VARIANTS = { # name -> method, fields of the recipe, learning rates tried
+    'plain': ('plain', {}, LRS), 'merged': ('merged', {}, LOW_LRS), 'merged+norm': ('merged', NORM, LRS),
+    **{m: (m, {}, LRS) for m in ('repq-bn', 'repq-bnest', 'repq-bncorrected', 'repq-bnsample')},
+    'repq-bn+norm': ('repq-bn', NORM, LRS), 'repq-bnest+norm': ('repq-bnest', NORM, LRS), 'repq-bn+norm+noise': ('repq-bn', NOISE, LRS), 'repq-bnest+norm+noise': ('repq-bnest', NOISE, LRS)}
+OREPA = {'merged': ('merged', {}, LRS), 'repq': ('repq', {}, LRS)} # batch norms are after its layers anyway
 SHORT = {8: 4} # bits -> whose learning rates they take
 
 
@@ -69,13 +71,20 @@ class Study:
         return f'tune-{k}-fp-lr{self.lr[k]:g}-s{seed}' if tuned else f'{k}-fp-s{seed}'
 
     def tune(self, bits, lrs):
-        "One epoch of every variant at each of `lrs(key, its own)`, validated on training images that no stage has seen"
-        todo = [(n, v, *o) for n in NETWORKS for v, o in jobs_of(n).items()]
-        self.best({(n, v, bits): {lr: self.run(f'tune-{n}-{v}-w{bits}-lr{lr:g}', n, m, lr, self.args.tune_epochs, 100, bits, self.start(n, m, 100, True), valid=.1, norm_after=norm) for lr in lrs((n, v), own)} for n, v, m, norm, own in todo})
+        "One epoch of every variant at each of `lrs(key, its own)`, validated on training images that no stage has seen; where the best is the least or the greatest, one more beyond it"
+        todo = {(n, v, bits): o for n in NETWORKS for v, o in jobs_of(n).items()}
+        def job(key, lr):
+            (n, v, _), (m, fields, _) = key, todo[key]
+            return self.run(f'tune-{n}-{v}-w{bits}-lr{lr:g}', n, m, lr, self.args.tune_epochs, 100, bits, self.start(n, m, 100, True), valid=.1, **fields)
+        tried = {k: {lr: job(k, lr) for lr in lrs(k[:2], own)} for k, (_, _, own) in todo.items()}
+        self.best(tried)
+        for k, runs in tried.items():
+            if self.lr[k] in (ends := (min(runs), max(runs))): runs |= {lr: job(k, lr) for lr in [float(f'{self.lr[k]*(3.2 if self.lr[k] == ends[1] else 1/3.2):.1g}')]}
+        self.best(tried)
 
     def quantized(self, seed):
-        return [self.run(f'{n}-{v}-w{b}-s{seed}', n, m, self.lr[n, v, SHORT.get(b, b)], self.args.epochs, seed, b, self.start(n, m, seed), norm_after=norm)
-                for b in self.args.bits for n in NETWORKS for v, (m, norm, _) in jobs_of(n).items()]
+        return [self.run(f'{n}-{v}-w{b}-s{seed}', n, m, self.lr[n, v, SHORT.get(b, b)], self.args.epochs, seed, b, self.start(n, m, seed), **fields)
+                for b in self.args.bits for n in NETWORKS for v, (m, fields, _) in jobs_of(n).items()]
 
 
 def summary(out, command):

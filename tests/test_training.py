@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from helpers import BN, close, randomize, same_state, states
 from repq.batchnorm import STATISTICS, fold, running_stats
-from repq.blocks import ACBlock, Block, RepVGGBlock
+from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ
@@ -166,6 +166,27 @@ def test_norms_after_layers(block, merged):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in small.modules())
     with torch.no_grad(): close(small(x), normed.eval()(x), 1e-6)
     assert len(find_sites(add_norms(normed, **quiet))[0]) == len(find_sites(normed)[0])
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('block', [RepVGGBlock, ACBlock, MobileOneBlock, DiverseBranchBlock])
+def test_rounding_error_in_the_variances(block, statistics):
+    "At two bits, with inputs that are dead or constant: bounded where variances count the rounding error; trained, deployed, saved"
+    def made(noise): # the same network each time
+        torch.manual_seed(0)
+        return quantize(randomize(net(block)), 2, 2, statistics, first_last_bits=None, input_noise=noise, **quiet)
+    data = batches(6)
+    x = data[0][0].clone(); x[:, 0], x[:, 1] = 0, .37
+    model = calibrate(made(True), [(x, data[0][1]), *data])
+    layers = [m for m in model.modules() if isinstance(m, RepQLayer) and m.input_noise]
+    assert layers and all(q.input_noise is False for q in made(False).modules() if isinstance(q, RepQLayer))
+    m, off = copy.deepcopy(layers[0]).train(), copy.deepcopy(layers[0]).train()
+    off.input_noise = False
+    assert m.kernel(x).weight.abs().max() < off.kernel(x).weight.abs().max()
+    train(model, optimizer(model), data)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    with torch.no_grad(): close(deploy(model, **quiet)(x), model.eval()(x), 1e-4)
+    again = made(True); again.load_state_dict(model.state_dict())
+    with torch.no_grad(): close(again.eval()(x), model(x), 1e-6)
 
 def test_optimizer_groups():
     "Every parameter once; steps, batch norms and biases without decay"
@@ -548,10 +569,11 @@ def test_frozen_parts_stay_frozen_through_statistics(f):
     f(model, [batches(1)[0][0]])
     assert modes == [m.training for m in model.modules()]
 
+@pytest.mark.parametrize('noise', [False, True])
 @pytest.mark.parametrize('statistics', STATISTICS)
-def test_a_quantized_network_is_one_graph(statistics):
+def test_a_quantized_network_is_one_graph(statistics, noise):
     "No graph break in torch.compile, in training and in evaluation"
-    model, graphs = quantized('acnet', statistics=statistics), []
+    model, graphs = quantized('acnet', statistics=statistics, input_noise=noise), []
     x, y = batches(1)[0]
     model.train()(x)
     def backend(gm, _): graphs.append(gm); return gm.forward
