@@ -118,7 +118,7 @@ def _group_lines(recipe, learn) -> list:
         count[which, hyper['lr']] = n + 1, k + p.numel()
     lrs = [recipe.lr] if recipe.bias_lr == 1 else [recipe.lr, recipe.lr*recipe.bias_lr]
     return [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)] + \
-           [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g}' if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
+           [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient' if recipe.decouple_wd else 'in the gradient') if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
 
 def plan(recipe:Recipe, out, init=None, accumulate:int=1, processes:int=1) -> str:
     "All that `repq.runs.train` would do, in lines; nothing is written"

@@ -158,11 +158,15 @@ def _groups(recipe, model) -> list: # of lists of parameters
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
 
+def _optimizer(recipe):
+    "fastai's optimizer, but for parameters and learning rate"
+    return partial(SGD, mom=recipe.momentum, decouple_wd=recipe.decouple_wd) if recipe.optimizer == 'sgd' else partial(Adam, mom=recipe.momentum, sqr_mom=recipe.sqr_mom, eps=recipe.eps, decouple_wd=recipe.decouple_wd)
+
 def make_learner(recipe, dls, model, path, skips, accumulate) -> Learner:
     "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
     kind = task_of(recipe)
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
-    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
+    learn = ResumableLearner(dls, model, kind.loss_func(recipe), _optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
                              splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
     if not torch.cuda.is_available(): return learn
     learn.to_channelslast(use_amp=False)
@@ -416,7 +420,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     say(len(jobs) + 1, len(jobs) + 1, 'done')
     return rows
 
-SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3)
+SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3, sqr_mom=.99, eps=1e-5) # so few steps want a shorter memory than 1,000 epochs
 
 # %% ../nbs/15_runs.ipynb #f304
 @torch.no_grad()
