@@ -4,7 +4,8 @@
 
 # %% ../nbs/14_plots.ipynb #c002
 from __future__ import annotations
-import copy, os, tempfile
+import copy, os, re, tempfile
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
@@ -235,7 +236,24 @@ _METHODS = list(METHOD_COLORS)
 def _order(row):
     "Sort key: full precision first, then from many bits to few, methods in their order"
     m = row['method']
-    return (row['stage'] != 'full-precision', row['stage'], -(row['weight_bits'] or 99), -(row['input_bits'] or 99), _METHODS.index(m) if m in _METHODS else len(_METHODS), m)
+    base = re.split(r'[+,]', m)[0]
+    return (row['stage'] != 'full-precision', row['stage'], -(row['weight_bits'] or 99), -(row['input_bits'] or 99), _METHODS.index(base) if base in _METHODS else len(_METHODS), m)
+
+_SERIES = dict(model='{}'.format, data='{}'.format, epochs='{} epochs'.format, lr='lr {:g}'.format, settings=lambda v: ' '.join(f'{k}={o}' for k, o in v.items())) # what may tell rows apart -> how it is said
+
+def _named(rows) -> list: # copies, sorted
+    "Rows whose `method` says what else tells them from others of the same method, stage and width; ValueError where one comes twice"
+    groups = {}
+    for r in rows: groups.setdefault(_order(r), []).append(r)
+    differing = [k for k in _SERIES if any(len({str(r.get(k)) for r in g}) > 1 for g in groups.values())]
+    folders = {str(r['data']) for r in rows if r.get('data')}
+    short = (lambda v: Path(v).name) if len({Path(d).name for d in folders}) == len(folders) else str
+    say = lambda r, k: ', ' + _SERIES[k](short(r[k]) if k == 'data' else r[k]) if r.get(k) else ''
+    res = sorted(({**r, 'method': r['method'] + ''.join(say(r, k) for k in differing)} for r in rows), key=_order)
+    for (*_, name), group in groupby(res, _order):
+        for seed, n in Counter(r['seed'] for r in group).items():
+            if n > 1: raise ValueError(f'{n} rows of {name} have the same stage, bits and seed {seed}: give each run once')
+    return res
 
 def _mean_sd(values) -> tuple:
     "Mean and standard deviation of what is not None; None where there is nothing, or only one"
@@ -243,8 +261,8 @@ def _mean_sd(values) -> tuple:
     return (fmean(v) if v else None), (stdev(v) if len(v) > 1 else None)
 
 def summarize(rows) -> list: # of dicts: method, stage, weight_bits, input_bits, n, and mean and `.._sd` of each number
-    "Means over the seeds, one row per method, stage and bits, sorted; accuracies as fractions, `n` how many of them there are"
-    rows, res = sorted(_check_rows(rows, RESULT_KEYS), key=_order), []
+    "Means over the seeds, one row per method (and network, data, settings where these differ), stage and bits, sorted; accuracies as fractions, `n` how many of them there are"
+    rows, res = _named(_check_rows(rows, RESULT_KEYS)), []
     for _, group in groupby(rows, _order):
         group = list(group)
         new = {k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=sum(r['accuracy'] is not None for r in group))
@@ -284,7 +302,8 @@ def _groups(summary) -> dict:
 def plot_results(rows, # of results.json
                  ax=None):
     "Accuracy in percent per method, a group per bit-width: a dot per seed, mean ± standard deviation; dashed: full precision"
-    rows, groups = list(rows), _groups([r for r in summarize(rows) if r['accuracy'] is not None])
+    rows = _named(_check_rows(rows, RESULT_KEYS))
+    groups = _groups([r for r in summarize(rows) if r['accuracy'] is not None])
     if not groups: raise ValueError('no row has an accuracy')
     methods = list(dict.fromkeys(r['method'] for r in sorted((r for g in groups.values() for r in g), key=lambda r: _order(r)[-2:])))
     ax, step = _axes(ax, (2.2*len(groups) + 3.4, 3.6)), .8/len(methods)
@@ -330,7 +349,7 @@ def plot_tradeoff(rows, ax=None):
 # %% ../nbs/14_plots.ipynb #c046
 def plot_step_ratio(rows, ax=None):
     "Time of a quantized training step relative to Plain: mean per method over bits and seeds, a dot per run"
-    rows = [r for r in _check_rows(rows, RESULT_KEYS) if r['stage'] == 'quantized' and r['step_ratio'] is not None]
+    rows = [r for r in _named(_check_rows(rows, RESULT_KEYS)) if r['stage'] == 'quantized' and r['step_ratio'] is not None]
     if not rows: raise ValueError("no row of the stage 'quantized' has a step_ratio")
     methods = list(dict.fromkeys(r['method'] for r in sorted(rows, key=lambda r: _order(r)[-2:])))
     ax = _axes(ax, (6, .42*len(methods) + 1))
@@ -346,7 +365,7 @@ def plot_step_ratio(rows, ax=None):
 # %% ../nbs/14_plots.ipynb #n002
 def summarize_psnr(rows) -> list: # of dicts: method, stage, weight_bits, input_bits, n, psnr {benchmark: (mean, sd)}
     "Means and standard deviations over the seeds; first of all bicubic's"
-    rows = sorted(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')), key=_order)
+    rows = _named(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')))
     over = lambda group, k: {b: _mean_sd(r[k].get(b) for r in group) for b in dict.fromkeys(b for r in rows for b in r[k])}
     floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None)
     res = [floor]
