@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_plots.ipynb #c002
 from __future__ import annotations
-import copy, os, re, tempfile
+import copy, csv, os, re, tempfile
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +22,8 @@ from .surgery import find_sites
 # %% auto #0
 __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'RESULT_KEYS', 'save', 'plot_kernel', 'branch_kernels',
            'plot_branches', 'plot_quantized', 'layer_steps', 'plot_steps', 'branch_statistics', 'plot_statistics',
-           'plot_history', 'summarize', 'results_table', 'plot_results', 'plot_tradeoff', 'plot_step_ratio',
-           'summarize_psnr', 'psnr_table', 'plot_psnr', 'plot_details']
+           'plot_history', 'summarize', 'read_figures', 'results_table', 'plot_results', 'plot_tradeoff',
+           'plot_step_ratio', 'summarize_psnr', 'psnr_table', 'plot_psnr', 'plot_details']
 
 # %% ../nbs/14_plots.ipynb #c005
 METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2', 'repq-bnest': '#D55E00',
@@ -265,7 +265,7 @@ def summarize(rows) -> list: # of dicts: method, stage, weight_bits, input_bits,
     rows, res = _named(_check_rows(rows, RESULT_KEYS)), []
     for _, group in groupby(rows, _order):
         group = list(group)
-        new = {k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=sum(r['accuracy'] is not None for r in group))
+        new = {k: group[0][k] for k in RESULT_KEYS[:4]} | dict(model=group[0].get('model'), n=sum(r['accuracy'] is not None for r in group))
         for k in RESULT_KEYS[5:]: new[k], new[f'{k}_sd'] = _mean_sd(r[k] for r in group)
         res.append(new)
     return res
@@ -280,12 +280,26 @@ def _large(v) -> str:
     unit, size = next(((u, s) for u, s in (('T', 1e12), ('G', 1e9), ('M', 1e6)) if v is not None and v >= s), ('', 1))
     return '–' if v is None else f'{v/size:.3g} {unit}'.strip() if unit else f'{v:,.0f}'
 
-def results_table(rows) -> str:
+def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model, to tell networks apart
+                ) -> tuple: # name of the file without suffix, rows
+    "Figures to be shown beside one's own, a paper's for example; ValueError for what is missing or no number"
+    with open(path, newline='') as f: rows = list(csv.DictReader(f))
+    if not rows or not {'method', 'weight_bits'} <= rows[0].keys(): raise ValueError(f'{path}: the first line must name the columns method, weight_bits and what is measured (accuracy, or benchmarks)')
+    keys = [k for k in rows[0] if k not in ('method', 'weight_bits', 'model')]
+    try: return Path(path).stem, [dict(method=r['method'], model=r.get('model') or None, weight_bits=int(r['weight_bits']), **{k: float(r[k]) for k in keys if r[k]}) for r in rows]
+    except (ValueError, TypeError) as e: raise ValueError(f'{path}: a figure is no number ({e})') from None
+
+def _beside(figures, r, key):
+    "The figure of others for a summary row, None where they give none"
+    return next((o.get(key) for o in figures[1] if o['method'] == r['method'].split(',')[0] and o['weight_bits'] == (r['weight_bits'] or 32) and o['model'] in (None, r['model'])), None)
+
+def results_table(rows, figures=None # of others, as `read_figures` gives them
+                 ) -> str:
     "A markdown table of fixed width: accuracies in percent, mean ± standard deviation over n seeds; kB are 1000 bytes"
     head = ['method', 'stage', 'bits w/x', 'accuracy %', 'n', 'merged %', 'size kB', 'bit operations', 'step ratio']
     body = [[r['method'], r['stage'], _bits(r), _with_sd(r, 'accuracy', 100), str(r['n']), _show(r['merged_accuracy'], 100),
-             _show(r['size_bytes'], 1e-3), _large(r['bit_operations']), _show(r['step_ratio'], digits=2)] for r in summarize(rows)]
-    return _markdown(head, body)
+             _show(r['size_bytes'], 1e-3), _large(r['bit_operations']), _show(r['step_ratio'], digits=2)] + ([_show(_beside(figures, r, 'accuracy'), digits=2)] if figures else []) for r in summarize(rows)]
+    return _markdown(head + ([figures[0]] if figures else []), body)
 
 def _markdown(head, body) -> str:
     "A markdown table of fixed width: two columns of words, then numbers"
@@ -367,20 +381,21 @@ def summarize_psnr(rows) -> list: # of dicts: method, stage, weight_bits, input_
     "Means and standard deviations over the seeds; first of all bicubic's"
     rows = _named(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')))
     over = lambda group, k: {b: _mean_sd(r[k].get(b) for r in group) for b in dict.fromkeys(b for r in rows for b in r[k])}
-    floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None)
+    floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None, model=None)
     res = [floor]
     for _, group in groupby(rows, _order):
         group = list(group)
-        res.append({k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=len(group), psnr=over(group, 'psnr'), merged_psnr=over(group, 'merged_psnr'), size_bytes=group[0].get('size_bytes'), step_ratio=_mean_sd(r.get('step_ratio') for r in group)[0]))
+        res.append({k: group[0][k] for k in RESULT_KEYS[:4]} | dict(model=group[0].get('model'), n=len(group), psnr=over(group, 'psnr'), merged_psnr=over(group, 'merged_psnr'), size_bytes=group[0].get('size_bytes'), step_ratio=_mean_sd(r.get('step_ratio') for r in group)[0]))
     return res
 
-def psnr_table(rows) -> str:
+def psnr_table(rows, figures=None # of others, as `read_figures` gives them
+              ) -> str:
     "A markdown table: PSNR on Y in dB, unrounded, mean ± standard deviation over n seeds; 'deployed' is the first benchmark with the deployed network"
     summary = summarize_psnr(rows)
     names = list(summary[0]['psnr'])
     dB = lambda v: _show(v[0], digits=2) + (f' ± {v[1]:.2f}' if v[1] is not None else '')
-    body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] for r in summary]
-    return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'], body)
+    body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] + [_show(_beside(figures, r, b), digits=2) for b in names if figures] for r in summary]
+    return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'] + [f'{b}, {figures[0]}' for b in names if figures], body)
 
 # %% ../nbs/14_plots.ipynb #n002b
 def plot_psnr(rows, ax=None): # axes, one per benchmark

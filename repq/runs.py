@@ -381,10 +381,11 @@ def collect(paths) -> list:
     if not rows: raise ValueError('no runs given to compare')
     return rows
 
-def report(paths, out=None # folder for pictures
-          ) -> str: # a table
+def report(paths, out=None, # folder for pictures
+           beside=None      # CSV of others' figures, see `repq.plots.read_figures`
+          ) -> str:         # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
-    rows = collect(paths)
+    rows, figures = collect(paths), None if beside is None else plots.read_figures(beside)
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows): raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
     if out is not None:
@@ -394,7 +395,7 @@ def report(paths, out=None # folder for pictures
         if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): plots.save(plots.plot_step_ratio(rows), out/'step_ratio.png')
         histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
         if histories: plots.save(plots.plot_history(histories), out/'history.png')
-    return (plots.psnr_table if sr else plots.results_table)(rows)
+    return (plots.psnr_table if sr else plots.results_table)(rows, figures)
 
 # %% ../nbs/15_runs.ipynb #c025
 DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
