@@ -397,6 +397,7 @@ def psnr_table(rows, figures=None # of others, as `read_figures` gives them
     body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] + [_show(_beside(figures, r, b), digits=2) for b in names if figures] for r in summary]
     return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'] + [f'{b}, {figures[0]}' for b in names if figures], body)
 
+# %% ../nbs/14_plots.ipynb #n002b
 def plot_psnr(rows, ax=None): # axes, one per benchmark
     "PSNR against bits, a line per method, mean ± standard deviation over the seeds; dashed: bicubic"
     floor, *summary = summarize_psnr(rows)
@@ -411,6 +412,7 @@ def plot_psnr(rows, ax=None): # axes, one per benchmark
     axs[0].set_ylabel('PSNR, dB'); axs[0].legend()
     return axs
 
+# %% ../nbs/14_plots.ipynb #n002d
 def plot_details(images, # name -> (h, w) image in grey levels; the first is what the others are compared with
                  box=None, # (top, left, height, width) of the detail; None: a square of 96 pixels in the middle
                  psnrs=None) -> Figure: # name -> dB, shown in the titles

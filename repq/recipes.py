@@ -8,6 +8,7 @@ import ast, json, math
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import torch.nn as nn
+from fastcore.basics import patch
 from .quantizers import check_bits
 from .blocks import Block
 from .models import create_model, image_size, plain_twin, task
@@ -87,6 +88,15 @@ def _check_task(r):
         if (v is not None) != sr or sr and v < 1: raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {r.model}')
     if r.image_size is not None and sr: raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
+def _check(r):
+    "Raise for the first thing in a recipe that cannot be meant"
+    for f in fields(r): _check_type(f, getattr(r, f.name))
+    get_method(r.method); image_size(r.model)
+    for n, (least, greatest, open_at) in _RANGES.items(): _check_range(n, getattr(r, n), least, greatest, open_at)
+    for n, known in _CHOICES.items():
+        if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
+    _check_bits(r); _check_stage(r); _check_task(r)
+
 # %% ../nbs/12_recipes.ipynb #c009
 @dataclass(frozen=True)
 class Recipe:
@@ -128,24 +138,22 @@ class Recipe:
     iterations: int = None         # batches in an epoch
     benchmarks: str = None         # folder of validation images, or of folders of them; None: what `repq.superres.get_sr_dls` takes
 
-    def __post_init__(self):
-        for f in fields(self): _check_type(f, getattr(self, f.name))
-        get_method(self.method); image_size(self.model)
-        for n, (least, greatest, open_at) in _RANGES.items(): _check_range(n, getattr(self, n), least, greatest, open_at)
-        for n, known in _CHOICES.items():
-            if getattr(self, n) not in known: raise ValueError(nearest(getattr(self, n), known, n))
-        _check_bits(self); _check_stage(self); _check_task(self)
+    def __post_init__(self): _check(self)
 
-    @property
-    def quantized(self): return self.weight_bits != 32
-    @property
-    def stage(self): return 'quantized' if self.quantized else 'full-precision'
-    @property
-    def network(self):
-        "The name of the model that is trained: the plain twin for method 'plain'"
-        return self.model if METHODS[self.method].reparametrized else plain_twin(self.model)
+# %% ../nbs/12_recipes.ipynb #c009b
+@patch(as_prop=True)
+def quantized(self:Recipe): return self.weight_bits != 32
 
-    def to_json(self): return json.dumps(asdict(self), indent=1)
+@patch(as_prop=True)
+def stage(self:Recipe): return 'quantized' if self.quantized else 'full-precision'
+
+@patch(as_prop=True)
+def network(self:Recipe):
+    "The name of the model that is trained: the plain twin for method 'plain'"
+    return self.model if METHODS[self.method].reparametrized else plain_twin(self.model)
+
+@patch
+def to_json(self:Recipe): return json.dumps(asdict(self), indent=1)
 
 # %% ../nbs/12_recipes.ipynb #c010
 def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than `Recipe`'s are an error

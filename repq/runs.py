@@ -27,7 +27,7 @@ from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
 from .learner import Distill, RepQCallback, soft_cross_entropy
-from .parallel import Accumulate, DataParallel, barrier, process_group, processes, spread
+from .parallel import Accumulate, DataParallel, check_alike, from_first, process_group, processes, spread, together
 from .resume import Checkpoints, ResumableLearner, SkipNonFinite, read_state
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
@@ -243,6 +243,14 @@ def _begun(out, recipe, resume) -> dict: # None where nothing was begun
     if text := _unlike(part, recipe): raise ValueError(f'{part} holds the beginning of another run ({text}): give another folder, or delete it')
     return read_state(part/'checkpoints')
 
+def _look(recipe, out, init, resume) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
+    "Where training starts: what there is of this run, and of the one that it follows"
+    if not resume: _begun(out, recipe, resume)
+    init_state, recipe = starting_state(recipe, init)
+    if resume and _finished(out, recipe): return recipe, None, None, read_json(out/'results.json')[0]
+    state = _begun(out, recipe, resume)
+    return recipe, init_state if state is None else None, state, None
+
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
           init=None,          # a full-precision run folder: where the quantized stage starts
@@ -261,18 +269,18 @@ def train(recipe:Recipe, out, # the run folder to be made
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
     out, part = Path(out), _part(Path(out))
     if minutes < 0 or keep < 1 or skips < 0 or accumulate < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {accumulate}')
-    if not resume: _begun(out, recipe, resume)
-    init_state, recipe = starting_state(recipe, init)
-    if resume and _finished(out, recipe): return read_json(out/'results.json')[0]
     with process_group():
+        check_alike(repq=__version__, teacher=teacher is not None, skips=skips, recompute=recompute, accumulate=accumulate, **{n: v for n, v in asdict(recipe).items() if n not in ('data', 'benchmarks')}) # which may lie elsewhere
         if recipe.batch_size % (processes()*accumulate): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {processes()} processes in {accumulate} parts each')
-        state = _begun(out, recipe, resume)
-        dls = dls or task_of(recipe).data(recipe)
+        found, init_state, state, row = from_first(lambda: _look(recipe, out, init, resume))
+        if row: return None if rank_distrib() else row
+        recipe = replace(found, data=recipe.data, benchmarks=recipe.benchmarks)
+        dls = dls or together(lambda: task_of(recipe).data(recipe))
         set_seed(recipe.seed, reproducible=True)
         info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
         guides = ([_teacher(recipe, teacher, info)] if teacher is not None else []) + ([_tensorboard(part)] if tensorboard else [])
         model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
-        barrier() # all have seen what there is before one changes it
+        check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **{n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')})
         if state is None and not rank_distrib(): _new_folder(part, info)
         learn = make_learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
@@ -284,7 +292,7 @@ def train(recipe:Recipe, out, # the run folder to be made
 # %% ../nbs/15_runs.ipynb #f302
 def _teacher(recipe, path, info) -> Distill:
     "The callback for a finished run as a teacher"
-    other, model, its = load_run(path)
+    other, model, its = from_first(lambda: load_run(path))
     if task(other.model) != task(recipe.model) or other.scale != recipe.scale or its['classes'] != info['classes']: raise ValueError(f'{path} is a run of {other.model}, of scale {other.scale} and {its["num_classes"]} classes, which cannot teach {recipe.model}, scale {recipe.scale}, {info["num_classes"]} classes')
     return Distill(model, recipe.distill, task_of(recipe).distance)
 
