@@ -94,7 +94,7 @@ def set_statistics(self:RepQLayer, name:str):
 
 @patch
 def rebase(self:RepQLayer, statistics:dict):
-    "Take over `statistics` (see `Block.batch_statistics`), the layer computing what it did"
+    "Take over `statistics`, as a block's method batch_statistics gives them, the layer computing what it did"
     self.block.rebase(statistics)
     self.switching = False
 
