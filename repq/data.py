@@ -7,7 +7,7 @@ __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'hol
            'ImageArray', 'embedded_digits', 'ImageDL', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
            'open_rgb', 'open_crop', 'ImageFiles', 'list_images', 'split_folders', 'Packed', 'index_tar', 'find_tars',
            'index_split', 'index_shards', 'write_index', 'read_shards', 'probe_sizes', 'decode_images', 'cache_dir',
-           'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe']
+           'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
 import difflib, hashlib, io, json, math, os, random, re, socket, tarfile, tempfile, torch, warnings
@@ -111,6 +111,7 @@ class ImageArray(_Labelled):
         y:Tensor,       # (n,) int64
         vocab:list,     # class names
         flip:bool=True, # may the augmentation mirror the images? Not if they are digits
+        unreadable:list=(), # files that are not in `x` because they could not be read
     ):
         store_attr()
         self.in_channels,self.pad = x.shape[1], max(1, min(x.shape[2:])//8)
@@ -122,7 +123,7 @@ class ImageArray(_Labelled):
         if key is None: return x,y
         return x,y,draw_moves(len(x), self.pad, self.flip, _generator(key, idxs[0])) # an index comes once in an epoch, so this is the batch's address
 
-    def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip)
+    def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip, self.unreadable)
     def stats(self): return channel_stats(self.x)
 
 # %% ../nbs/10_data.ipynb #c028
@@ -168,7 +169,9 @@ class ImageDL(DataLoader):
 
     def create_batches(self, samps):
         key = f'{self.seed}/{self.epoch}' if self.augment else None
-        for idxs in chunked(samps, self.bs, self.drop_last): yield self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            b = self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+            if len(b[1]): yield b # no image of a batch may be readable
 
 # %% ../nbs/10_data.ipynb #e002
 @patch
@@ -176,7 +179,7 @@ def _part(self:ImageDL, idxs, key):
     "This process's share of the batch"
     rank,ranks = self.share
     part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
-    if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
+    if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key, full=True)
     return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
 @patch
@@ -268,10 +271,16 @@ def _source(path):
     "What Pillow can open: a path, or the bytes of what has `read_bytes`"
     return io.BytesIO(path.read_bytes()) if hasattr(path, 'read_bytes') else path
 
-def _rgb(im):
-    "A loaded image upright, as RGB; may be changed in place"
+def _upright(im):
+    "A loaded image as the camera was held, changed in place"
     try: ImageOps.exif_transpose(im, in_place=True)
     except Exception: pass # of many kinds: damaged EXIF is no reason to miss the picture
+    return im
+
+def _rgb(im):
+    "A loaded image upright, as RGB; may be changed in place"
+    im = _upright(im)
+    if im.mode=='F': raise ValueError('floating-point pixels, whose range is not known')
     if im.mode[0]=='I': im = Image.fromarray((np.asarray(im).astype(np.int64)//257).clip(0, 255).astype(np.uint8))
     return im if im.mode=='RGB' else im.convert('RGB')
 
@@ -328,22 +337,25 @@ class ImageFiles(_Labelled):
         store_attr()
         self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_() # found unreadable, by whichever worker process
 
-    def load(self, i, key=None):
-        "Image `i` as (3, size, size) uint8 and whether it is to be mirrored; without a `key` the central crop, as it is"
+    def load(self, i, key=None, at=None):
+        "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
         if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
-        rng = rng_at(key, i)
+        rng = rng_at(key, i if at is None else at)
         return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
 
-    def batch(self, idxs, key=None):
-        "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, and with a `key` their moves"
+    def batch(self, idxs, key=None, full=False):
+        "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, or with `full` of as many, and with a `key` their moves"
         x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
         with _quiet():
             for i in idxs:
-                try: x[len(ok)],mirrored = self.load(i, key)
-                except _unreadable as e: self._skip(i, e); continue
-                ok.append(i); moves.append([0, 0, mirrored])
-        if not ok: return self.batch([(i+len(idxs)) % len(self) for i in idxs], key) # ends: `_skip` tolerates a tenth
-        return (x[:len(ok)], self.y[ok]) if key is None else (x[:len(ok)], self.y[ok], torch.tensor(moves))
+                for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]: # ends early: `_skip` tolerates a tenth
+                    try: x[len(ok)],mirrored = self.load(j, key, i)
+                    except _unreadable as e: self._skip(j, e); continue
+                    ok.append(j); moves.append([0, 0, mirrored])
+                    break
+        return (x[:len(ok)], self.y[ok]) if key is None else (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
+
+    def __getitem__(self, i): x,y = self.batch([i], full=True); return x[0],y[0]
 
     @property
     def unreadable(self): return [self.files[i] for i in self.bad.clone().nonzero()[:,0]] # a copy: others may be writing
@@ -717,7 +729,7 @@ def _list(folder, shards=None, vocab=None):
 def _in_memory(folder, files, y, vocab, size):
     "The readable `files` as an `ImageArray`"
     x,ok = decode_cached(folder, files, size)
-    return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab)
+    return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab, unreadable=[files[i] for i in (~ok).nonzero()[:,0]])
 
 # %% ../nbs/10_data.ipynb #c097
 def _whole(name, v, least=1):
@@ -782,3 +794,9 @@ def describe(
     h,w = dls.size if isinstance(dls.size, tuple) else (dls.size, dls.size)
     return (f'{dls.name}: {len(dls.train_ds)} training and {len(dls.valid_ds)} validation images, {dls.c} classes, '
             f'{dls.in_channels}×{h}×{w}, {dls.train_ds.where}')
+
+def unreadable(
+    dls:DataLoaders, # from `get_dls`, or pairs for super-resolution
+) -> list: # names
+    "The images of both splits that could not be read: those in memory, or those of the files met so far"
+    return sorted({str(o) for ds in (dls.train_ds, dls.valid_ds) for o in getattr(ds, 'unreadable', ())})
