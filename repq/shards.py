@@ -33,10 +33,16 @@ def member_name(
 # %% ../nbs/10b_shards.ipynb #p111
 def _read(file):
     "The bytes of an image and what is wrong with it"
-    data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
-    try: open_rgb(io.BytesIO(data))
+    data = b''
+    try:
+        data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
+        open_rgb(io.BytesIO(data))
     except _unreadable as e: return data, e
     return data, None
+
+def _length(file) -> int:
+    try: return os.path.getsize(file)
+    except OSError: return 0 # a link to nowhere
 
 def _add(tar, name:str, data:bytes):
     "One file into an open tar file, the same whoever packs it, and when"
@@ -65,7 +71,7 @@ def pack_split(
     names = [os.path.relpath(f, folder) for f in files]
     taken,bad,shards = set(),[],[]
     with _quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for k,group in enumerate(_groups([os.path.getsize(f) for f in files], size)):
+        for k,group in enumerate(_groups([_length(f) for f in files], size)):
             tar = out/f'{folder.name}-{k:06d}.tar'
             with tarfile.open(tar, 'w') as t:
                 for part in chunked(group, 64):
@@ -168,7 +174,9 @@ def bench_data(
     say=None,          # f(done, of, text)
 ) -> list: # of rows: pipeline, loader, per_core, per_second, ratio, spread, ...
     "Images a second of this pipeline beside torchvision's usual one, in one interleaved run"
-    if rounds < 1: raise ValueError(f'rounds must be 1 or more, got {rounds}')
+    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size).items():
+        if v < 1: raise ValueError(f'{name} must be 1 or more, got {v}')
+    path = _folder(path)
     if read_shards(path): raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of images, and the shards with --shards')
     def ours(o):
         dls = get_dls(o, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)
