@@ -337,12 +337,6 @@ class ImageFiles(_Labelled):
         store_attr()
         self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_() # found unreadable, by whichever worker process
 
-    def load(self, i, key=None, at=None):
-        "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
-        if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
-        rng = rng_at(key, i if at is None else at)
-        return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
-
     def batch(self, idxs, key=None, full=False):
         "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, or with `full` of as many, and with a `key` their moves"
         x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
@@ -368,6 +362,13 @@ class ImageFiles(_Labelled):
     def stats(self): return [0.485, 0.456, 0.406],[0.229, 0.224, 0.225] # ImageNet's, what published weights expect
 
 # %% ../nbs/10_data.ipynb #c058
+@patch
+def load(self:ImageFiles, i, key=None, at=None):
+    "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
+    if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
+    rng = rng_at(key, i if at is None else at)
+    return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
+
 @patch
 def _skip(self:ImageFiles, i, e):
     "Remember and name an unreadable image the first time, with the policy of `_tolerate`"
@@ -530,6 +531,7 @@ def _by_split(path) -> dict: # split -> list of (class folder or None, label or 
                                 f'found {found}; rename the files, e.g. to train-000000.tar')
     return splits
 
+# %% ../nbs/10_data.ipynb #w002
 def index_split(
     path,        # folder of the tar files
     images:list, # (class, tar file, name, start, length)
@@ -582,6 +584,7 @@ def _none_compressed(path):
         raise ValueError(f'{path} has compressed shards ({found[0]}{", ..." if len(found) > 1 else ""}), in which images cannot be read at random places: '
                          'unpack them to .tar (gunzip, unxz, ...); compression saves next to nothing on images')
 
+# %% ../nbs/10_data.ipynb #w003
 def write_index(path, index:dict):
     "Keep an index beside the shards, whole or not at all"
     part = Path(path)/f'{INDEX}.{os.getpid()}.tmp'
