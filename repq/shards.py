@@ -147,7 +147,11 @@ def usual_dls(path, size:int, bs:int, workers:int, idxs:dict) -> dict: # trainin
     from torchvision import datasets, transforms as T
     end = [T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     ways = dict(training=[T.RandomResizedCrop(size), T.RandomHorizontalFlip()], validation=[T.Resize(int(size*8/7)), T.CenterCrop(size)])
-    def loader(k, folder): return torch.utils.data.DataLoader(torch.utils.data.Subset(datasets.ImageFolder(folder, T.Compose(ways[k] + end)), idxs[k]), bs, shuffle=k=='training', num_workers=workers)
+    def loader(k, folder):
+        ds = datasets.ImageFolder(folder, T.Compose(ways[k] + end))
+        files,y,_ = list_images(folder, _subfolders(folder))
+        ds.samples = list(zip(files, y.tolist())) # the images that `idxs` are of: torchvision has hidden files as well, and another order of folders in folders
+        return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs[k]), bs, shuffle=k=='training', num_workers=workers)
     return {k: loader(k, folder) for k,folder in zip(ways, split_folders(path))}
 
 def _readable(files, n) -> torch.Tensor:
