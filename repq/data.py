@@ -101,6 +101,8 @@ class _Labelled:
     def new_empty(self): return self.subset(torch.zeros(0, dtype=torch.long))
     @property
     def c(self): return len(self.vocab)
+    @property
+    def readable(self): return len(self) - int(getattr(self, 'bad', torch.zeros(0)).sum()) # images, as far as is known: after an epoch
 
 # %% ../nbs/10_data.ipynb #c026
 class ImageArray(_Labelled):
@@ -527,7 +529,7 @@ def _by_split(path) -> dict: # split -> list of (class folder or None, label or 
             splits.setdefault(split if k is None else f[k], []).append((c, label, tar, n.replace('%2E', '.'), *place))
     if 'train' not in splits:
         found = '; '.join(f'{k}: {len(o)} images, in {o[0][2]}' + (', ...' if o[-1][2] != o[0][2] else '') for k,o in splits.items()) or 'no images'
-        raise FileNotFoundError(f'{path} has no shards for training: looked in the names of tar files, and of folders in them, for the words train and {", ".join(VALIDATION)}; '
+        raise FileNotFoundError(f'{path} has no train/ folder of images and no shards for training: looked in the names of tar files, and of folders in them, for the words train and {", ".join(VALIDATION)}; '
                                 f'found {found}; rename the files, e.g. to train-000000.tar')
     return splits
 

@@ -354,7 +354,7 @@ def eval_run(path, data=None, # None: what the run was trained on
     if list(map(str, dls.vocab)) != info['classes']:
         raise ValueError(f'{data or recipe.data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), {path} was trained on {info["num_classes"]} ({", ".join(info["classes"][:3])}, …)')
     model.to(dls.device)
-    return dict(run=str(path), accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), dls.valid), images=len(dls.valid_ds))
+    return dict(run=str(path), accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), dls.valid), images=dls.valid_ds.readable)
 
 def collect(paths) -> list:
     "The result rows of run folders, or of `results.json` files"

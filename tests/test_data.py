@@ -125,12 +125,13 @@ def test_floating_point_images_are_unreadable(root):
 def test_unreadable_images_in_a_run(root, tmp_path):
     "Training and validation, from files and in memory: counted in the row, named in the folder"
     from repq.recipes import get_recipe
-    from repq.runs import train
+    from repq.runs import eval_run, train
     bad = [root/f'{s}/a/003.png' for s in ('train', 'val')]
     for f in bad: f.write_bytes(b'')
     for name, size in dict(memory=12, files=72).items():
         with warnings.catch_warnings(): warnings.simplefilter('ignore'); row = train(get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(root), image_size=size, batch_size=20, epochs=1), tmp_path/name, on_epoch=lambda *a: None, timing=0)
         assert row['unreadable_images'] == 2 and (tmp_path/name/'unreadable.txt').read_text().splitlines() == sorted(map(str, bad))
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert eval_run(tmp_path/name)['images'] == 39
     for f in bad: f.unlink()
     assert train(get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(root), image_size=12, batch_size=20, epochs=1), tmp_path/'clean', on_epoch=lambda *a: None, timing=0)['unreadable_images'] == 0
     assert not (tmp_path/'clean/unreadable.txt').exists()
