@@ -76,7 +76,7 @@ def _check_bits(r):
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
-    for n in ('norm_after', 'input_noise', 'layer_bits'):
+    for n in ('norm_after', 'input_noise', 'bound_steps', 'layer_bits'):
         if getattr(r, n) and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {getattr(r, n)} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
 
@@ -126,6 +126,7 @@ class Recipe:
     per_channel: bool = True
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
     input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
+    bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -234,7 +235,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     if not recipe.quantized: return model
     if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
-    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False, input_noise=recipe.input_noise)
+    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False, input_noise=recipe.input_noise, bound_steps=recipe.bound_steps)
     if recipe.norm_after: surgery.add_norms(model, inplace=True, verbose=False)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 

@@ -341,7 +341,7 @@ def _fit(learn, recipe, checkpoints, on_epoch):
 def _settings(recipe) -> dict:
     "The fields that are not those of the usual recipe and have no column of their own"
     usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, recipe.input_bits)
-    return {n: v for n, v in asdict(recipe).items() if v != getattr(usual, n) and n not in ('data', 'seed', 'epochs', 'lr', 'norm_after', 'input_noise', 'full_precision')}
+    return {n: v for n, v in asdict(recipe).items() if v != getattr(usual, n) and n not in ('data', 'seed', 'epochs', 'lr', 'norm_after', 'input_noise', 'bound_steps', 'full_precision')}
 
 def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     "The row of a trained model"
@@ -350,7 +350,7 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
         ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, task_of(recipe).loss)['own']
-    return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
+    return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise + '+bound'*recipe.bound_steps, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, settings=_settings(recipe), seconds=round(seconds, 1),
                 skipped_steps=skipped, unreadable_images=len(unreadable(dls)), environment=info['environment'])

@@ -407,10 +407,10 @@ def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
     signed = None if site.nonnegative is None else not site.nonnegative
     return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
 
-def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise):
+def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
-    layer.input_noise = input_noise
+    layer.input_noise, layer.weight_quantizer.bounded = input_noise, bound_steps
 
 # %% ../nbs/07_surgery.ipynb #n003
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits)
@@ -432,6 +432,7 @@ def quantize(model:nn.Module,
              layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ
              inplace=False, verbose=True,
              input_noise=False,        # do variances of batch norms inside blocks count the input's rounding error? For less than 4 bits
+             bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
@@ -444,7 +445,7 @@ def quantize(model:nn.Module,
     own = _layer_bits(layer_bits, [s.name for s in todo])
     bits = lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits))
     plan = {s.module: _named(s.name, _plan, s, *bits(s), per_channel) for s in todo}
-    for p in plan.values(): _install(*p, statistics, input_noise)
+    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps)
     model, hooks = _replace(model, {m: p[0] for m, p in plan.items()})
     rep, before = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items()), [s for s in sites if s not in todo and not s.left]
     _report('quantize', verbose, untraced, f'{_count(len(todo), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and todo else ''),

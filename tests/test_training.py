@@ -9,7 +9,7 @@ from repq.batchnorm import STATISTICS, fold, running_stats
 from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
-from repq.quantizers import LSQ
+from repq.quantizers import LSQ, bound
 from repq.recipes import get_recipe
 from repq.runs import _optimizer
 from repq.surgery import adapt_statistics, add_norms, calibrate, deploy, find_sites, merge, param_groups, quantize, reparametrize
@@ -189,6 +189,19 @@ def test_rounding_error_in_the_variances(block, statistics):
     with torch.no_grad(): close(deploy(model, **quiet)(x), model.eval()(x), 1e-4)
     again = made(True); again.load_state_dict(model.state_dict())
     with torch.no_grad(): close(again.eval()(x), model(x), 1e-6)
+
+def test_bounded_steps():
+    "Of weights, not of inputs; the same outputs and gradients but for the steps', and as one graph"
+    x, y = batches(1)[0]
+    free, held = (quantize(net(), 8, 8, bound_steps=b, **quiet) for b in (False, True))
+    held.load_state_dict(free.state_dict())
+    calibrate(free, [x]); held.load_state_dict(free.state_dict())
+    for m in free, held: F.cross_entropy(m.train()(x), y).backward()
+    for (n, a), b in zip(free.named_parameters(), held.parameters()):
+        q = free.get_submodule(n.removesuffix('.raw_step')) if n.endswith('weight_quantizer.raw_step') else None
+        layer = q and free.get_submodule(n.removesuffix('.weight_quantizer.raw_step'))
+        close(b.grad, a.grad if q is None else a.grad*bound(layer.kernel().weight[0].numel(), q.qp), 1e-5)
+    assert not any(m.input_quantizer.bounded for m in held.modules() if isinstance(m, RepQLayer) and m.input_quantizer is not None)
 
 def test_optimizer_groups():
     "Every parameter once; steps, batch norms and biases without decay"
@@ -582,11 +595,11 @@ def test_frozen_parts_stay_frozen_through_statistics(f):
     f(model, [batches(1)[0][0]])
     assert modes == [m.training for m in model.modules()]
 
-@pytest.mark.parametrize('noise', [False, True])
+@pytest.mark.parametrize('low_bits', [False, True])
 @pytest.mark.parametrize('statistics', STATISTICS)
-def test_a_quantized_network_is_one_graph(statistics, noise):
+def test_a_quantized_network_is_one_graph(statistics, low_bits):
     "No graph break in torch.compile, in training and in evaluation"
-    model, graphs = quantized('acnet', statistics=statistics, input_noise=noise), []
+    model, graphs = quantized('acnet', statistics=statistics, input_noise=low_bits, bound_steps=low_bits), []
     x, y = batches(1)[0]
     model.train()(x)
     def backend(gm, _): graphs.append(gm); return gm.forward
