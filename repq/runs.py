@@ -325,6 +325,7 @@ def _built(recipe, info, state):
     load_state(model, state['model'], f'{recipe.network} of this recipe')
     return model
 
+# %% ../nbs/15_runs.ipynb #d503
 def _open_folder(part, info, state):
     "An empty folder for a run, in the place of an attempt that had no checkpoint yet; or its folder with what was half written taken away and another number of processes noted"
     if state is None:
