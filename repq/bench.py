@@ -112,6 +112,7 @@ class _Recompute(nn.Module):
     def forward(self, x):
         with recompute_exact(): return self.model(x)
 
+# %% ../nbs/15a_bench.ipynb #c014b
 def train_step(model:str='ac_resnet18',
                batch_size:int=None, size:int=None, # of images, in pixels; None: 64 of 112 on a CPU, 128 of 224 on a GPU
                rounds:int=10, bits:int=4, device:str='cpu',

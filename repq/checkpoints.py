@@ -254,9 +254,7 @@ def _sizes(state) -> tuple: # classes (None for super-resolution), input channel
 
 def _is_deployed(state) -> bool: return any('reparam' in k or 'fused_conv' in k for k in state) or ('backbone.0.conv3x3.weight' in state and 'backbone.0.conv1x1_3x3.k0' not in state)
 
-_TELLTALES = {'rbr_conv.': 'MobileOne', 'conv_kxk': "timm's RepVGG or MobileOne", 'rbr_dense': 'RepVGG or QARepVGG', 'rbr_reparam': 'RepVGG or QARepVGG, deployed', 'reparam_conv': "MobileOne or timm's RepVGG, deployed", 'square_conv': 'ACNet', 'fused_conv': 'ACNet, deployed',
-              'weight_orepa': 'OREPA', 'weight_or1x1': "OREPA's 1×1", 'orepa_reparam': 'OREPA, deployed', 'conv1x1_sbx': 'ECB', 'dbb_': 'DBB', 'branches.': 'repq itself (load it with load_state_dict)', 'layer1.0.conv1': "torchvision's ResNet"}
-
+# %% ../nbs/09_checkpoints.ipynb #c021b
 @dataclass(frozen=True)
 class Origin:
     "Which network a state dict is of"
@@ -276,6 +274,10 @@ def _origins(state:dict):
 def identify(state:dict) -> Origin: # None if it is of none
     "The network of `repq.models` that an official state dict fits, key by key and shape by shape; where deployed forms of several are alike, the one with the shortest name"
     return next((origin for origin, shapes, optional in _origins(state) if not differences(shapes, state, optional)), None)
+
+# %% ../nbs/09_checkpoints.ipynb #c021d
+_TELLTALES = {'rbr_conv.': 'MobileOne', 'conv_kxk': "timm's RepVGG or MobileOne", 'rbr_dense': 'RepVGG or QARepVGG', 'rbr_reparam': 'RepVGG or QARepVGG, deployed', 'reparam_conv': "MobileOne or timm's RepVGG, deployed", 'square_conv': 'ACNet', 'fused_conv': 'ACNet, deployed',
+              'weight_orepa': 'OREPA', 'weight_or1x1': "OREPA's 1×1", 'orepa_reparam': 'OREPA, deployed', 'conv1x1_sbx': 'ECB', 'dbb_': 'DBB', 'branches.': 'repq itself (load it with load_state_dict)', 'layer1.0.conv1': "torchvision's ResNet"}
 
 def _nearest(state) -> str:
     "Which network differs least, and by what; '' if all differ in more than a tenth of their keys"

@@ -15,7 +15,7 @@ from .quantizers import LSQ
 from .blocks import Block
 
 # %% auto #0
-__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'on_accumulator', 'RepQLayer', 'IntegerKernel', 'copy_quantizer']
+__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'on_accumulator', 'IntegerKernel', 'copy_quantizer']
 
 # %% ../nbs/06_layers.ipynb #c007
 class FullyConnected(nn.Module):
@@ -43,12 +43,6 @@ def as_block(m:nn.Module) -> nn.Module:
     if hasattr(m, 'kernel') and hasattr(m, 'convolve'): return m
     raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be quantized')
 
-# %% ../nbs/06_layers.ipynb #d118
-def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
-    "The nearest multiple of `unit`, where that is not 0; the gradient passes to `b`"
-    v, u = (t.detach().to(torch.float32 if b.device.type == 'mps' else torch.float64) for t in (b, unit))
-    return b + (torch.where(u == 0, v, (v/u).round()*u).to(b.dtype) - b.detach())
-
 # %% ../nbs/06_layers.ipynb #c009
 class RepQLayer(nn.Module):
     "`Q(X)*Q(M(X, W1..Wn)) + b(X, W1..Wn)`; without quantizers `X*M + b`, full-precision training through the merged kernel"
@@ -65,39 +59,15 @@ class RepQLayer(nn.Module):
         self._kept = None # in evaluation: (what it was made of, weight and bias)
         if statistics is not None: self.set_statistics(statistics)
 
-    def set_statistics(self, name:str):
-        "Train with the statistics `name` from now on; the next training batch adapts the batch norms so that the layer computes what it did"
-        get_statistics(name)
-        self.switching = getattr(self.block, 'has_memory', False) and (self.switching or name != self.block.statistics)
-        self.block.statistics = name
-
     def kernel(self, x:Tensor=None) -> Kernel:
         "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
         if self.switching and self.training and x is not None: self.rebase(self.block.batch_statistics(x))
         return self.block.kernel(self._noisy(x) if self.input_noise and x is not None else x)
 
-    def _noisy(self, x:Tensor):
-        "The input with the variance of its rounding error, step²/12"
-        q = self.input_quantizer
-        if q is None: return x
-        if not q.initialized: q.initialize(x.detach())
-        return Moments(x, q.step.detach().square()/12)
-
-    def rebase(self, statistics:dict):
-        "Take over `statistics` (see `Block.batch_statistics`), the layer computing what it did"
-        self.block.rebase(statistics)
-        self.switching = False
-
     def quantized_kernel(self, x:Tensor=None) -> tuple:
         "Weight and bias that the input is convolved with"
         w, b = self.kernel(x)
         return w if self.weight_quantizer is None else self.weight_quantizer(w), self.rounded_bias(b)
-
-    def rounded_bias(self, b:Tensor) -> Tensor:
-        "With `integer_bias` what int32 in units of `input step · weight step/2^(8−bits)` holds of `b`, the gradient passing through; `b` itself otherwise"
-        wq, iq = self.weight_quantizer, self.input_quantizer
-        if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8: return b
-        return on_accumulator(b, iq.step*(wq.step/2**(8 - wq.bits)))
 
     def forward(self, input:Tensor) -> Tensor:
         w, b = self.quantized_kernel(input) if self.training else self.evaluation_kernel()
@@ -109,17 +79,56 @@ class RepQLayer(nn.Module):
     @property
     def stage(self): return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
 
-    def get_extra_state(self): return torch.tensor([self.switching, list(STATISTICS).index(self.block.statistics)], dtype=torch.uint8)
-    def set_extra_state(self, state):
-        switching, kind = state.tolist()
-        if list(STATISTICS)[kind] != self.block.statistics:
-            raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this layer has '{self.block.statistics}': load it into a model with the same, then call set_statistics")
-        self.switching = bool(switching)
-
     def __getattr__(self, name): # what code around a layer asks of it: `model.fc.in_features`
         if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'):
             return getattr(self.block, name)
         return super().__getattr__(name)
+
+# %% ../nbs/06_layers.ipynb #c009b
+@patch
+def set_statistics(self:RepQLayer, name:str):
+    "Train with the statistics `name` from now on; the next training batch adapts the batch norms so that the layer computes what it did"
+    get_statistics(name)
+    self.switching = getattr(self.block, 'has_memory', False) and (self.switching or name != self.block.statistics)
+    self.block.statistics = name
+
+@patch
+def rebase(self:RepQLayer, statistics:dict):
+    "Take over `statistics`, as a block's method batch_statistics gives them, the layer computing what it did"
+    self.block.rebase(statistics)
+    self.switching = False
+
+@patch
+def get_extra_state(self:RepQLayer): return torch.tensor([self.switching, list(STATISTICS).index(self.block.statistics)], dtype=torch.uint8)
+
+@patch
+def set_extra_state(self:RepQLayer, state):
+    switching, kind = state.tolist()
+    if list(STATISTICS)[kind] != self.block.statistics:
+        raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this layer has '{self.block.statistics}': load it into a model with the same, then call set_statistics")
+    self.switching = bool(switching)
+
+# %% ../nbs/06_layers.ipynb #d118
+def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
+    "The nearest multiple of `unit`, where that is not 0; the gradient passes to `b`"
+    v, u = (t.detach().to(torch.float32 if b.device.type == 'mps' else torch.float64) for t in (b, unit))
+    return b + (torch.where(u == 0, v, (v/u).round()*u).to(b.dtype) - b.detach())
+
+# %% ../nbs/06_layers.ipynb #c009d
+@patch
+def rounded_bias(self:RepQLayer, b:Tensor) -> Tensor:
+    "With `integer_bias` what int32 in units of `input step · weight step/2^(8−bits)` holds of `b`, the gradient passing through; `b` itself otherwise"
+    wq, iq = self.weight_quantizer, self.input_quantizer
+    if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8: return b
+    return on_accumulator(b, iq.step*(wq.step/2**(8 - wq.bits)))
+
+@patch
+def _noisy(self:RepQLayer, x:Tensor):
+    "The input with the variance of its rounding error, step²/12"
+    q = self.input_quantizer
+    if q is None: return x
+    if not q.initialized: q.initialize(x.detach())
+    return Moments(x, q.step.detach().square()/12)
 
 # %% ../nbs/06_layers.ipynb #f002
 @patch

@@ -152,7 +152,7 @@ def list_models(pattern='*' # as in file names: 'repvgg*'
 def _model(name:str):
     if name not in _MODELS:
         near = get_close_matches(str(name), _MODELS, 3, .5)
-        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + ' list_models() has all')
+        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all')
     return _MODELS[name]
 
 def plain_twin(name:str) -> str:

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from .batchnorm import fold, mean_var, processes, rank_mean, reduce_ranks, update_running
 
 # %% auto #0
-__all__ = ['process_group', 'barrier', 'AllBatchNorm', 'spread', 'DataParallel', 'Accumulate']
+__all__ = ['process_group', 'gathered', 'from_first', 'together', 'check_alike', 'AllBatchNorm', 'spread', 'DataParallel',
+           'Accumulate']
 
 # %% ../nbs/11b_parallel.ipynb #n007
 @contextmanager
@@ -28,9 +29,41 @@ def process_group():
     gc.collect() # models that still hold on to the group
     dist.destroy_process_group() # not after an error: the others may never come
 
-def barrier():
-    "Wait for the other processes, if there are any"
-    if dist.is_initialized(): dist.barrier()
+# %% ../nbs/11b_parallel.ipynb #n007b
+def gathered(value) -> list:
+    "`value` of each process, in all"
+    if processes() == 1: return [value]
+    values = [None]*processes()
+    dist.all_gather_object(values, value)
+    return values
+
+def _tried(f) -> tuple: # result, error
+    try: return f(), None
+    except Exception as e: return None, e
+
+def from_first(f):
+    "What `f()` returns in the first process, in all; an error there is raised in all"
+    if processes() == 1: return f()
+    said = [_tried(f) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(said)
+    res, error = said[0]
+    if error: raise error
+    return res
+
+def together(f):
+    "`f()` of this process; an error in any is an error in all"
+    res, error = _tried(f)
+    errors = gathered(error and f'{type(error).__name__}: {error}')
+    if error: raise error
+    for i, e in enumerate(errors):
+        if e: raise ValueError(f'process {i} cannot go on, {e}')
+    return res
+
+def check_alike(**values):
+    "ValueError in all processes if `values` are not the same in all"
+    first, *others = gathered(values)
+    for i, other in enumerate(others, 1):
+        if text := ', '.join(f'{n} {other[n]!r} instead of {v!r}' for n, v in first.items() if other[n] != v): raise ValueError(f'process {i} would train something else than the first: {text}')
 
 # %% ../nbs/11b_parallel.ipynb #n008
 class AllBatchNorm(nn.BatchNorm2d):

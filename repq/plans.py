@@ -13,7 +13,7 @@ from .data import describe
 from .models import image_size, task
 from .quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
-from .runs import _admit, _asked, _finished, _prepare, make_learner, lr_schedule, task_of, step_times
+from .runs import _admit, _asked, _look, _prepare, make_learner, lr_schedule, task_of, step_times
 
 # %% auto #0
 __all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'training_rate', 'recipes_table', 'saved_bytes',
@@ -120,15 +120,16 @@ def _group_lines(recipe, learn) -> list:
         count[which, hyper['lr']] = n + 1, k + p.numel()
     lrs = [recipe.lr] if recipe.bias_lr == 1 else [recipe.lr, recipe.lr*recipe.bias_lr]
     return [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)] + \
-           [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g}' if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
+           [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient' if recipe.decouple_wd else 'in the gradient') if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
 
 def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2, skips:int=10, tensorboard=False) -> str: # None in all processes of torchrun but the first
     "All that `repq.runs.train` would do, in lines, after the same checks; nothing is written"
     if rank_distrib(): return None
     out, asked, processes = Path(out), _asked(init, teacher, accumulate), max(1, num_distrib())
-    init_state, recipe = _admit(recipe, out, asked, resume, minutes, keep, skips)
-    if resume and _finished(out, recipe, asked): return f'{out} is finished: nothing is left to do'
-    dls, state, info, guides, model = _prepare(recipe, out, init_state, asked, resume, tensorboard, None)
+    _admit(recipe, asked, minutes, keep, skips)
+    recipe, init_state, state, row = _look(recipe, out, asked, resume)
+    if row: return f'{out} is finished: nothing is left to do'
+    dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, None)
     learn, share = make_learner(recipe, dls, model, '.', skips, accumulate), recipe.batch_size//(processes*accumulate)
     memory = step_memory(learn.model.to(dls.device), dls.one_batch()[0][:4], share, 2 if recipe.optimizer == 'adam' else 1)
     steps, lr = len(dls.train)*recipe.epochs, lr_schedule(recipe)['lr']

@@ -4,7 +4,8 @@
 
 # %% ../nbs/14_plots.ipynb #c002
 from __future__ import annotations
-import copy, os, tempfile
+import copy, csv, os, re, tempfile
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,8 +22,8 @@ from .surgery import find_sites
 # %% auto #0
 __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'RESULT_KEYS', 'save', 'plot_kernel', 'branch_kernels',
            'plot_branches', 'plot_quantized', 'layer_steps', 'plot_steps', 'branch_statistics', 'plot_statistics',
-           'plot_history', 'summarize', 'results_table', 'plot_results', 'plot_tradeoff', 'plot_step_ratio',
-           'summarize_psnr', 'psnr_table', 'plot_psnr', 'plot_details']
+           'plot_history', 'summarize', 'read_figures', 'results_table', 'plot_results', 'plot_tradeoff',
+           'plot_step_ratio', 'summarize_psnr', 'psnr_table', 'plot_psnr', 'plot_details']
 
 # %% ../nbs/14_plots.ipynb #c005
 METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2', 'repq-bnest': '#D55E00',
@@ -235,7 +236,24 @@ _METHODS = list(METHOD_COLORS)
 def _order(row):
     "Sort key: full precision first, then from many bits to few, methods in their order"
     m = row['method']
-    return (row['stage'] != 'full-precision', row['stage'], -(row['weight_bits'] or 99), -(row['input_bits'] or 99), _METHODS.index(m) if m in _METHODS else len(_METHODS), m)
+    base = re.split(r'[+,]', m)[0]
+    return (row['stage'] != 'full-precision', row['stage'], -(row['weight_bits'] or 99), -(row['input_bits'] or 99), _METHODS.index(base) if base in _METHODS else len(_METHODS), m)
+
+_SERIES = dict(model='{}'.format, data='{}'.format, epochs='{} epochs'.format, lr='lr {:g}'.format, settings=lambda v: ' '.join(f'{k}={o}' for k, o in v.items())) # what may tell rows apart -> how it is said
+
+def _named(rows) -> list: # copies, sorted
+    "Rows whose `method` says what else tells them from others of the same method, stage and width; ValueError where one comes twice"
+    groups = {}
+    for r in rows: groups.setdefault(_order(r), []).append(r)
+    differing = [k for k in _SERIES if any(len({str(r.get(k)) for r in g}) > 1 for g in groups.values())]
+    folders = {str(r['data']) for r in rows if r.get('data')}
+    short = (lambda v: Path(v).name) if len({Path(d).name for d in folders}) == len(folders) else str
+    say = lambda r, k: ', ' + _SERIES[k](short(r[k]) if k == 'data' else r[k]) if r.get(k) else ''
+    res = sorted(({**r, 'method': r['method'] + ''.join(say(r, k) for k in differing)} for r in rows), key=_order)
+    for (*_, name), group in groupby(res, _order):
+        for seed, n in Counter(r['seed'] for r in group).items():
+            if n > 1: raise ValueError(f'{n} rows of {name} have the same stage, bits and seed {seed}: give each run once')
+    return res
 
 def _mean_sd(values) -> tuple:
     "Mean and standard deviation of what is not None; None where there is nothing, or only one"
@@ -243,11 +261,11 @@ def _mean_sd(values) -> tuple:
     return (fmean(v) if v else None), (stdev(v) if len(v) > 1 else None)
 
 def summarize(rows) -> list: # of dicts: method, stage, weight_bits, input_bits, n, and mean and `.._sd` of each number
-    "Means over the seeds, one row per method, stage and bits, sorted; accuracies as fractions, `n` how many of them there are"
-    rows, res = sorted(_check_rows(rows, RESULT_KEYS), key=_order), []
+    "Means over the seeds, one row per method (and network, data, settings where these differ), stage and bits, sorted; accuracies as fractions, `n` how many of them there are"
+    rows, res = _named(_check_rows(rows, RESULT_KEYS)), []
     for _, group in groupby(rows, _order):
         group = list(group)
-        new = {k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=sum(r['accuracy'] is not None for r in group))
+        new = {k: group[0][k] for k in RESULT_KEYS[:4]} | dict(model=group[0].get('model'), n=sum(r['accuracy'] is not None for r in group))
         for k in RESULT_KEYS[5:]: new[k], new[f'{k}_sd'] = _mean_sd(r[k] for r in group)
         res.append(new)
     return res
@@ -262,12 +280,26 @@ def _large(v) -> str:
     unit, size = next(((u, s) for u, s in (('T', 1e12), ('G', 1e9), ('M', 1e6)) if v is not None and v >= s), ('', 1))
     return '–' if v is None else f'{v/size:.3g} {unit}'.strip() if unit else f'{v:,.0f}'
 
-def results_table(rows) -> str:
+def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model, to tell networks apart
+                ) -> tuple: # name of the file without suffix, rows
+    "Figures to be shown beside one's own, a paper's for example; ValueError for what is missing or no number"
+    with open(path, newline='') as f: rows = list(csv.DictReader(f))
+    if not rows or not {'method', 'weight_bits'} <= rows[0].keys(): raise ValueError(f'{path}: the first line must name the columns method, weight_bits and what is measured (accuracy, or benchmarks)')
+    keys = [k for k in rows[0] if k not in ('method', 'weight_bits', 'model')]
+    try: return Path(path).stem, [dict(method=r['method'], model=r.get('model') or None, weight_bits=int(r['weight_bits']), **{k: float(r[k]) for k in keys if r[k]}) for r in rows]
+    except (ValueError, TypeError) as e: raise ValueError(f'{path}: a figure is no number ({e})') from None
+
+def _beside(figures, r, key):
+    "The figure of others for a summary row, None where they give none"
+    return next((o.get(key) for o in figures[1] if o['method'] == r['method'].split(',')[0] and o['weight_bits'] == (r['weight_bits'] or 32) and o['model'] in (None, r['model'])), None)
+
+def results_table(rows, figures=None # of others, as `read_figures` gives them
+                 ) -> str:
     "A markdown table of fixed width: accuracies in percent, mean ± standard deviation over n seeds; kB are 1000 bytes"
     head = ['method', 'stage', 'bits w/x', 'accuracy %', 'n', 'merged %', 'size kB', 'bit operations', 'step ratio']
     body = [[r['method'], r['stage'], _bits(r), _with_sd(r, 'accuracy', 100), str(r['n']), _show(r['merged_accuracy'], 100),
-             _show(r['size_bytes'], 1e-3), _large(r['bit_operations']), _show(r['step_ratio'], digits=2)] for r in summarize(rows)]
-    return _markdown(head, body)
+             _show(r['size_bytes'], 1e-3), _large(r['bit_operations']), _show(r['step_ratio'], digits=2)] + ([_show(_beside(figures, r, 'accuracy'), digits=2)] if figures else []) for r in summarize(rows)]
+    return _markdown(head + ([figures[0]] if figures else []), body)
 
 def _markdown(head, body) -> str:
     "A markdown table of fixed width: two columns of words, then numbers"
@@ -284,7 +316,8 @@ def _groups(summary) -> dict:
 def plot_results(rows, # of results.json
                  ax=None):
     "Accuracy in percent per method, a group per bit-width: a dot per seed, mean ± standard deviation; dashed: full precision"
-    rows, groups = list(rows), _groups([r for r in summarize(rows) if r['accuracy'] is not None])
+    rows = _named(_check_rows(rows, RESULT_KEYS))
+    groups = _groups([r for r in summarize(rows) if r['accuracy'] is not None])
     if not groups: raise ValueError('no row has an accuracy')
     methods = list(dict.fromkeys(r['method'] for r in sorted((r for g in groups.values() for r in g), key=lambda r: _order(r)[-2:])))
     ax, step = _axes(ax, (2.2*len(groups) + 3.4, 3.6)), .8/len(methods)
@@ -330,7 +363,7 @@ def plot_tradeoff(rows, ax=None):
 # %% ../nbs/14_plots.ipynb #c046
 def plot_step_ratio(rows, ax=None):
     "Time of a quantized training step relative to Plain: mean per method over bits and seeds, a dot per run"
-    rows = [r for r in _check_rows(rows, RESULT_KEYS) if r['stage'] == 'quantized' and r['step_ratio'] is not None]
+    rows = [r for r in _named(_check_rows(rows, RESULT_KEYS)) if r['stage'] == 'quantized' and r['step_ratio'] is not None]
     if not rows: raise ValueError("no row of the stage 'quantized' has a step_ratio")
     methods = list(dict.fromkeys(r['method'] for r in sorted(rows, key=lambda r: _order(r)[-2:])))
     ax = _axes(ax, (6, .42*len(methods) + 1))
@@ -346,23 +379,25 @@ def plot_step_ratio(rows, ax=None):
 # %% ../nbs/14_plots.ipynb #n002
 def summarize_psnr(rows) -> list: # of dicts: method, stage, weight_bits, input_bits, n, psnr {benchmark: (mean, sd)}
     "Means and standard deviations over the seeds; first of all bicubic's"
-    rows = sorted(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')), key=_order)
+    rows = _named(_check_rows(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr')))
     over = lambda group, k: {b: _mean_sd(r[k].get(b) for r in group) for b in dict.fromkeys(b for r in rows for b in r[k])}
-    floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None)
+    floor = dict(method='bicubic', stage='–', weight_bits=None, input_bits=None, n=1, psnr={b: (m, None) for b, (m, _) in over(rows, 'bicubic_psnr').items()}, merged_psnr={}, size_bytes=None, step_ratio=None, model=None)
     res = [floor]
     for _, group in groupby(rows, _order):
         group = list(group)
-        res.append({k: group[0][k] for k in RESULT_KEYS[:4]} | dict(n=len(group), psnr=over(group, 'psnr'), merged_psnr=over(group, 'merged_psnr'), size_bytes=group[0].get('size_bytes'), step_ratio=_mean_sd(r.get('step_ratio') for r in group)[0]))
+        res.append({k: group[0][k] for k in RESULT_KEYS[:4]} | dict(model=group[0].get('model'), n=len(group), psnr=over(group, 'psnr'), merged_psnr=over(group, 'merged_psnr'), size_bytes=group[0].get('size_bytes'), step_ratio=_mean_sd(r.get('step_ratio') for r in group)[0]))
     return res
 
-def psnr_table(rows) -> str:
+def psnr_table(rows, figures=None # of others, as `read_figures` gives them
+              ) -> str:
     "A markdown table: PSNR on Y in dB, unrounded, mean ± standard deviation over n seeds; 'deployed' is the first benchmark with the deployed network"
     summary = summarize_psnr(rows)
     names = list(summary[0]['psnr'])
     dB = lambda v: _show(v[0], digits=2) + (f' ± {v[1]:.2f}' if v[1] is not None else '')
-    body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] for r in summary]
-    return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'], body)
+    body = [[r['method'], r['stage'], _bits(r), *(dB(r['psnr'].get(b, (None, None))) for b in names), dB(r['merged_psnr'].get(names[0], (None, None))), str(r['n']), _show(r['size_bytes'], 1e-3), _show(r['step_ratio'], digits=2)] + [_show(_beside(figures, r, b), digits=2) for b in names if figures] for r in summary]
+    return _markdown(['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio'] + [f'{b}, {figures[0]}' for b in names if figures], body)
 
+# %% ../nbs/14_plots.ipynb #n002b
 def plot_psnr(rows, ax=None): # axes, one per benchmark
     "PSNR against bits, a line per method, mean ± standard deviation over the seeds; dashed: bicubic"
     floor, *summary = summarize_psnr(rows)
@@ -377,6 +412,7 @@ def plot_psnr(rows, ax=None): # axes, one per benchmark
     axs[0].set_ylabel('PSNR, dB'); axs[0].legend()
     return axs
 
+# %% ../nbs/14_plots.ipynb #n002d
 def plot_details(images, # name -> (h, w) image in grey levels; the first is what the others are compared with
                  box=None, # (top, left, height, width) of the detail; None: a square of 96 pixels in the middle
                  psnrs=None) -> Figure: # name -> dB, shown in the titles

@@ -4,10 +4,11 @@
 
 # %% ../nbs/12_recipes.ipynb #c003
 from __future__ import annotations
-import ast, json
+import ast, json, math
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import torch.nn as nn
+from fastcore.basics import patch
 from .quantizers import check_bits
 from .blocks import Block
 from .models import create_model, image_size, plain_twin, task
@@ -47,6 +48,55 @@ def get_method(name:str) -> Method:
     if name not in METHODS: raise ValueError(nearest(name, METHODS, 'method'))
     return METHODS[name]
 
+# %% ../nbs/12_recipes.ipynb #e002
+_KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'), str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
+_RANGES = dict(lr=(0, None, '0'), bias_lr=(0, None, '0'), warmup=(0, 1, '1'), momentum=(0, 1, '1'), weight_decay=(0, None, ''), distill=(0, 1, '0'), label_smoothing=(0, 1, '1'), valid=(0, 1, '01'),
+               sqr_mom=(0, 1, '1'), eps=(0, None, '0'), epochs=(0, None, ''), batch_size=(1, None, ''), calibrate=(1, None, ''), image_size=(1, None, '')) # name -> (least, greatest, which of these are themselves too much)
+_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
+
+def _check_type(field, value):
+    "Raise for a value that is not of its field's type; None is one where it is the default"
+    types, words = _KINDS[field.type]
+    if value is None and field.default is None: return
+    if not isinstance(value, types) or isinstance(value, bool) and bool not in types or isinstance(value, float) and not math.isfinite(value): raise ValueError(f'{field.name} must be {words}, got {value!r}')
+
+def _check_range(name, value, least, greatest, open_at):
+    "Raise for a number out of its range"
+    if value is None or least <= value <= (math.inf if greatest is None else greatest) and str(value).removesuffix('.0') not in [*open_at]: return
+    raise ValueError(f'{name} must be {"above" if str(least) in open_at else "at least"} {least}' + ('' if greatest is None else f' and {"below" if str(greatest) in open_at else "at most"} {greatest}') + f', got {value}')
+
+# %% ../nbs/12_recipes.ipynb #e003
+def _check_bits(r):
+    "Raise unless weights and inputs are both in full precision or both quantized"
+    if (r.weight_bits == 32) != (r.input_bits == 32):
+        raise ValueError(f'weights and inputs are quantized together: {r.weight_bits} and {r.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
+    if r.quantized:
+        for b in (r.weight_bits, r.input_bits, r.first_last_bits or 8): check_bits(b)
+
+def _check_stage(r):
+    "Raise for what has a meaning in the other stage only"
+    if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
+    for n in ('norm_after', 'input_noise', 'layer_bits'):
+        if getattr(r, n) and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {getattr(r, n)} at 32 bits')
+    if r.sums and not (r.quantized and 2 <= r.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
+
+def _check_task(r):
+    "Raise for what has a meaning in the other task only"
+    sr = task(r.model) == 'super-resolution'
+    for n in ('scale', 'crop', 'iterations'):
+        v = getattr(r, n)
+        if (v is not None) != sr or sr and v < 1: raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {r.model}')
+    if r.image_size is not None and sr: raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
+
+def _check(r):
+    "Raise for the first thing in a recipe that cannot be meant"
+    for f in fields(r): _check_type(f, getattr(r, f.name))
+    get_method(r.method); image_size(r.model)
+    for n, (least, greatest, open_at) in _RANGES.items(): _check_range(n, getattr(r, n), least, greatest, open_at)
+    for n, known in _CHOICES.items():
+        if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
+    _check_bits(r); _check_stage(r); _check_task(r)
+
 # %% ../nbs/12_recipes.ipynb #c009
 @dataclass(frozen=True)
 class Recipe:
@@ -62,6 +112,7 @@ class Recipe:
     warmup: float = 0.             # share of training
     momentum: float = .9
     weight_decay: float = 1e-4     # on convolution and linear weights; not on steps, norms and biases
+    decouple_wd: bool = True       # decay apart from the momentum, as fastai has it; False: in the gradient, as `torch.optim.SGD` has it, 1/(1 − momentum) times as strong in the end
     decay_norms: bool = False      # on norms and biases as well
     bias_lr: float = 1.            # the learning rate of biases, those of norms included, relative to the others'
     distill: float = .5            # where there is a teacher: its share of the loss
@@ -78,49 +129,31 @@ class Recipe:
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
-    optimizer: str = 'sgd'         # or 'adam', with fastai's other defaults
+    optimizer: str = 'sgd'         # or 'adam'
+    sqr_mom: float = .99           # of Adam: β2, fastai's value
+    eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
     benchmarks: str = None         # folder of validation images, or of folders of them; None: what `repq.superres.get_sr_dls` takes
 
-    def __post_init__(self):
-        get_method(self.method)
-        image_size(self.model)
-        if (self.weight_bits == 32) != (self.input_bits == 32):
-            raise ValueError(f'weights and inputs are quantized together: {self.weight_bits} and {self.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
-        if self.quantized:
-            for b in (self.weight_bits, self.input_bits, self.first_last_bits or 8): check_bits(b)
-        if self.layer_bits and not self.quantized: raise ValueError(f'layer_bits is for the quantized stage, got {self.layer_bits} at 32 bits')
-        for n in ('epochs', 'batch_size', 'calibrate'):
-            least = int(n != 'epochs' or not self.quantized)
-            if not isinstance(getattr(self, n), int) or getattr(self, n) < least: raise ValueError(f'{n} must be a whole number from {least}, got {getattr(self, n)!r}')
-        if not self.lr > 0: raise ValueError(f'lr must be positive, got {self.lr}')
-        if not self.bias_lr > 0: raise ValueError(f'bias_lr must be positive, got {self.bias_lr}')
-        if not 0 < self.distill <= 1: raise ValueError(f'distill is a share of the loss above 0 and up to 1, got {self.distill}')
-        if not 0 <= self.warmup < 1: raise ValueError(f'warmup is a share of training from 0 to below 1, got {self.warmup}')
-        for n, known in dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant')).items():
-            if getattr(self, n) not in known: raise ValueError(nearest(getattr(self, n), known, n))
-        for n in ('scale', 'crop', 'iterations'):
-            v, needed = getattr(self, n), task(self.model) == 'super-resolution'
-            if (v is not None) != needed or needed and (not isinstance(v, int) or v < 1): raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {self.model}')
-        for n in ('norm_after', 'input_noise'):
-            if getattr(self, n) and not self.quantized: raise ValueError(f'{n} is for the quantized stage, got 32 bits')
-        if self.sums and not (self.quantized and isinstance(self.sums, int) and 2 <= self.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {self.sums!r} at {self.weight_bits} bits')
-        if self.image_size is not None and task(self.model) == 'super-resolution': raise ValueError(f'image_size is for classification; {self.model} takes crop, got image_size={self.image_size!r}')
-        if self.full_precision not in ('branched', 'merged'): raise ValueError(f"full_precision must be 'branched' or 'merged', got {self.full_precision!r}")
+    def __post_init__(self): _check(self)
 
-    @property
-    def quantized(self): return self.weight_bits != 32
-    @property
-    def stage(self): return 'quantized' if self.quantized else 'full-precision'
-    @property
-    def network(self):
-        "The name of the model that is trained: the plain twin for method 'plain'"
-        return self.model if METHODS[self.method].reparametrized else plain_twin(self.model)
+# %% ../nbs/12_recipes.ipynb #c009b
+@patch(as_prop=True)
+def quantized(self:Recipe): return self.weight_bits != 32
 
-    def to_json(self): return json.dumps(asdict(self), indent=1)
+@patch(as_prop=True)
+def stage(self:Recipe): return 'quantized' if self.quantized else 'full-precision'
+
+@patch(as_prop=True)
+def network(self:Recipe):
+    "The name of the model that is trained: the plain twin for method 'plain'"
+    return self.model if METHODS[self.method].reparametrized else plain_twin(self.model)
+
+@patch
+def to_json(self:Recipe): return json.dumps(asdict(self), indent=1)
 
 # %% ../nbs/12_recipes.ipynb #c010
 def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than `Recipe`'s are an error
@@ -133,10 +166,10 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
 # %% ../nbs/12_recipes.ipynb #c013
 _AUTHORS = dict(repvgg=dict(bias_lr=2.), ac_resnet18=dict(epochs=100, bias_lr=2., decay_norms=True), qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5)) # at 224 pixels, by the beginning of names
 
-_SR = dict(data='photos', full_precision='merged', optimizer='adam', weight_decay=0., scale=2, crop=128, iterations=1600)
+_SR = dict(data='photos', full_precision='merged', optimizer='adam', sqr_mom=.999, eps=1e-8, weight_decay=0., scale=2, crop=128, iterations=1600)
 _DEFAULTS = { # image size -> full precision, quantized
     64:  (dict(epochs=1000, batch_size=32, lr=5e-4, schedule='constant', **_SR), dict(epochs=1000, batch_size=32, lr=5e-4, **_SR)),
-    224: (dict(epochs=120, batch_size=256, lr=.1), dict(epochs=120, batch_size=256, lr=.01)),
+    224: (dict(epochs=120, batch_size=256, lr=.1, decouple_wd=False), dict(epochs=120, batch_size=256, lr=.01, decouple_wd=False)),
     32:  (dict(epochs=20, batch_size=128, lr=.3, weight_decay=5e-4), dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
     8:   (dict(epochs=20, batch_size=64, lr=.05), dict(epochs=12, batch_size=64, lr=.02))}
 
@@ -153,21 +186,29 @@ def get_recipe(model:str, method='repq-bnest',
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
-    if image_size(model) == 224: d = {**d, **{k: v for n, o in _AUTHORS.items() if model.startswith(n) for k, v in o.items() if k != 'lr' or weight_bits == 32}}
+    if image_size(model) == 224:
+        d = {**d, **{k: v for n, o in _AUTHORS.items() if model.startswith(n) for k, v in o.items() if k != 'lr' or weight_bits == 32}}
+        if weight_bits != 32: d['lr'] *= d['batch_size']/256*(.1 if weight_bits > 4 else 1)
     if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
     return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
 
 # %% ../nbs/12_recipes.ipynb #n004
 def parse_fields(pairs) -> dict: # of `Recipe`'s fields
-    "['momentum=0.8', 'augment=False'] -> {'momentum': .8, 'augment': False}"
-    res = {}
+    "['momentum=0.8', 'augment=false'] -> {'momentum': .8, 'augment': False}"
+    res, kinds = {}, {f.name: f.type for f in fields(Recipe)}
     for pair in pairs:
         name, equals, text = pair.partition('=')
         if not equals: raise ValueError(f"a field is set by name=value, e.g. momentum=0.8; got {pair!r}")
-        if name not in (known := [f.name for f in fields(Recipe)]): raise ValueError(nearest(name, known, 'field'))
-        try: res[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError): res[name] = text
+        if name not in kinds: raise ValueError(nearest(name, [*kinds], 'field'))
+        res[name] = _value(text, kinds[name])
     return res
+
+def _value(text, kind):
+    "What a text means for a field of that type; the text itself where it means nothing, which `Recipe` then refuses"
+    if (word := text.strip().lower()) in ('true', 'false', 'none'): return dict(true=True, false=False, none=None)[word] if word == 'none' or kind == 'bool' else text
+    if kind == 'str': return text
+    try: return ast.literal_eval(text)
+    except (ValueError, SyntaxError): return text
 
 # %% ../nbs/12_recipes.ipynb #n002
 def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`

@@ -8,6 +8,7 @@ import copy, errno, os, random, re, signal, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
+from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
@@ -103,25 +104,6 @@ class Checkpoints(Callback):
         self.folder, self.minutes, self.n_kept, self.start, self.ask_rng = Path(folder), minutes, keep, state or {}, False
         self.stopping, self.began, self.last = False, time.monotonic(), time.monotonic()
 
-    def before_fit(self):
-        self.began = self.last = time.monotonic()
-        if self.start: set_training_state(self.learn, self.start)
-
-    def before_train(self):
-        self.done = self.start['batch'] if self.start and self.epoch == self.start['epoch'] else 0
-        if self.done: self.learn.pct_train = self.start['pct_train']
-        self.ask_rng = bool(self.start) and self.epoch == self.start['epoch']
-        if not self.done: self._set_rng()
-
-    def _set_rng(self):
-        if self.ask_rng: set_rng_state(self.start['rng'])
-        self.ask_rng = False
-
-    def after_train(self): self._set_rng() # where no batch of the epoch was left
-    def before_batch(self):
-        self._set_rng()
-        if self.training: self.learn.iter += self.done
-
     def after_batch(self):
         if not self.training or not (self.stopping or time.monotonic() - self.last >= 60*self.minutes): return
         self.save(self.epoch, self.iter + 1)
@@ -155,6 +137,32 @@ class Checkpoints(Callback):
             raise
         finally:
             for s, handler in old.items(): signal.signal(s, handler)
+
+# %% ../nbs/11a_resume.ipynb #n036b
+@patch
+def before_fit(self:Checkpoints):
+    self.began = self.last = time.monotonic()
+    if self.start: set_training_state(self.learn, self.start)
+
+@patch
+def before_train(self:Checkpoints):
+    self.done = self.start['batch'] if self.start and self.epoch == self.start['epoch'] else 0
+    if self.done: self.learn.pct_train = self.start['pct_train']
+    self.ask_rng = bool(self.start) and self.epoch == self.start['epoch']
+    if not self.done: self._set_rng()
+
+@patch
+def _set_rng(self:Checkpoints):
+    if self.ask_rng: set_rng_state(self.start['rng'])
+    self.ask_rng = False
+
+@patch
+def after_train(self:Checkpoints): self._set_rng() # where no batch of the epoch was left
+
+@patch
+def before_batch(self:Checkpoints):
+    self._set_rng()
+    if self.training: self.learn.iter += self.done
 
 # %% ../nbs/11a_resume.ipynb #n037
 class ResumableLearner(Learner):

@@ -27,7 +27,7 @@ from .data import get_dls
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
 from .learner import Distill, RepQCallback, soft_cross_entropy
-from .parallel import Accumulate, DataParallel, barrier, process_group, processes, spread
+from .parallel import Accumulate, DataParallel, check_alike, from_first, process_group, processes, spread, together
 from .resume import Checkpoints, ResumableLearner, SkipNonFinite, naming, read_state, writing
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
@@ -160,11 +160,15 @@ def _groups(recipe, model) -> list: # of lists of parameters
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
 
+def _optimizer(recipe):
+    "fastai's optimizer, but for parameters and learning rate"
+    return partial(SGD, mom=recipe.momentum, decouple_wd=recipe.decouple_wd) if recipe.optimizer == 'sgd' else partial(Adam, mom=recipe.momentum, sqr_mom=recipe.sqr_mom, eps=recipe.eps, decouple_wd=recipe.decouple_wd)
+
 def make_learner(recipe, dls, model, path, skips, accumulate) -> Learner:
     "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
     kind = task_of(recipe)
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips)] + ([Accumulate(accumulate)] if accumulate > 1 else []) + ([DataParallel()] if processes() > 1 else [])
-    learn = ResumableLearner(dls, model, kind.loss_func(recipe), partial(SGD, mom=recipe.momentum) if recipe.optimizer == 'sgd' else Adam, lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
+    learn = ResumableLearner(dls, model, kind.loss_func(recipe), _optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay, metrics=kind.metric(recipe), path=path, cbs=cbs,
                              splitter=partial(_groups, recipe), wd_bn_bias=recipe.decay_norms)
     if not torch.cuda.is_available(): return learn
     learn.to_channelslast(use_amp=False)
@@ -248,23 +252,29 @@ def _begun(out, recipe, asked, resume) -> dict: # None where nothing was begun
     return read_state(part/'checkpoints')
 
 # %% ../nbs/15_runs.ipynb #d502
-def _admit(recipe, out, asked, resume, minutes, keep, skips) -> tuple: # of `starting_state`
-    "Checks that need no data"
+def _admit(recipe, asked, minutes, keep, skips):
+    "Checks of numbers"
     n, parts = max(processes(), num_distrib()), asked['accumulate']
     if minutes < 0 or keep < 1 or skips < 0 or parts < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {parts}')
     if recipe.batch_size % (n*parts): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {n} processes in {parts} parts each')
-    if not resume: _begun(out, recipe, asked, resume)
-    return starting_state(recipe, asked['init'])
 
-def _prepare(recipe, out, init_state, asked, resume, tensorboard, dls) -> tuple: # data, the checkpoint to go on from or None, content of recipe.json, callbacks, model
-    "What training begins with; nothing is written"
+def _look(recipe, out, asked, resume) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
+    "Where training starts: what there is of this run, and of the one that it follows"
+    if not resume: _begun(out, recipe, asked, resume)
+    init_state, recipe = starting_state(recipe, asked['init'])
+    if resume and _finished(out, recipe, asked): return recipe, None, None, read_rows(out/'results.json')[0]
     state = _begun(out, recipe, asked, resume)
-    dls = dls or task_of(recipe).data(recipe)
+    return recipe, init_state if state is None else None, state, None
+
+def _prepare(recipe, out, init_state, state, asked, tensorboard, dls) -> tuple: # data, content of recipe.json, callbacks, model
+    "What training begins with; nothing is written"
+    dls = dls or together(lambda: task_of(recipe).data(recipe))
     set_seed(recipe.seed, reproducible=True)
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), **asked, processes=processes(), environment=environment())
     guides = ([_teacher(recipe, asked['teacher'], info)] if asked['teacher'] is not None else []) + ([_tensorboard(_part(out))] if tensorboard else [])
     model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
-    return dls, state, info, guides, model
+    check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **{n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')})
+    return dls, info, guides, model
 
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
@@ -283,11 +293,13 @@ def train(recipe:Recipe, out, # the run folder to be made
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
     out, part, asked = Path(out), _part(Path(out)), _asked(init, teacher, accumulate)
-    init_state, recipe = _admit(recipe, out, asked, resume, minutes, keep, skips)
-    if resume and _finished(out, recipe, asked): return None if rank_distrib() else read_rows(out/'results.json')[0]
     with process_group():
-        dls, state, info, guides, model = _prepare(recipe, out, init_state, asked, resume, tensorboard, dls)
-        barrier() # all have seen what there is before one changes it
+        check_alike(repq=__version__, teacher=teacher is not None, skips=skips, recompute=recompute, accumulate=accumulate, **{n: v for n, v in asdict(recipe).items() if n not in ('data', 'benchmarks')}) # which may lie elsewhere
+        _admit(recipe, asked, minutes, keep, skips)
+        found, init_state, state, row = from_first(lambda: _look(recipe, out, asked, resume))
+        if row: return None if rank_distrib() else row
+        recipe = replace(found, data=recipe.data, benchmarks=recipe.benchmarks)
+        dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, dls)
         if not rank_distrib(): _open_folder(part, info, state)
         learn = make_learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
@@ -299,7 +311,7 @@ def train(recipe:Recipe, out, # the run folder to be made
 # %% ../nbs/15_runs.ipynb #f302
 def _teacher(recipe, path, info) -> Distill:
     "The callback for a finished run as a teacher; ValueError where it takes or gives something else than this run"
-    other, model, its = load_run(path)
+    other, model, its = from_first(lambda: load_run(path))
     theirs, mine = ({'task': task(r.model), 'scale': r.scale, 'classes': i['classes'], 'channels': i['in_channels'], 'normalisation': i.get('stats')} for r, i in ((other, its), (recipe, info)))
     near = lambda a, b: a == b or None not in (a, b) and np.shape(a) == np.shape(b) == (2, info['in_channels']) and np.allclose(a, b, rtol=0, atol=.01) # of other images of the same data
     for n in mine:
@@ -363,12 +375,17 @@ def _told(folder):
     try: yield
     except (FloatingPointError, OSError, KeyboardInterrupt) as e:
         last, text = max(folder.glob('step-*.pt'), default=None), str(e).split(':\n\t')[-1] # fastai puts the callback before it
-        if last is None: left = 'there is no checkpoint yet'
-        elif isinstance(e, FloatingPointError): left = f'the last checkpoint, from before these steps, is {last}'
-        else: left = f'the last checkpoint is {last}' + ', from which the run goes on with --resume (resume=True)'*isinstance(e, OSError)
-        raise type(e)(f'{text or "interrupted"}; {left}') from e
+        if last is None: left = '' if rank_distrib() else '; there is no checkpoint yet' # the folder may be on another machine
+        elif isinstance(e, FloatingPointError): left = f'; the last checkpoint, from before these steps, is {last}'
+        else: left = f'; the last checkpoint is {last}' + ', from which the run goes on with --resume (resume=True)'*isinstance(e, OSError)
+        raise type(e)(f'{text or "interrupted"}{left}') from e
 
 # %% ../nbs/15_runs.ipynb #c015
+def _settings(recipe) -> dict:
+    "The fields that are not those of the usual recipe and have no column of their own"
+    usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, recipe.input_bits)
+    return {n: v for n, v in asdict(recipe).items() if v != getattr(usual, n) and n not in ('data', 'seed', 'epochs', 'lr', 'norm_after', 'input_noise', 'full_precision')}
+
 def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     "The row of a trained model"
     deployed, c = surgery.deploy(model, verbose=False), cost(model, dls.one_batch()[0][:1])
@@ -378,7 +395,7 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
         ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, task_of(recipe).loss)['own']
     return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
-                step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, seconds=round(seconds, 1),
+                step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, settings=_settings(recipe), seconds=round(seconds, 1),
                 skipped_steps=skipped, unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
 
 def read_history(run) -> list:
@@ -416,10 +433,11 @@ def collect(paths) -> list:
     if not rows: raise ValueError('no runs given to compare')
     return rows
 
-def report(paths, out=None # folder for pictures
-          ) -> str: # a table
+def report(paths, out=None, # folder for pictures
+           beside=None      # CSV of others' figures, see `repq.plots.read_figures`
+          ) -> str:         # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
-    rows = collect(paths)
+    rows, figures = collect(paths), None if beside is None else plots.read_figures(beside)
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows): raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
     if out is not None:
@@ -429,7 +447,7 @@ def report(paths, out=None # folder for pictures
         if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): save_picture(plots.plot_step_ratio(rows), out/'step_ratio.png')
         histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
         if histories: save_picture(plots.plot_history(histories), out/'history.png')
-    return (plots.psnr_table if sr else plots.results_table)(rows)
+    return (plots.psnr_table if sr else plots.results_table)(rows, figures)
 
 # %% ../nbs/15_runs.ipynb #c025
 DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
@@ -468,7 +486,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     say(len(jobs) + 1, len(jobs) + 1, 'done')
     return rows
 
-SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3)
+SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16, crop=96, lr=2e-3, sqr_mom=.99, eps=1e-5) # so few steps want a shorter memory than 1,000 epochs
 
 # %% ../nbs/15_runs.ipynb #f304
 @torch.no_grad()

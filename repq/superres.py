@@ -210,6 +210,7 @@ class Crops:
             res.append(c.transpose(-1, -2) if turns[2] else c)
         return res
 
+# %% ../nbs/10a_superres.ipynb #c020b
 class WholeImages:
     "Pairs as they are, one in a batch"
     loss_func = L1LossFlat()

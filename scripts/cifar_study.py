@@ -41,11 +41,12 @@ def quiet():
     keep_freed_memory()
 
 def run(out, net, method, bits, init, kw):
-    "Train a run folder, unless it is there; its accuracy, 0 where the loss does not stay finite: its folder then ends in .part"
+    "Train a run folder, unless it is there; its accuracy, 0 where the loss does not stay finite: its folder then ends in .part and holds `diverged`"
     from repq import recipes, runs
-    recipe = recipes.get_recipe(method=method, weight_bits=bits, **NETWORKS[net], **kw)
+    recipe, diverged = recipes.get_recipe(method=method, weight_bits=bits, **NETWORKS[net], **kw), out.with_name(f'{out.name}.part')/'diverged'
+    if diverged.exists(): return 0.
     try: row = runs.train(recipe, out, init, on_epoch=lambda *a: None, timing=0, resume=True)
-    except FloatingPointError: return 0.
+    except FloatingPointError as e: diverged.write_text(f'{e}\n'); return 0.
     print(f'{out.name:36} lr {recipe.lr:<7g} {row["accuracy"]:.2%}  {row["seconds"]:.0f} s', flush=True)
     return row['accuracy']
 
@@ -94,9 +95,9 @@ def summary(out, command):
     keep = ('method', 'weight_bits', 'seed', 'accuracy', 'merged_accuracy', 'lr', 'epochs', 'model', 'seconds', 'size_bytes', 'skipped_steps')
     rows = {n: {k: r[k] for k in keep} for n, r in rows.items()}
     count = lambda s: len(list((out/'data'/s).glob('*/*')))
-    diverged = sorted(p.name.removesuffix('.part') for p in out.glob('*.part') if (p/'recipe.json').exists())
+    diverged = sorted(p.parent.name.removesuffix('.part') for p in out.glob('*.part/diverged'))
     return dict(command=command, environment={**environment(), 'threads': 1}, images=dict(train=count('train'), test=count('test')),
-                diverged=diverged, # or not finished yet
+                diverged=diverged,
                 rows={n: r for n, r in rows.items() if not n.startswith('tune')}, tuning={n: dict(lr=r['lr'], accuracy=r['accuracy']) for n, r in rows.items() if n.startswith('tune')})
 
 

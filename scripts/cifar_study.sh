@@ -1,5 +1,5 @@
 #!/bin/sh
-# The CIFAR-10 study of nbs/experiments/cifar10.ipynb, restartable: the same command goes on where it was. Some 90 minutes on two cores.
+# The CIFAR-10 study of nbs/experiments/cifar10.ipynb, restartable: the same command goes on where it was. Some two hours on two cores.
 #   sh scripts/cifar_study.sh DIR        DIR: CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg
 # More of everything (a GPU, or some days): add e.g. --train-images 5000 --test-images 1000 --fp-epochs 60 --epochs 30; see python scripts/cifar_study.py --help
 set -eu

@@ -17,7 +17,7 @@ def train(args, name, method, lr, epochs, seed, bits=32, init=None, benchmarks=N
     out = args.out/name
     if not out.exists():
         cmd = [sys.executable, '-c', 'from repq.cli import main; main()', 'train', 'ecbsr_m4c8', '--data', args.data, '--method', method, '--weight-bits', bits, '--lr', lr, '--epochs', epochs,
-               '--iterations', args.iterations, '--batch-size', args.batch_size, '--crop', args.crop, '--seed', seed, '--timing', 0, '--out', out, '--schedule', 'cosine']
+               '--iterations', args.iterations, '--batch-size', args.batch_size, '--crop', args.crop, '--seed', seed, '--timing', 0, '--out', out, '--schedule', 'cosine', '--set', 'sqr_mom=.99', '--set', 'eps=1e-5']
         cmd += ['--init', args.out/init] if init else []
         cmd += ['--benchmarks', benchmarks] if benchmarks else []
         with open(f'{out}.log', 'w') as log: p = subprocess.run(list(map(str, cmd)), stdout=log, stderr=subprocess.STDOUT)

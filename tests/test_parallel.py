@@ -1,5 +1,5 @@
 "The same global batch in one process and in two: the same training, to rounding."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 import pytest, torch
 from safetensors.torch import load_file
 from helpers import same_state
@@ -35,7 +35,8 @@ with process_group():
     for name, (kw, init, parts) in jobs.items(): train(get_recipe(**kw), f'{out}/{name}', init=init and f'{whole}/{init}', on_epoch=lambda *a: None, timing=0, accumulate=parts)
 '''
 
-def torchrun(*args, **kw): return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}, **kw) # a new store for new processes
+def torchrun(*args, how=('--standalone', '--nproc-per-node', '2'), before=(), **kw):
+    return subprocess.Popen([*before, sys.executable, '-m', 'torch.distributed.run', *how, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}, **kw) # a new store for new processes
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
@@ -50,18 +51,92 @@ def runs(tmp_path_factory):
     assert p.returncode == 0, said
     return one, two
 
-@pytest.mark.parametrize('name', JOBS)
-def test_two_processes_train_as_one(runs, name):
-    one, two = runs
-    a, b = (load_file(d/name/'model.safetensors') for d in runs)
+def same_training(one, two, name):
+    "The run `name` in two folders of float64 runs, of which the second is by two processes"
+    a, b = (load_file(d/name/'model.safetensors') for d in (one, two))
     assert a.keys() == b.keys()
     for n, v in a.items():
         if v.is_floating_point(): assert v.dtype == torch.float64 and (v - b[n]).norm() <= 1e-5*v.norm() + 1e-9, f'{n}: {(v - b[n]).norm():.2g} of {v.norm():.2g}'
         else: assert torch.equal(v, b[n]), n
     for x, y in zip(read_history(one/name), read_history(two/name), strict=True):
         for k in ('train_loss', 'valid_loss'): assert float(x[k]) == pytest.approx(float(y[k]), rel=1e-5), k
-    row, other = (json.loads((d/name/'results.json').read_text())[0] for d in runs)
+    row, other = (json.loads((d/name/'results.json').read_text())[0] for d in (one, two))
     assert row['skipped_steps'] == other['skipped_steps'] == 0 and json.loads((two/name/'recipe.json').read_text())['processes'] == 2
+
+@pytest.mark.parametrize('name', JOBS)
+def test_two_processes_train_as_one(runs, name): same_training(*runs, name)
+
+@pytest.fixture
+def hosts(tmp_path):
+    "Two hosts: network namespaces with a cable between them, in which both have names. Their names, and what to put before a command to have it run there"
+    if os.geteuid() or not all(map(shutil.which, ('ip', 'unshare', 'mount'))): pytest.skip('network namespaces need root and the commands ip (iproute2), unshare and mount')
+    names = [f'repq-{os.getpid()}-{i}' for i in (1, 2)]
+    table = tmp_path/'hosts'
+    table.write_text('127.0.0.1 localhost\n' + ''.join(f'10.77.0.{i} {n}\n' for i, n in enumerate(names, 1)))
+    there = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    def ip(*args): subprocess.run(['ip', *args], check=True, capture_output=True, text=True)
+    try:
+        try:
+            for n in names: ip('netns', 'add', n)
+            ip('link', 'add', 'eth0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'eth0', 'netns', names[1])
+            for i, n in enumerate(names, 1):
+                ip('-n', n, 'addr', 'add', f'10.77.0.{i}/24', 'dev', 'eth0')
+                for dev in 'lo', 'eth0': ip('-n', n, 'link', 'set', dev, 'up')
+        except subprocess.CalledProcessError as e: pytest.skip(f'no network namespaces here: {e.stderr.strip()}')
+        yield names, [['ip', 'netns', 'exec', n, 'unshare', '--uts', 'sh', '-c', there, n, str(table)] for n in names]
+    finally:
+        for n in names: subprocess.run(['ip', 'netns', 'del', n], capture_output=True)
+
+def test_two_hosts_train_as_one(runs, hosts, tmp_path):
+    "A process on each of two hosts that share no run folders: two stages, the second from the run that only the first host has"
+    one, (names, before) = runs[0], hosts
+    (tmp_path/'program.py').write_text(PROGRAM)
+    jobs = json.dumps({n: JOBS[n] for n in ('branched', 'repq-bnest')})
+    how = ('--nnodes', '2', '--nproc-per-node', '1', '--rdzv-backend', 'c10d', '--rdzv-endpoint', f'{names[0]}:29500')
+    started = [torchrun(tmp_path/'program.py', jobs, init, tmp_path/str(i), how=how, before=b) for i, b, init in zip((1, 2), before, (one, tmp_path/'nowhere'))]
+    try: said = [p.communicate(timeout=200)[0] for p in started]
+    finally: [p.kill() for p in started]
+    assert not any(p.returncode for p in started), '\n'.join(said)
+    for n in json.loads(jobs): same_training(one, tmp_path/'1', n)
+    assert not (tmp_path/'2').exists()
+
+OPINIONS = '''
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from fastai.torch_core import rank_distrib
+from repq.parallel import process_group
+from repq.recipes import get_recipe
+from repq.runs import train
+torch.set_num_threads(1)
+class PowerCut(Exception): pass
+def cut(done, of, values): raise PowerCut('power cut')
+def go(r, name, on_epoch=lambda *a: None, **kw): return train(r, out/name, on_epoch=on_epoch, timing=0, minutes=0, **kw)
+r = get_recipe('repvgg_a0_tiny', 'repq-bn', epochs=2, batch_size=240)
+with process_group():
+    rank = rank_distrib()
+    out = Path(sys.argv[1], str(rank)) # no shared disk
+    go(r, 'peace')
+    try: go(r, 'run', cut)
+    except PowerCut: pass
+    go(r, 'run', resume=True)
+    assert (go(r, 'run', resume=True) is None) == bool(rank) # finished
+    for other, name in (r, 'run'), (replace(r, epochs=2 + rank), 'x'), (replace(r, data='nowhere') if rank else r, 'x'):
+        try: go(other, name)
+        except (ValueError, OSError) as e: print(f'{rank}: {e}\\n', end='')
+'''
+
+def test_processes_without_a_shared_disk(tmp_path):
+    "The first process alone looks at the run folder, for all; where something else differs, all end with the reason"
+    (tmp_path/'program.py').write_text(OPINIONS)
+    p = torchrun(tmp_path/'program.py', tmp_path)
+    try: said = p.communicate(timeout=200)[0]
+    finally: p.kill()
+    assert p.returncode == 0, said
+    same_state(*(load_file(tmp_path/'0'/n/'model.safetensors') for n in ('peace', 'run')))
+    assert not (tmp_path/'1').exists() and not (tmp_path/'0'/'x').exists()
+    for rank in 0, 1:
+        for text in 'run exists', 'process 1 would train something else than the first: epochs 3 instead of 2', 'nowhere': assert any(text in line for line in said.splitlines() if line.startswith(f'{rank}: ')), (rank, text, said)
 
 def test_worker_killed(tmp_path):
     "One of two processes is killed: torchrun starts both again, and the run ends with the weights of a run in peace"

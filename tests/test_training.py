@@ -10,6 +10,8 @@ from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepV
 from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ
+from repq.recipes import get_recipe
+from repq.runs import _optimizer
 from repq.surgery import adapt_statistics, add_norms, calibrate, deploy, find_sites, merge, param_groups, quantize, reparametrize
 
 quiet = dict(verbose=False)
@@ -196,6 +198,17 @@ def test_optimizer_groups():
     assert len(params) == len({id(p) for p in params}) == len(list(model.parameters()))
     free = {id(p) for g in groups if not g['weight_decay'] for p in g['params']}
     for n, p in model.named_parameters(): assert (id(p) in free) == (p.dim() < 2), n
+
+@pytest.mark.parametrize('name, theirs', [('repvgg_a0', lambda p, r: torch.optim.SGD(p, r.lr, r.momentum, weight_decay=.05)), ('ecbsr_m4c8', lambda p, r: torch.optim.Adam(p, r.lr))])
+def test_the_authors_optimizers_are_those_of_torch(name, theirs):
+    "fastai's step with a recipe of the paper, decay included"
+    r = get_recipe(name, 'plain')
+    a, b = ([nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64))] for _ in range(2))
+    ours, theirs = _optimizer(r)(a, lr=r.lr, wd=.05 if r.optimizer == 'sgd' else r.weight_decay), theirs(b, r)
+    for _ in range(20):
+        for opt, (p,) in (ours, a), (theirs, b):
+            (p.sin() + p**2).sum().backward(); opt.step(); opt.zero_grad()
+    close(a[0], b[0], 1e-10)
 
 # Surgery on models that repq has never seen
 
