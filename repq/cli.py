@@ -282,7 +282,7 @@ def shard(path: Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder t
 
 # %% ../nbs/16_cli.ipynb #p002
 @bench.command('data', epilog='Example: repq bench data imagenet --shards imagenet-shards --json data.json')
-def data_(path: Annotated[Path, typer.Argument(metavar='DIR', help='ImageFolder tree (train/CLASS/*.jpg and val/ or test/).')],
+def data_(path: Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'cifar10', 'imagenette'.")],
           shards: Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take part as well.')] = None,
           size: Annotated[int, typer.Option(help='Pixels of a crop.')] = 224, batch_size: int = 64,
           workers: Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')] = 0,
@@ -330,6 +330,7 @@ def _report(line):
 def main():
     "The command `repq`"
     warnings.filterwarnings('ignore', category=FutureWarning)
+    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line, not where in the source
     keep_freed_memory()
     _impatient()
     try: app()

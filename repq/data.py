@@ -7,7 +7,7 @@ __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'hol
            'ImageArray', 'embedded_digits', 'ImageDL', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
            'open_rgb', 'open_crop', 'ImageFiles', 'list_images', 'split_folders', 'Packed', 'index_tar', 'find_tars',
            'index_split', 'index_shards', 'write_index', 'read_shards', 'probe_sizes', 'decode_images', 'cache_dir',
-           'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe']
+           'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
 import difflib, hashlib, io, json, math, os, random, re, signal, socket, tarfile, tempfile, threading, torch, warnings
@@ -101,6 +101,8 @@ class _Labelled:
     def new_empty(self): return self.subset(torch.zeros(0, dtype=torch.long))
     @property
     def c(self): return len(self.vocab)
+    @property
+    def readable(self): return len(self) - int(getattr(self, 'bad', torch.zeros(0)).sum()) # images, as far as is known: after an epoch
 
 # %% ../nbs/10_data.ipynb #c026
 class ImageArray(_Labelled):
@@ -111,6 +113,7 @@ class ImageArray(_Labelled):
         y:Tensor,       # (n,) int64
         vocab:list,     # class names
         flip:bool=True, # may the augmentation mirror the images? Not if they are digits
+        unreadable:list=(), # files that are not in `x` because they could not be read
     ):
         store_attr()
         self.in_channels,self.pad = x.shape[1], max(1, min(x.shape[2:])//8)
@@ -122,7 +125,7 @@ class ImageArray(_Labelled):
         if key is None: return x,y
         return x,y,draw_moves(len(x), self.pad, self.flip, _generator(key, idxs[0])) # an index comes once in an epoch, so this is the batch's address
 
-    def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip)
+    def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip, self.unreadable)
     def stats(self): return channel_stats(self.x)
 
 # %% ../nbs/10_data.ipynb #c028
@@ -191,7 +194,9 @@ class ImageDL(DataLoader):
 
     def create_batches(self, samps):
         key = f'{self.seed}/{self.epoch}' if self.augment else None
-        for idxs in chunked(samps, self.bs, self.drop_last): yield self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            b = self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+            if len(b[1]): yield b # no image of a batch may be readable
 
 # %% ../nbs/10_data.ipynb #e002
 @patch
@@ -199,7 +204,7 @@ def _part(self:ImageDL, idxs, key):
     "This process's share of the batch"
     rank,ranks = self.share
     part = slice(*(len(idxs)*r//ranks for r in (rank, rank+1)))
-    if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key)
+    if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key, full=True)
     return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
 @patch
@@ -291,10 +296,16 @@ def _source(path):
     "What Pillow can open: a path, or the bytes of what has `read_bytes`"
     return io.BytesIO(path.read_bytes()) if hasattr(path, 'read_bytes') else path
 
-def _rgb(im):
-    "A loaded image upright, as RGB; may be changed in place"
+def _upright(im):
+    "A loaded image as the camera was held, changed in place"
     try: ImageOps.exif_transpose(im, in_place=True)
     except Exception: pass # of many kinds: damaged EXIF is no reason to miss the picture
+    return im
+
+def _rgb(im):
+    "A loaded image upright, as RGB; may be changed in place"
+    im = _upright(im)
+    if im.mode=='F': raise ValueError('floating-point pixels, whose range is not known')
     if im.mode[0]=='I': im = Image.fromarray((np.asarray(im).astype(np.int64)//257).clip(0, 255).astype(np.uint8))
     return im if im.mode=='RGB' else im.convert('RGB')
 
@@ -351,22 +362,19 @@ class ImageFiles(_Labelled):
         store_attr()
         self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_() # found unreadable, by whichever worker process
 
-    def load(self, i, key=None):
-        "Image `i` as (3, size, size) uint8 and whether it is to be mirrored; without a `key` the central crop, as it is"
-        if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
-        rng = rng_at(key, i)
-        return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
-
-    def batch(self, idxs, key=None):
-        "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, and with a `key` their moves"
+    def batch(self, idxs, key=None, full=False):
+        "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, or with `full` of as many, and with a `key` their moves"
         x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
         with _quiet():
             for i in idxs:
-                try: x[len(ok)],mirrored = self.load(i, key)
-                except _unreadable as e: self._skip(i, e); continue
-                ok.append(i); moves.append([0, 0, mirrored])
-        if not ok: return self.batch([(i+len(idxs)) % len(self) for i in idxs], key) # ends: `_skip` tolerates a tenth
-        return (x[:len(ok)], self.y[ok]) if key is None else (x[:len(ok)], self.y[ok], torch.tensor(moves))
+                for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]: # ends early: `_skip` tolerates a tenth
+                    try: x[len(ok)],mirrored = self.load(j, key, i)
+                    except _unreadable as e: self._skip(j, e); continue
+                    ok.append(j); moves.append([0, 0, mirrored])
+                    break
+        return (x[:len(ok)], self.y[ok]) if key is None else (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
+
+    def __getitem__(self, i): x,y = self.batch([i], full=True); return x[0],y[0]
 
     @property
     def unreadable(self): return [self.files[i] for i in self.bad.clone().nonzero()[:,0]] # a copy: others may be writing
@@ -379,6 +387,13 @@ class ImageFiles(_Labelled):
     def stats(self): return [0.485, 0.456, 0.406],[0.229, 0.224, 0.225] # ImageNet's, what published weights expect
 
 # %% ../nbs/10_data.ipynb #c058
+@patch
+def load(self:ImageFiles, i, key=None, at=None):
+    "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
+    if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
+    rng = rng_at(key, i if at is None else at)
+    return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
+
 @patch
 def _skip(self:ImageFiles, i, e):
     "Remember and name an unreadable image the first time, with the policy of `_tolerate`"
@@ -491,39 +506,85 @@ def _split_of(tar) -> str:
     words = re.split(r'[^a-z]+', tar.lower())
     return next((o for o in ['train', *VALIDATION] if o in words), re.sub(r'[\W\d_]+$', '', Path(tar).stem))
 
-def _members(path, tar):
-    "(name, class, start, length) of the images in a tar file, names as they were in a folder"
-    found = index_tar(Path(path)/tar)
-    def key(name): return re.sub(r'\.[^/]*$', '', name)
-    labels = {key(n): Packed(n, Path(path)/tar, s, l).read_bytes().decode().strip() for n,s,l in found if n.endswith('.cls') and '/' not in n}
+def _key(name): return re.sub(r'\.[^/]*$', '', name)
+
+def _one_image(tar, images:list, label) -> list:
+    "Of the images of a key the one that is called KEY.jpg (or .png, ...); images without a label, none called so, are several with dots in their names"
+    plain = {n[len(_key(n)):].lower(): (n,*place) for n,*place in reversed(images)}
+    first = next((plain[o] for o in IMAGE_EXTENSIONS if o in plain), None)
+    if first: return [first]
+    if label is None or len(images)==1: return images
+    raise ValueError(f'{tar}: which image of {_key(images[0][0])} is meant? None of {", ".join(n for n,*_ in images[:3])} has nothing but an extension')
+
+def _samples(path, tar) -> tuple: # list of (name, label or None, start, length); list of names
+    "The images in a tar file, one for each key; others of the same keys"
+    found,images = index_tar(Path(path)/tar),{}
+    with open(Path(path)/tar, 'rb') as f:
+        def text(start, length): f.seek(start); return f.read(length).decode(errors='replace').strip()
+        labels = {_key(n): text(s, l) for n,s,l in found if n.endswith('.cls')}
     for n,s,l in found:
-        if os.path.splitext(n)[1].lower() not in IMAGE_EXTENSIONS: continue
-        c,_,rest = n.rpartition('/')[0].partition('/') if '/' in n else (labels.get(key(n)), '', '')
-        if c is None: raise ValueError(f'{tar}: {n} is in no class folder and has no {key(n)}.cls beside it')
-        yield n.replace('%2E', '.'), c, s, l
+        if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS and os.path.basename(n)[0] != '.': images.setdefault(_key(n), []).append((n, s, l))
+    res = [(n, labels.get(k), s, l) for k,o in images.items() for n,s,l in _one_image(tar, o, labels.get(k))]
+    kept = {n for n,*_ in res}
+    return res, [f'{tar}/{n}' for o in images.values() for n,*_ in o if n not in kept]
 
 # %% ../nbs/10_data.ipynb #e004
+def _split_folder(folders:list):
+    "Where in these paths the folder stands that names a split, below ones that all share and above a class; None: nowhere"
+    for k in range(min(map(len, folders)) - 1):
+        names = {f[k] for f in folders}
+        if names <= {'train', *VALIDATION}: return k
+        if len(names) > 1: return None
+
+def _by_split(path) -> dict: # split -> list of (class folder or None, label or None, tar file, name, start, length)
+    "The images in the tar files of a folder, sorted out by splits"
+    groups,splits,others = {},{},[]
+    for o in find_tars(path):
+        images,more = _samples(path, o)
+        groups.setdefault(_split_of(o), []).extend((o, *i) for i in images); others += more
+    if others: warnings.warn(f'{path}: {len(others)} images passed over, of samples that have another, e.g. {others[0]}')
+    for split,images in groups.items():
+        folders = [n.split('/')[:-1] for _,n,*_ in images]
+        k = _split_folder(folders) if images else None
+        for f,(tar,n,label,*place) in zip(folders, images):
+            c = f[0 if k is None else k+1] if f else None
+            if c is None and label is None: raise ValueError(f'{tar}: {n} is in no class folder and has no {_key(n)}.cls beside it')
+            splits.setdefault(split if k is None else f[k], []).append((c, label, tar, n.replace('%2E', '.'), *place))
+    if 'train' not in splits:
+        found = '; '.join(f'{k}: {len(o)} images, in {o[0][2]}' + (', ...' if o[-1][2] != o[0][2] else '') for k,o in splits.items()) or 'no images'
+        raise FileNotFoundError(f'{path} has no train/ folder of images and no shards for training: looked in the names of tar files, and of folders in them, for the words train and {", ".join(VALIDATION)}; '
+                                f'found {found}; rename the files, e.g. to train-000000.tar')
+    return splits
+
+# %% ../nbs/10_data.ipynb #w002
 def index_split(
-    path,      # folder of shards
-    tars:list, # those of the split
-    classes:list=None, # all classes, if known; None: those of the images
+    path,        # folder of the tar files
+    images:list, # (class, tar file, name, start, length)
+    classes:list, # all classes in their order
 ) -> dict: # classes, images (number), shards (list of dict(file, bytes, images))
     "The part of an index that is about one split"
-    shards = [(o, list(_members(path, o))) for o in tars]
-    names = {c for _,ms in shards for _,c,_,_ in ms}
-    if classes is None or not names <= set(classes): classes = sorted(names, key=(lambda o: int(o)) if all(o.isdecimal() for o in names) else str)
-    number = {c: i for i,c in enumerate(classes)}
-    return dict(classes=classes, images=sum(len(ms) for _,ms in shards),
-                shards=[dict(file=o, bytes=os.path.getsize(Path(path)/o), images=[(n, number[c], s, l) for n,c,s,l in ms]) for o,ms in shards])
+    shards,number = {},{c: i for i,c in enumerate(classes)}
+    for c,tar,n,*place in images: shards.setdefault(tar, []).append((n, number[c], *place))
+    return dict(classes=classes, images=len(images), shards=[dict(file=o, bytes=os.path.getsize(Path(path)/o), images=ms) for o,ms in shards.items()])
 
 def index_shards(
     path, # folder of tar files
 ) -> dict: # to be kept as index.json
     "The index of shards by one pass over their headers"
-    splits = {}
-    for o in find_tars(path): splits.setdefault(_split_of(o), []).append(o)
-    first = index_split(path, splits.pop('train', []))
-    return dict(format='repq shards 1', splits={'train': first, **{k: index_split(path, v, first['classes']) for k,v in splits.items()}})
+    splits = _by_split(path)
+    both = {(c, label) for o in splits.values() for c,label,*_ in o if c is not None and label is not None}
+    agree = len(both)==len({c for c,_ in both})==len({label for _,label in both})
+    number = dict(both) if agree and both else {}
+    res,train = {},[]
+    for split in sorted(splits, key=lambda o: o != 'train'): # training first: its classes are those of all
+        images = [(c if c is not None and (agree or label is None) else label, *rest) for c,label,*rest in splits[split]]
+        names = {c for c,*_ in images}
+        classes = train if train and names <= set(train) else sorted(names, key=(lambda c: int(number.get(c, c))) if all(number.get(c, c).isdecimal() for c in names) else str)
+        if not train and len(names)==1 and not both and splits[split][0][0] is not None:
+            raise ValueError(f'{path}: all images for training are in one folder, {classes[0]}/: expected CLASS/KEY.jpg in the tar files, or KEY.cls beside KEY.jpg')
+        train = train or classes
+        res[split] = index_split(path, images, classes)
+    return dict(format='repq shards 1', splits=res)
 
 # %% ../nbs/10_data.ipynb #p019
 def _index(path) -> dict:
@@ -533,12 +594,22 @@ def _index(path) -> dict:
         try: index = json.loads(file.read_text())
         except ValueError as e: raise ValueError(f'{file} is damaged ({e}): delete it, it is made again from the tar files') from None
         if isinstance(index, dict) and str(index.get('format')).startswith('repq shards'): return index
-    if 'train' in (found := _subfolders(path)) and _subfolders(Path(path)/'train') or not find_tars(path): return None
+    if 'train' in _subfolders(path) and _subfolders(Path(path)/'train'): return None
+    _none_compressed(path)
+    if not find_tars(path): return None
     index = index_shards(path)
     try: write_index(path, index)
     except OSError as e: warnings.warn(f'{file} cannot be written ({e}): the next run makes it again')
     return index
 
+def _none_compressed(path):
+    "Raise for shards whose images can't be read one by one"
+    found = [str(o.relative_to(path)) for p in ('*.t*z*', '*/*.t*z*') for o in Path(path).glob(p) if re.search(r'\.(tar\.(gz|bz2|xz|zst)|t[gbx]z2?)$', o.name)]
+    if found and (not find_tars(path) or any(_split_of(o) in ('train', *VALIDATION) for o in found)):
+        raise ValueError(f'{path} has compressed shards ({found[0]}{", ..." if len(found) > 1 else ""}), in which images cannot be read at random places: '
+                         'unpack them to .tar (gunzip, unxz, ...); compression saves next to nothing on images')
+
+# %% ../nbs/10_data.ipynb #w003
 def write_index(path, index:dict):
     "Keep an index beside the shards, whole or not at all"
     part = Path(path)/f'{INDEX}.{os.getpid()}.tmp'
@@ -631,8 +702,9 @@ def fingerprint(
     "Hash of names, lengths and times of change"
     h = hashlib.sha256(f'repq images 1, size {size}'.encode())
     for f in files:
-        s = os.stat(getattr(f, 'tar', f))
-        h.update(f'\n{f} {s.st_size} {s.st_mtime_ns}'.encode(errors='surrogateescape'))
+        try: s = os.stat(getattr(f, 'tar', f)); state = f'{s.st_size} {s.st_mtime_ns}'
+        except OSError: state = 'not there' # a link to nowhere
+        h.update(f'\n{f} {state}'.encode(errors='surrogateescape'))
     return h.hexdigest()
 
 # %% ../nbs/10_data.ipynb #c080
@@ -696,9 +768,10 @@ def _folder(path) -> Path:
     if path in _urls: return fetch(path)
     p = Path(path).expanduser()
     if p.is_dir(): return p
+    if str(path)=='digits': raise ValueError('the digits are embedded: they come with scikit-learn and are no folder of images')
     if p.exists(): raise NotADirectoryError(f'{p} is a file; unpack it and give the folder that has train/ in it')
     beside = [str(o) for o in p.parent.iterdir() if o.is_dir()] if p.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), [*DATASETS, *beside], cutoff=0.5)
+    near = [o for o in difflib.get_close_matches(str(path), [*DATASETS, *beside], cutoff=0.5) if o != str(path)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known names: {', '.join(DATASETS)}"
     raise FileNotFoundError(f"no folder {str(path)!r}; {hint}")
 
@@ -740,7 +813,7 @@ def _list(folder, shards=None, vocab=None):
 def _in_memory(folder, files, y, vocab, size):
     "The readable `files` as an `ImageArray`"
     x,ok = decode_cached(folder, files, size)
-    return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab)
+    return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab, unreadable=[files[i] for i in (~ok).nonzero()[:,0]])
 
 # %% ../nbs/10_data.ipynb #c097
 def _whole(name, v, least=1):
@@ -805,3 +878,9 @@ def describe(
     h,w = dls.size if isinstance(dls.size, tuple) else (dls.size, dls.size)
     return (f'{dls.name}: {len(dls.train_ds)} training and {len(dls.valid_ds)} validation images, {dls.c} classes, '
             f'{dls.in_channels}×{h}×{w}, {dls.train_ds.where}')
+
+def unreadable(
+    dls:DataLoaders, # from `get_dls`, or pairs for super-resolution
+) -> list: # names
+    "The images of both splits that could not be read: those in memory, or those of the files met so far"
+    return sorted({str(o) for ds in (dls.train_ds, dls.valid_ds) for o in getattr(ds, 'unreadable', ())})

@@ -77,11 +77,14 @@ class AllBatchNorm(nn.BatchNorm2d):
 
 @contextmanager
 def spread(model:nn.Module, dls):
-    "Batch norms of `model` with the statistics of all processes, loaders of `dls` with the share of this one, meanwhile"
+    "Batch norms of `model` with the statistics of all processes, loaders of `dls` with the share of this one, meanwhile; then all know the unreadable images of all"
     norms = [m for m in model.modules() if type(m) is nn.BatchNorm2d] if dist.is_initialized() else []
     for m in norms: m.__class__ = AllBatchNorm
     if dist.is_initialized(): dls.train.share = dls.valid.share = dist.get_rank(), processes()
-    try: yield
+    try:
+        yield
+        for ds in (dls.train_ds, dls.valid_ds) if dist.is_initialized() else ():
+            if hasattr(ds, 'bad'): ds.bad.copy_(reduce_ranks(ds.bad.to(dls.device, torch.uint8), 'MAX'))
     finally:
         for m in norms: m.__class__ = nn.BatchNorm2d
         if dist.is_initialized(): dls.train.share = dls.valid.share = 0, 1

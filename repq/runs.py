@@ -23,7 +23,7 @@ from fastai.torch_core import num_distrib, rank_distrib, set_seed, trainable_par
 from . import __version__, plots, surgery
 from .batchnorm import recompute_exact
 from .checkpoints import from_official, read_checkpoint
-from .data import get_dls
+from .data import get_dls, unreadable
 from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr, UNIT
 from .export import cost
 from .learner import Distill, RepQCallback, soft_cross_entropy
@@ -356,6 +356,8 @@ def _finish(recipe, learn, timing, seconds, info, out) -> dict:
     part, row = learn.path, results_row(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
     with writing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, file)
     write_json(part/'results.json', [row])
+    if bad := unreadable(learn.dls):
+        with writing(part/'unreadable.txt') as file: file.write_bytes(os.fsencode('\n'.join(bad) + '\n'))
     save_picture(plots.plot_history(read_history(part)), part/'history.png')
     os.replace(part, out)
     shutil.rmtree(out/'checkpoints', ignore_errors=True)
@@ -396,7 +398,7 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, settings=_settings(recipe), seconds=round(seconds, 1),
-                skipped_steps=skipped, unreadable_images=len(getattr(dls.train_ds, 'unreadable', ())), environment=info['environment'])
+                skipped_steps=skipped, unreadable_images=len(unreadable(dls)), environment=info['environment'])
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
@@ -422,7 +424,7 @@ def eval_run(path, data=None, # None: what the run was trained on
     if list(map(str, dls.vocab)) != info['classes']:
         raise ValueError(f'{data or recipe.data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), {path} was trained on {info["num_classes"]} ({", ".join(info["classes"][:3])}, …)')
     model.to(dls.device)
-    return dict(run=str(path), accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), dls.valid), images=len(dls.valid_ds))
+    return dict(run=str(path), accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), dls.valid), images=dls.valid_ds.readable)
 
 def collect(paths) -> list:
     "The result rows of run folders, or of `results.json` files"

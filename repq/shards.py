@@ -33,10 +33,16 @@ def member_name(
 # %% ../nbs/10b_shards.ipynb #p111
 def _read(file):
     "The bytes of an image and what is wrong with it"
-    data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
-    try: open_rgb(io.BytesIO(data))
+    data = b''
+    try:
+        data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
+        open_rgb(io.BytesIO(data))
     except _unreadable as e: return data, e
     return data, None
+
+def _length(file) -> int:
+    try: return os.path.getsize(file)
+    except OSError: return 0 # a link to nowhere
 
 def _add(tar, name:str, data:bytes):
     "One file into an open tar file, the same whoever packs it, and when"
@@ -65,7 +71,7 @@ def pack_split(
     names = [os.path.relpath(f, folder) for f in files]
     taken,bad,shards = set(),[],[]
     with _quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for k,group in enumerate(_groups([os.path.getsize(f) for f in files], size)):
+        for k,group in enumerate(_groups([_length(f) for f in files], size)):
             tar = out/f'{folder.name}-{k:06d}.tar'
             with tarfile.open(tar, 'w') as t:
                 for part in chunked(group, 64):
@@ -141,7 +147,11 @@ def usual_dls(path, size:int, bs:int, workers:int, idxs:dict) -> dict: # trainin
     from torchvision import datasets, transforms as T
     end = [T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     ways = dict(training=[T.RandomResizedCrop(size), T.RandomHorizontalFlip()], validation=[T.Resize(int(size*8/7)), T.CenterCrop(size)])
-    def loader(k, folder): return torch.utils.data.DataLoader(torch.utils.data.Subset(datasets.ImageFolder(folder, T.Compose(ways[k] + end)), idxs[k]), bs, shuffle=k=='training', num_workers=workers)
+    def loader(k, folder):
+        ds = datasets.ImageFolder(folder, T.Compose(ways[k] + end))
+        files,y,_ = list_images(folder, _subfolders(folder))
+        ds.samples = list(zip(files, y.tolist())) # the images that `idxs` are of: torchvision has hidden files as well, and another order of folders in folders
+        return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs[k]), bs, shuffle=k=='training', num_workers=workers)
     return {k: loader(k, folder) for k,folder in zip(ways, split_folders(path))}
 
 def _readable(files, n) -> torch.Tensor:
@@ -168,7 +178,9 @@ def bench_data(
     say=None,          # f(done, of, text)
 ) -> list: # of rows: pipeline, loader, per_core, per_second, ratio, spread, ...
     "Images a second of this pipeline beside torchvision's usual one, in one interleaved run"
-    if rounds < 1: raise ValueError(f'rounds must be 1 or more, got {rounds}')
+    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size).items():
+        if v < 1: raise ValueError(f'{name} must be 1 or more, got {v}')
+    path = _folder(path)
     if read_shards(path): raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of images, and the shards with --shards')
     def ours(o):
         dls = get_dls(o, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)

@@ -15,7 +15,7 @@ from fastai.losses import L1LossFlat
 from fastprogress.fastprogress import progress_bar
 from .kernels import pair
 from .surgery import find_sites
-from .data import ImageDL, _generator
+from .data import ImageDL, _generator, _upright
 
 # %% auto #0
 __all__ = ['SR_EXTENSIONS', 'UNIT', 'PHOTOS', 'bicubic', 'bicubic_image', 'rgb_to_ycbcr', 'ycbcr_to_rgb', 'luminance',
@@ -74,15 +74,15 @@ def _png_depth(path) -> int:
     return struct.unpack('>B', head[24:25])[0] if head[:8] == b'\x89PNG\r\n\x1a\n' and len(head) == 26 else 8
 
 def open_image(path) -> Image.Image:
-    "An image in mode L, LA, RGB, RGBA or I;16 (16-bit grey); ValueError names what cannot be read"
+    "An image, upright, in mode L, LA, RGB, RGBA or I;16 (16-bit grey); ValueError names what cannot be read"
     try: im = Image.open(path); im.load()
     except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
-    if im.mode in ('I', 'I;16', 'I;16B'): return im
-    if _png_depth(path) == 16: raise ValueError(f'{path} has 16 bits per colour channel, which cannot be read without loss here: save it with 8, or as 16-bit grey')
+    im = _upright(im)
+    if im.mode == 'F': raise ValueError(f'{path} has floating-point pixels, whose range is not known')
+    if im.mode in ('L', 'LA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B'): return im
     if im.mode == 'P' or im.mode == '1': return im.convert('RGBA' if 'transparency' in im.info else 'RGB' if im.mode == 'P' else 'L')
-    if im.mode in ('L', 'LA', 'RGB', 'RGBA'): return im
-    raise ValueError(f'{path} is in mode {im.mode}: convert it to RGB or grey')
+    return im.convert('RGB')
 
 def read_luminance(path) -> Tensor: # (1, h, w) float32
     "Y of the image in a file, transparency ignored"
@@ -155,19 +155,27 @@ def _load(name, hr, lr, scale):
 def load_pairs(found:list,   # as `find_pairs` gives them
                scale:int=2,
                least:int=1,  # pixels that height and width of the large image must have
-               progress=False) -> list: # of `Pair`
+               progress=False,
+               what='images', # are read, for the warning
+               bad=None,     # a list to which files are added that cannot be read
+              ) -> list:     # of `Pair`
     "Read all pairs; what cannot be used is named and counted in one warning, ValueError if nothing is left"
     pairs, problems = [], []
     for name, hr, lr in progress_bar(found, leave=False) if progress else found:
-        try:
-            p = _load(name, hr, lr, scale)
-            if min(p.hr.shape[-2:]) < least: raise ValueError(f'{hr}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than the crop of {least}')
-            pairs.append(p)
-        except (ValueError, OSError) as e: problems.append(str(e))
-    text = f'{len(problems)} of {len(found)} images cannot be used: ' + '; '.join(problems[:3]) + (f'; and {len(problems) - 3} more' if len(problems) > 3 else '')
-    if not pairs: raise ValueError(text)
-    if problems: warnings.warn(text)
-    return pairs
+        try: pairs.append(_load(name, hr, lr, scale))
+        except (ValueError, OSError) as e:
+            problems.append(str(e))
+            if bad is not None: bad.append(hr)
+    return _large(pairs, least, problems, what)
+
+def _large(pairs, least, problems=(), what='images') -> list:
+    "Those with `least` pixels a side; the others are named with the problems there were before"
+    small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than the crop of {least}' for p in pairs if min(p.hr.shape[-2:]) < least]
+    bad = [*problems, *small]
+    text = f'{len(bad)} of {len(pairs) + len(problems)} {what} cannot be used: ' + '; '.join(bad[:3]) + (f'; and {len(bad) - 3} more' if len(bad) > 3 else '')
+    if len(small) == len(pairs): raise ValueError(text)
+    if bad: warnings.warn(text)
+    return [p for p in pairs if min(p.hr.shape[-2:]) >= least] if small else pairs
 
 # %% ../nbs/10a_superres.ipynb #c017
 PHOTOS = ('astronaut.png', 'rocket.jpg', 'hubble_deep_field.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'brick.png', 'grass.png', 'gravel.png', 'ihc.png', 'coffee.png', 'chelsea.png', 'camera.png')
@@ -236,24 +244,34 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
         if not isinstance(v, int) or v < 1: raise ValueError(f'{n} must be a whole number from 1, got {v!r}')
     if scale < 2: raise ValueError(f'scale must be 2 or more, got {scale}')
     found = embedded_photos() if str(path) == 'photos' else find_pairs(path, scale)
-    if benchmarks is not None: tests = load_benchmarks(benchmarks, scale)
-    elif (Path(path)/'DIV2K_valid_HR').is_dir(): tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale)}
-    else:
-        held = found[-3:] if str(path) == 'photos' else found[9::10] or found[-1:]
-        found = [f for f in found if f not in held]
-        if not found: raise ValueError(f'{path} has one image only: give more, or validation images of their own (benchmarks)')
-        tests = {'held out': load_pairs(held, scale)}
-    train = PairDL(Crops(load_pairs(found, scale, crop), iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
+    bad, bad_valid = [], []
+    if benchmarks is not None: tests = load_benchmarks(benchmarks, scale, bad_valid)
+    elif (Path(path)/'DIV2K_valid_HR').is_dir(): tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images', bad=bad_valid)}
+    else: tests = None
+    pairs = load_pairs(found, scale, 1 if tests is None else crop, what='images' if tests is None else 'training images', bad=bad)
+    if tests is None:
+        held, pairs = _hold_out(pairs, 3 if str(path) == 'photos' else None)
+        if not pairs: raise ValueError(f'{path} has one image only that can be read: give more, or validation images of their own (benchmarks)')
+        tests, pairs = {'held out': held}, _large(pairs, crop, what='training images')
+    train = PairDL(Crops(pairs, iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
     dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False, drop_last=False), **({} if device is None else dict(device=device)))
     dls.benchmarks, dls.scale, dls.in_channels = tests, scale, 1
+    dls.train_ds.unreadable, dls.valid_ds.unreadable = bad, bad_valid
     return dls
 
-def load_benchmarks(folder, scale:int=2) -> dict: # name -> list of `Pair`
+# %% ../nbs/10a_superres.ipynb #w002
+def _hold_out(pairs, last=None) -> tuple: # validation, training
+    "Every tenth, or the `last` ones, for validation; of images that can be read, so that there always are some"
+    n = len(pairs)
+    held = range(n)[-last:] if last else range(n)[9::10] or range(n)[-1:]
+    return [pairs[i] for i in held], [p for i, p in enumerate(pairs) if i not in held]
+
+def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `Pair`
     "The benchmark in a folder, or those in its subfolders, the one with the fewest images first"
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     single = (folder/'HR').is_dir() or any(p.suffix.lower() in SR_EXTENSIONS for p in folder.iterdir())
-    res = {f.name: load_pairs(find_pairs(f, scale), scale) for f in ([folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'))}
+    res = {f.name: load_pairs(find_pairs(f, scale), scale, what=f'validation images of {f.name}', bad=bad) for f in ([folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'))}
     if not res: raise ValueError(f'no images in {folder}, and no folders of them')
     return dict(sorted(res.items(), key=lambda o: len(o[1]))) # the smallest validates training
 
@@ -332,6 +350,7 @@ def upscale_file(model:nn.Module, source, out, tile:int=512):
     if not out.parent.is_dir(): raise FileNotFoundError(f'there is no folder {out.parent}')
     im = open_image(source)
     if out.suffix.lower() in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'): raise ValueError(f'{source} has transparency, which {out.suffix} cannot hold: write .png or .webp')
+    if im.mode in ('RGB', 'RGBA') and _png_depth(source) == 16: warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
     if out.suffix.lower() != '.png' and im.mode.startswith('I'): raise ValueError(f'{source} has 16 bits, which only .png can hold')
     res, part = upscale(model, im, tile), out.with_name(f'{out.stem}.{os.getpid()}.part{out.suffix}')
     try: res.save(part, **(dict(quality=95) if out.suffix.lower() in ('.jpg', '.jpeg') else dict(lossless=True) if out.suffix.lower() == '.webp' else {})); os.replace(part, out)

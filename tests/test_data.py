@@ -115,6 +115,27 @@ def test_sixteen_bits_and_turned_cameras(tmp_path):
     Image.fromarray(rgb).save(tmp_path/'d.png', exif=b'Exif\0\0II*\0\x08\0\0\0\xff\xff')  # damaged EXIF, whole pixels
     assert np.array_equal(np.asarray(D.open_rgb(tmp_path/'d.png')), rgb)
 
+def test_floating_point_images_are_unreadable(root):
+    "Their range is not known: better named than black"
+    f = root/'train/a/003.tif'; Image.fromarray(np.linspace(0, 1, 144, dtype=np.float32).reshape(12, 12)).save(f)
+    with pytest.raises(ValueError, match='floating-point'): D.open_rgb(f)
+    with pytest.warns(UserWarning, match='1 of 41 images cannot be read: .*003.tif'): assert len(get_dls(root, bs=8, **CPU).train_ds) == 40
+    with pytest.warns(UserWarning, match='003.tif cannot be read .floating-point'): get_dls(root, bs=41, cache=False, size=12, **CPU).one_batch()
+
+def test_unreadable_images_in_a_run(root, tmp_path):
+    "Training and validation, from files and in memory: counted in the row, named in the folder"
+    from repq.recipes import get_recipe
+    from repq.runs import eval_run, train
+    bad = [root/f'{s}/a/003.png' for s in ('train', 'val')]
+    for f in bad: f.write_bytes(b'')
+    for name, size in dict(memory=12, files=72).items():
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); row = train(get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(root), image_size=size, batch_size=20, epochs=1), tmp_path/name, on_epoch=lambda *a: None, timing=0)
+        assert row['unreadable_images'] == 2 and (tmp_path/name/'unreadable.txt').read_text().splitlines() == sorted(map(str, bad))
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert eval_run(tmp_path/name)['images'] == 39
+    for f in bad: f.unlink()
+    assert train(get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(root), image_size=12, batch_size=20, epochs=1), tmp_path/'clean', on_epoch=lambda *a: None, timing=0)['unreadable_images'] == 0
+    assert not (tmp_path/'clean/unreadable.txt').exists()
+
 @pytest.mark.parametrize('ext', ['jpg', 'png', 'webp', 'gif', 'tif', 'bmp'])
 def test_damaged_files_are_skipped_whatever_pillow_raises(tmp_path, ext):
     "Files with some wrong bytes, or cut: decoded or skipped, nothing else"
@@ -129,7 +150,7 @@ def test_damaged_files_are_skipped_whatever_pillow_raises(tmp_path, ext):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         n = sum(len(y) for _, y in dls.train)
-    assert n == 60 - len(dls.train_ds.unreadable) and 1 <= len(dls.train_ds.unreadable) <= 6
+    assert n == 60 and 1 <= len(dls.train_ds.unreadable) <= 6
 
 def test_workers_count_unreadable_images_together(root):
     bad = [root/f'train/{c}/{i:03d}.png' for c in 'ab' for i in (1, 2)]
@@ -140,11 +161,29 @@ def test_workers_count_unreadable_images_together(root):
     (root/'train/a/003.png').write_bytes(b'')
     with warnings.catch_warnings(), pytest.raises(ValueError, match='5 of 40 images cannot be read.*more than a tenth'): warnings.simplefilter('ignore'); list(dls.train)
 
-def test_a_batch_without_a_readable_image(root):
-    for i in 0, 1: (root/f'train/a/{i:03d}.png').write_bytes(b'')
-    ds = get_dls(root, bs=2, cache=False, size=12, **CPU).train_ds
-    with pytest.warns(UserWarning, match='cannot be read'): x, y = ds.batch([0, 1])
-    assert torch.equal(x, ds.batch([2, 3])[0]) and y.tolist() == [0, 0]
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_batch_without_a_readable_image(root, workers):
+    "In training the next images stand in, in validation the batch is left out"
+    for s in 'train', 'val':
+        for i in 0, 1: (root/f'{s}/a/{i:03d}.png').write_bytes(b'')
+    dls = get_dls(root, bs=2, cache=False, size=12, num_workers=workers, device='cpu', normalize=False)
+    ds, train = dls.valid_ds, dls.train.new(shuffle=False, augment=False)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); x, (batches, seen) = next(iter(train))[0], zip(*[(1, len(y)) for _, y in dls.valid])
+    assert torch.equal((x*255).round().byte(), dls.train_ds.batch([2, 2])[0]) and (sum(batches), sum(seen)) == (19, 38)
+    assert [len(ds.batch(o, 'key')[1]) for o in ([0, 1], [1, 2], [2, 3])] == [0, 1, 2] and ds[0][1] == 0
+
+def test_shares_have_the_same_stand_ins(root):
+    "Which image stands in, and its crop, don't depend on the number of processes; nor do sizes of batches"
+    for n in ('a/000', 'a/001', 'b/007', 'b/019'): (root/f'train/{n}.png').write_bytes(b'')  # the last one too: the first stands in
+    for kw in dict(), dict(augment=False):
+        whole, *parts = [get_dls(root, bs=8, seed=3, cache=False, size=12, **CPU, **kw).train for _ in range(5)]
+        for rank, o in enumerate(parts): o.share = rank, 4
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for (x, y), *b in zip(whole, *parts, strict=True):
+                assert len(y) == 8 and all(len(v) == 2 for _, v in b)
+                assert torch.equal(x, torch.cat([o[0] for o in b])) and torch.equal(y, torch.cat([o[1] for o in b]))
+        assert len(whole.dataset.unreadable) == 4 == len({f for o in parts for f in o.dataset.unreadable})
 
 # --- shares of data-parallel processes and of resumed epochs
 
@@ -305,9 +344,11 @@ def test_unreadable_images(root, data):
     for _ in range(2):                                             # decoded, then from the cache
         with pytest.warns(UserWarning, match='1 of 40 images cannot be read: .*003.png'): dls = get_dls(root, bs=8, **CPU)
         assert len(dls.train_ds) == 39 and dls.train_ds.y.tolist() == [0]*19 + [1]*20
+        assert unreadable(dls) == dls.train_ds.unreadable == [str(f)] and unreadable(dls.new_empty()) == [str(f)]
+        with pytest.warns(UserWarning): assert unreadable(get_dls(root, bs=8, valid=.25, **CPU)) == [str(f)]  # once, not for both parts
     dls = get_dls(root, bs=40, cache=False, size=12, **CPU)
     with pytest.warns(UserWarning, match='003.png cannot be read'): x,y = dls.one_batch()
-    assert len(x)==len(y)==39
+    assert len(x)==len(y)==40 and y.sum() == 20 and unreadable(dls) == [str(f)]
     for i in range(5): (root/f'train/b/{i:03d}.png').write_bytes(b'')
     fails(ValueError, '6 of 40 images cannot be read: .*, ...; more than a tenth', root)
     with warnings.catch_warnings(), pytest.raises(ValueError, match='more than a tenth'):

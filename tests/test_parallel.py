@@ -1,6 +1,7 @@
 "The same global batch in one process and in two: the same training, to rounding."
 import json, os, shutil, signal, subprocess, sys, time
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file
 from helpers import same_state
 from repq.recipes import get_recipe
@@ -13,6 +14,7 @@ JOBS = { # name -> get_recipe's arguments, the run it starts from, parts
     'sr': (dict(model='ecbsr_m4c8', method='repq', lr=2e-3, **SR), None, 1),
     'sr-w4': (dict(model='ecbsr_m4c8', method='repq', weight_bits=4, **SR), 'sr', 1),
     'sr-w4-parts': (dict(model='ecbsr_m4c8', method='repq', weight_bits=4, **SR), 'sr', 2),
+    'unreadable': (dict(model='repvgg_a0_tiny', method='repq-bn', data='tree', image_size=72, epochs=2, batch_size=8), None, 1),
     'plain': (dict(model='resnet18_tiny', method='plain', **DIGITS), None, 1),
     'branched': (dict(model='repvgg_a0_tiny', method='repq-bn', **DIGITS), None, 1),
     'repq-bnest': (dict(model='repvgg_a0_tiny', method='repq-bnest', weight_bits=4, **DIGITS), 'branched', 1),
@@ -38,11 +40,21 @@ with process_group():
 def torchrun(*args, how=('--standalone', '--nproc-per-node', '2'), before=(), **kw):
     return subprocess.Popen([*before, sys.executable, '-m', 'torch.distributed.run', *how, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}, **kw) # a new store for new processes
 
+def unreadable_images(root):
+    "Two classes of sixteen images, two of the training ones and one of validation damaged, and read from files"
+    for s, split in enumerate(('train', 'val')):
+        for i in range(32):
+            f = root/split/'ab'[i//16]/f'{i:02d}.png'; f.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(100*s + i).integers(0, 128 + 4*i, (80, 90, 3), dtype=np.uint8)).save(f)
+    for n in 'train/a/03.png', 'train/b/31.png', 'val/b/20.png': (root/n).write_bytes(b'')
+    return root
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     "Two folders of the same runs: by one process, by two; in float64, where hardly anything falls to the other side of a rounding"
     one, two = tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')
     (two/'program.py').write_text(PROGRAM)
+    JOBS['unreadable'][0]['data'] = str(unreadable_images(one/'tree'))
     said = subprocess.run([sys.executable, two/'program.py', json.dumps({n: (kw, init, 1) for n, (kw, init, _) in JOBS.items()}), one, one], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     p = torchrun(two/'program.py', json.dumps(JOBS), one, two)
@@ -61,6 +73,7 @@ def same_training(one, two, name):
     for x, y in zip(read_history(one/name), read_history(two/name), strict=True):
         for k in ('train_loss', 'valid_loss'): assert float(x[k]) == pytest.approx(float(y[k]), rel=1e-5), k
     row, other = (json.loads((d/name/'results.json').read_text())[0] for d in (one, two))
+    assert row['unreadable_images'] == other['unreadable_images'] == (3 if name == 'unreadable' else 0)
     assert row['skipped_steps'] == other['skipped_steps'] == 0 and json.loads((two/name/'recipe.json').read_text())['processes'] == 2
 
 @pytest.mark.parametrize('name', JOBS)

@@ -1,5 +1,5 @@
 "repq.shards on small trees: the same batches and the same training as from the folder, damage, tar files of others, webdataset"
-import warnings
+import io, tarfile, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -51,7 +51,7 @@ def test_damaged_images_are_skipped_and_named(root, tmp_path):
     assert [str(o) for o in r['unreadable']] == [str(root/'train/a/00.png'), str(f)]
     dls = get_dls(tmp_path/'shards', bs=24, size=64, cache=False, seed=0, **CPU)
     with pytest.warns(UserWarning, match='shards/train-000000.tar/a/00.png cannot be read'): x, y = dls.one_batch()
-    assert len(y) == 22 and sorted(Path(o).name for o in dls.train_ds.unreadable) == ['00.png', '01.x.jpg']
+    assert len(y) == 24 and sorted(Path(o).name for o in dls.train_ds.unreadable) == ['00.png', '01.x.jpg']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert same(batches(dls.train), batches(get_dls(root, bs=24, size=64, cache=False, seed=0, **CPU).train))
@@ -84,13 +84,99 @@ def test_index_made_from_the_tars_is_the_same(root, tmp_path):
     (out/'index.json').write_text('{')
     with pytest.raises(ValueError, match='index.json is damaged .*delete it'): read_shards(out)
 
+def test_links_to_nowhere(root, tmp_path):
+    "One dangling link is one unreadable image: packed as an empty file, skipped in training, in memory and by the benchmark"
+    f = root/'train/a/00.png'; f.unlink(); f.symlink_to(root/'no')
+    (root/'train/a/.hidden.jpg').write_bytes(b''); Image.new('RGB', (80, 80)).save(root/'train/b/anim.gif') # torchvision has the first, not the second
+    with pytest.warns(UserWarning, match='1 of 49 images cannot be read.*00.png'): r = write_shards(root, tmp_path/'shards')
+    assert r['unreadable'] == [str(f)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for kw in dict(size=64, cache=False), dict(size=32):
+            a, b = [get_dls(o, bs=4, seed=3, **CPU, **kw) for o in (root, tmp_path/'shards')]
+            assert same(batches(a.train), batches(b.train)) and [Path(o).name for o in b.train_ds.unreadable] == ['00.png']
+        assert [(o['loader'], o['images']) for o in bench_data(root, tmp_path/'shards', size=64, rounds=1)[:3]] == [('torchvision', 24), ('repq', 24), ('repq, shards', 24)]
+
+# Tar files of others
+
+def foreign(out, tars):
+    "tar file -> {member: bytes, or a label}; images get a brightness that tells their class"
+    for tar, members in tars.items():
+        (out/tar).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(out/tar, 'w') as t:
+            for name, v in members.items():
+                data = v.encode() if isinstance(v, str) else b''
+                if isinstance(v, int): im = io.BytesIO(); Image.new('RGB', (20, 20), (10 + 50*v,)*3).save(im, 'png' if name.endswith('png') else 'jpeg'); data = im.getvalue()
+                info = tarfile.TarInfo(name); info.size = len(data); t.addfile(info, io.BytesIO(data))
+    return out
+
+def shades(path, **kw):
+    "Class name -> brightness of its images, of both splits; fails where a class has several"
+    dls = get_dls(path, bs=2, normalize=False, augment=False, valid=None, **CPU)
+    res = {}
+    for ds in dls.train_ds, dls.valid_ds:
+        for x, y in zip(ds.x, ds.y): assert res.setdefault(ds.vocab[y], round((x.float().mean().item() - 10)/50)) == round((x.float().mean().item() - 10)/50)
+    return res, len(dls.train_ds), len(dls.valid_ds)
+
+def both(f, n=6): return {f'{s}-0.tar': dict(o for i in range(n) for o in f(s, i, i % 3)) for s in ('train', 'val')}
+
+LAYOUTS = dict(
+    one_folder=lambda s, i, c: [(f'images/{i}.jpg', c), (f'images/{i}.cls', str(c))], # the label counts
+    parts=lambda s, i, c: [(f'part{i//3}/{i}.jpg', c), (f'part{i//3}/{i}.cls', str(c))],
+    seg=lambda s, i, c: [(f'{i}.seg.png', 5), (f'{i}.jpg', c), (f'{i}.depth.png', 5), (f'{i}.cls', str(c)), (f'{i}.json', '{}')],
+    seg_first=lambda s, i, c: [(f'x/{i}.png', 5), (f'x/{i}.jpg', c), (f'x/{i}.cls', str(c))], # JPEG before PNG
+    inputs=lambda s, i, c: [(f'{i}.input.jpg', c), (f'{i}.target.cls', str(c))],
+    hidden=lambda s, i, c: [(f'./._{i}.jpg', 5), (f'./{i}.jpg', c), (f'./{i}.cls', str(c))])
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_labels_of_others(tmp_path, name):
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always'); r = shades(foreign(tmp_path, both(LAYOUTS[name])))
+    assert r == ({'0': 0, '1': 1, '2': 2}, 6, 6)
+    passed = dict(seg=24, seg_first=12).get(name)
+    assert [f'{passed} images passed over' in str(o.message) for o in said if 'passed' in str(o.message)] == ([True] if passed else [])
+
+@pytest.mark.parametrize('above', ['', 'imagenet/'])
+def test_split_folders_inside(tmp_path, above):
+    members = lambda s, i, c: [(f'{above}{s}/n{c}/{"deep/" if i % 2 else ""}{i}.jpg', c)]
+    tars = both(members)
+    assert shades(foreign(tmp_path/'two', tars)) == ({'n0': 0, 'n1': 1, 'n2': 2}, 6, 6)
+    assert shades(foreign(tmp_path/'one', {'all.tar': {**tars['train-0.tar'], **tars['val-0.tar']}})) == ({'n0': 0, 'n1': 1, 'n2': 2}, 6, 6)
+    plain = {k: v for k, v in both(lambda s, i, c: [(f'n{c}/{i}.jpg', c)]).items() if k != 'train-0.tar'}
+    assert shades(foreign(tmp_path/'mixed', {'train-0.tar': tars['train-0.tar'], **plain})) == ({'n0': 0, 'n1': 1, 'n2': 2}, 6, 6)
+
+def test_folders_that_agree_with_labels_name_the_classes(tmp_path):
+    "Then the order is the labels'; and a class may be called as a split"
+    names = ['zebra', 'train', 'ant']
+    foreign(tmp_path, both(lambda s, i, c: [(f'{names[c]}/deep/{i}.jpg', c), (f'{names[c]}/deep/{i}.cls', str(c))]))
+    assert shades(tmp_path) == (dict(zebra=0, train=1, ant=2), 6, 6) and get_dls(tmp_path, bs=2, **CPU).vocab == names
+
+@pytest.mark.parametrize('tars,error,match', [
+    ({'shard-0.tar': {'a/1.jpg': 0, 'b/2.jpg': 1}, 'x.tar': {'notes.txt': 'x'}}, FileNotFoundError, 'no shards for training: looked .* train and val, valid, validation, test; found shard: 2 images, in shard-0.tar; rename'),
+    ({'train-0.tar': {'notes.txt': 'x'}}, FileNotFoundError, 'found no images'),
+    ({'train-0.tar': {'images/1.jpg': 0, 'images/2.jpg': 1}}, ValueError, 'all images for training are in one folder, images/'),
+    ({'train-0.tar': {'1.jpg': 0, '1.json': '{}'}}, ValueError, '1.jpg is in no class folder and has no 1.cls'),
+    ({'train-0.tar': {'1.left.jpg': 0, '1.right.jpg': 1, '1.cls': '0'}}, ValueError, 'which image of 1 is meant.*1.left.jpg, 1.right.jpg'),
+    ({'train-000000.tar.gz': {}, 'val-000000.tar.gz': {}}, ValueError, 'compressed shards .*tar.gz, .*at random places: unpack'),
+    ({'train-0.tar': {'a/1.jpg': 0}, 'train-1.tgz': {}}, ValueError, 'compressed shards .train-1.tgz.')])
+def test_tars_that_cannot_be_used(tmp_path, tars, error, match):
+    with pytest.raises(error, match=match) as e: get_dls(foreign(tmp_path, tars), bs=2, **CPU)
+    assert '\n' not in str(e.value) and not (tmp_path/'index.json').exists()
+
+def test_dots_in_names_are_no_samples(root, tmp_path):
+    "A folder packed by tar: images with dots in their names are images of their own"
+    foreign(tmp_path, {f'{s}-0.tar': {f'{c}/x.{i}.jpg': j for j, c in enumerate('ab') for i in range(4)} for s in ('train', 'val')})
+    assert shades(tmp_path) == (dict(a=0, b=1), 8, 8)
+
 def test_arguments(root, tmp_path):
     write_shards(root, tmp_path/'shards')
     for args, match in (((root, tmp_path/'shards'), 'exists'), ((tmp_path/'shards', tmp_path/'x'), 'folder of shards already'), ((root, tmp_path/'x', 0), 'size must be above 0')):
         with pytest.raises(ValueError, match=match): write_shards(*args)
     with pytest.raises(FileNotFoundError, match='no validation folder .dev/.; it has train/, val/'): get_dls(tmp_path/'shards', bs=4, valid='dev', **CPU)
     with pytest.raises(FileNotFoundError, match='no train/ folder'): write_shards(root/'train', tmp_path/'x')
-    with pytest.raises(ValueError, match='which torchvision cannot read'): bench_data(tmp_path/'shards')
+    for args, kw, match in (((tmp_path/'shards',), {}, 'which torchvision cannot read'), ((root,), dict(images=0), 'images must be 1 or more, got 0'), ((root,), dict(rounds=0), 'rounds must'), ((Path('digits'),), {}, 'the digits are embedded')):
+        with pytest.raises(ValueError, match=match): bench_data(*args, **kw)
+    with pytest.raises(ValueError, match='the digits are embedded'): write_shards('digits', tmp_path/'x')
+    with pytest.raises(FileNotFoundError, match="no folder 'imagenette'; known names"): bench_data(Path('imagenette'))
 
 def test_a_folder_with_tars_beside_train_is_a_folder(root):
     (root/'raw.tar').write_bytes(b'no tar')

@@ -3,8 +3,10 @@ import shutil, warnings
 import numpy as np, pytest, tarfile, torch
 from PIL import Image
 from torch import nn
+from repq.data import open_rgb, unreadable
 from repq.models import create_model
 from repq.recipes import get_recipe
+from repq.runs import train
 from repq.superres import (UNIT, Crops, bicubic, bicubic_image, evaluate_pairs, find_pairs, get_sr_dls, load_benchmarks, load_pairs, luminance, make_pair, open_image, psnr, reach, ssim, super_resolve, upscale, upscale_file)
 from repq.surgery import calibrate, deploy, merge, quantize
 
@@ -92,7 +94,7 @@ def test_bad_images_are_named_and_counted(tmp_path):
     with pytest.warns(UserWarning) as w: pairs = load_pairs(find_pairs(tmp_path), 2, least=32)
     text = ' '.join(str(o.message) for o in w)
     assert [p.name for p in pairs] == ['good'] and '3 of 4 images' in text
-    for word in 'small.png', 'broken.png', 'cut.png', 'notes.txt', 'smaller than the crop of 32': assert word in text, text
+    for word in 'small: 64×20', 'broken.png', 'cut.png', 'notes.txt', 'smaller than the crop of 32': assert word in text, text
     (tmp_path/'good.png').unlink()
     with pytest.raises(ValueError, match='3 of 3'), warnings.catch_warnings(): warnings.simplefilter('ignore'); load_pairs(find_pairs(tmp_path), 2, least=32)
 
@@ -140,10 +142,45 @@ def test_upscaling_keeps_what_it_should(tmp_path):
     p = Image.new('P', (6, 6)); p.putpalette([i for c in range(256) for i in (c, 0, 0)]); p.save(tmp_path/'p.png')
     assert open_image(tmp_path/'p.png').mode == 'RGB'
     picture(6, 6).convert('CMYK').save(tmp_path/'c.jpg')
-    with pytest.raises(ValueError, match='CMYK'): open_image(tmp_path/'c.jpg')
+    assert np.array_equal(np.asarray(open_image(tmp_path/'c.jpg')), np.asarray(open_rgb(tmp_path/'c.jpg')))
 
-def test_sixteen_bit_colour_is_refused(tmp_path):
+@pytest.mark.parametrize('code', range(1, 9))
+def test_a_turned_camera(tmp_path, code):
+    "The picture is upright, in every mode, and stays so when it is upscaled"
+    m = create_model('ecbsr_m4c8').eval()
+    for p in m.parameters(): nn.init.zeros_(p)
+    exif, back = Image.Exif(), {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[code]
+    exif[0x112] = code
+    grey = Image.fromarray(rng.integers(0, 2**16, (6, 9), dtype=np.uint16))
+    for i, im in enumerate((picture(6, 9), picture(6, 9, 1), picture(6, 9, 2), picture(6, 9, 4), picture(6, 9).convert('P', palette=Image.Palette.ADAPTIVE), grey)):
+        stored = im if back is None else im.transpose(Image.Transpose(back))
+        im.save(tmp_path/f'{i}.png'); stored.save(tmp_path/f'{i}turned.png', exif=exif)
+        a, b = (open_image(tmp_path/f'{i}{n}.png') for n in ('', 'turned'))
+        assert a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b)), (code, im.mode)
+        for n in '', 'turned': upscale_file(m, tmp_path/f'{i}{n}.png', tmp_path/f'{i}{n}x2.png')
+        assert (tmp_path/f'{i}x2.png').read_bytes() == (tmp_path/f'{i}turnedx2.png').read_bytes()
+    assert torch.equal(*(load_pairs([('', tmp_path/f'0{n}.png', None)])[0].lr for n in ('', 'turned')))
+
+def test_unreadable_images_leave_validation_images(tmp_path):
+    "What is held out is chosen among the readable images; where there is none, the error says of what"
+    for i in range(11): save(tmp_path/f'a/{i:02d}.png', picture(40, 40))
+    before = [p.name for p in get_sr_dls(tmp_path/'a', crop=32, bs=2, iterations=1).benchmarks['held out']]
+    for i in 9, 4: (tmp_path/f'a/{i:02d}.png').write_bytes(b'')
+    with pytest.warns(UserWarning, match='2 of 11 images cannot be used'): dls = get_sr_dls(tmp_path/'a', crop=32, bs=2, iterations=1)
+    assert before == ['09'] and [p.name for p in dls.benchmarks['held out']] == ['10'] and len(dls.train_ds.pairs) == 8
+    assert unreadable(dls) == [str(tmp_path/f'a/{i:02d}.png') for i in (4, 9)]
+    (tmp_path/'b').mkdir(); (tmp_path/'b/x.png').write_bytes(b'')
+    with pytest.raises(ValueError, match='1 of 1 validation images of b cannot be used'): get_sr_dls('photos', crop=32, bs=2, iterations=1, benchmarks=tmp_path/'b')
+    save(tmp_path/'b/y.png', picture(24, 24))
+    with pytest.warns(UserWarning): row = train(get_recipe('ecbsr_m4c8', 'repq', data=str(tmp_path/'a'), benchmarks=str(tmp_path/'b'), crop=32, batch_size=2, iterations=2, epochs=1), tmp_path/'run', on_epoch=lambda *a: None, timing=0)
+    assert row['unreadable_images'] == 3 == len((tmp_path/'run/unreadable.txt').read_text().splitlines())
+
+def test_what_pillow_reads_of_other_files(tmp_path):
+    "Of 16-bit colour 8 bits, as in classification; floating point not at all"
     import struct, zlib
     chunk = lambda k, d: struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k + d))
     (tmp_path/'rgb16.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0' + bytes(12))) + chunk(b'IEND', b''))
-    with pytest.raises(ValueError, match='16 bits per colour channel'): open_image(tmp_path/'rgb16.png')
+    assert np.array_equal(np.asarray(open_image(tmp_path/'rgb16.png')), np.asarray(open_rgb(tmp_path/'rgb16.png')))
+    with pytest.warns(UserWarning, match='16 bits per colour channel, of which 8 are kept'): upscale_file(create_model('ecbsr_m4c8').eval(), tmp_path/'rgb16.png', tmp_path/'x2.png')
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path/'f.tif')
+    with pytest.raises(ValueError, match='f.tif has floating-point pixels'): open_image(tmp_path/'f.tif')
