@@ -8,14 +8,22 @@ __all__ = ['app', 'Out', 'Data', 'bench', 'Json', 'Rounds', 'Device', 'demo', 't
            'keep_freed_memory', 'main']
 
 # %% ../nbs/16_cli.ipynb #c003
-import ctypes, platform, sys, warnings
+import ctypes, json, os, platform, shlex, signal, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
-import typer
+import typer, typer.core
 
 # %% ../nbs/16_cli.ipynb #c006
-app = typer.Typer(help='Quantization-aware training of re-parametrized networks (RepQ).', no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+class _Interrupted(Exception): "A KeyboardInterrupt, of which typer would make an exit without a word"
+
+class _Commands(typer.core.TyperGroup):
+    "Commands whose interruption reaches `main`"
+    def invoke(self, ctx):
+        try: return super().invoke(ctx)
+        except KeyboardInterrupt as e: raise _Interrupted(str(e) or 'interrupted') from None
+
+app = typer.Typer(cls=_Commands, help='Quantization-aware training of re-parametrized networks (RepQ).', no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110))
 
 Out = Annotated[Path, typer.Option(help='Folder to be made for the run.')]
@@ -105,7 +113,8 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
     if fields: recipe = recipes.recipe_from({**asdict(recipe), **recipes.parse_fields(fields)})
     if dry_run:
         from repq.plans import plan
-        typer.echo(plan(recipe, out, init, accumulate))
+        text = plan(recipe, out, init, accumulate, teacher, resume, checkpoint_minutes, keep, skips, tensorboard)
+        if text is not None: typer.echo(text)
         return
     row = runs.train(recipe, out, init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, recompute=recompute, accumulate=accumulate, teacher=teacher, tensorboard=tensorboard)
     if row is None: return # under torchrun the first process speaks
@@ -294,18 +303,43 @@ def keep_freed_memory() -> bool: # done?
     return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 # %% ../nbs/16_cli.ipynb #c011
+def _impatient():
+    "Take a Ctrl-C within a second after another for the same"
+    last = -1.
+    def ask(signum, frame):
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, ask)
+
+def _stopped(e):
+    "Say what an interruption left, by one process, and end"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get('RANK', '0') == '0':
+        args = sys.argv[1:]
+        again = ['repq', *args] + ['--resume']*('--resume' not in args)
+        how = '' if args[:1] != ['train'] else '; to go on: the same command with --resume' if 'RANK' in os.environ else f'; to go on: {shlex.join(again)}'
+        print(f'repq: {e}{how}', file=sys.stderr)
+    sys.exit(130)
+
+def _report(line):
+    "Give torchrun, if it started this process, the line for its own report, which comes last"
+    if file := os.environ.get('TORCHELASTIC_ERROR_FILE'): Path(file).write_text(json.dumps(dict(message=dict(message=line, extraInfo=dict(timestamp=int(time.time()))))))
+
 def main():
     "The command `repq`"
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line, not where in the source
     keep_freed_memory()
+    _impatient()
     try: app()
+    except _Interrupted as e: _stopped(e)
     except (ValueError, OSError, FloatingPointError, ImportError) as e:
         print(f'repq: {e}', file=sys.stderr)
+        _report(f'repq: {e}')
         sys.exit(1)
-    except KeyboardInterrupt:
-        print('repq: interrupted; the same command with --resume goes on from the last checkpoint, in OUT.part', file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt: _stopped('interrupted')
 
 # %% ../nbs/16_cli.ipynb #main
 if __name__ == '__main__' and '__file__' in globals(): main() # python -m repq.cli, not a notebook

@@ -10,7 +10,7 @@ __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'hol
            'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, socket, tarfile, tempfile, torch, warnings
+import difflib, hashlib, io, json, math, os, random, re, signal, socket, tarfile, tempfile, threading, torch, warnings
 import numpy as np, torch.nn.functional as F
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +141,22 @@ def embedded_digits(
     digits = ImageArray(x, y, [str(i) for i in range(10)], flip=False)
     return digits.subset(~held), digits.subset(held)
 
+# %% ../nbs/10_data.ipynb #d101
+def _outlive_signals():
+    "In a worker process: leave Ctrl-C and SIGTERM to the process that trains; a SIGTERM from that one is the end"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, 'sigwaitinfo'): return # which tells the sender
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    def wait():
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid(): pass
+        os._exit(0)
+    threading.Thread(target=wait, daemon=True).start()
+
+def _workers_line(e) -> str: # None: it is from this process
+    "What an error in a worker said"
+    text = str(e)
+    if 'in DataLoader worker process' in text: return text.rstrip().splitlines()[-1].partition(': ')[2]
+
 # %% ../nbs/10_data.ipynb #c036
 class ImageDL(DataLoader):
     "Batches of a dataset that has `batch(idxs, key)`: x (b, c, h, w) float32 normalised, y (b,) int64, on the device"
@@ -161,6 +177,13 @@ class ImageDL(DataLoader):
         return super().new(dataset, cls, **{**dict(augment=self.augment, stats=self.stats, seed=self.seed), **kwargs})
 
     def before_iter(self): self.epoch += 1
+    def wif(self): _outlive_signals()
+    def __iter__(self):
+        try: yield from super().__iter__()
+        except (ValueError, OSError) as e:
+            if (line := _workers_line(e)) is None: raise
+            raise type(e)(line) from e
+
     def shuffle_fn(self, idxs): return rng_at(self.seed, self.epoch).sample(idxs, len(idxs))
 
     def get_idxs(self):

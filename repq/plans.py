@@ -6,12 +6,14 @@
 from __future__ import annotations
 import shlex
 import torch, torch.nn as nn
+from pathlib import Path
 from statistics import median
+from fastai.torch_core import num_distrib, rank_distrib
 from .data import describe
 from .models import image_size, task
 from .quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
-from .runs import make_learner, lr_schedule, starting_state, task_of, step_times
+from .runs import _admit, _asked, _look, _prepare, make_learner, lr_schedule, task_of, step_times
 
 # %% auto #0
 __all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'training_rate', 'recipes_table', 'saved_bytes',
@@ -120,20 +122,22 @@ def _group_lines(recipe, learn) -> list:
     return [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)] + \
            [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient' if recipe.decouple_wd else 'in the gradient') if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
 
-def plan(recipe:Recipe, out, init=None, accumulate:int=1, processes:int=1) -> str:
-    "All that `repq.runs.train` would do, in lines; nothing is written"
-    state, recipe = starting_state(recipe, init) if init is not None or not recipe.quantized else (None, recipe)
-    kind, share = task_of(recipe), recipe.batch_size//(processes*accumulate)
-    dls = kind.data(recipe)
-    info = kind.info(dls)
-    learn = make_learner(recipe, dls, build(recipe, info['num_classes'], info['in_channels'], state), '.', 0, accumulate)
+def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2, skips:int=10, tensorboard=False) -> str: # None in all processes of torchrun but the first
+    "All that `repq.runs.train` would do, in lines, after the same checks; nothing is written"
+    if rank_distrib(): return None
+    out, asked, processes = Path(out), _asked(init, teacher, accumulate), max(1, num_distrib())
+    _admit(recipe, asked, minutes, keep, skips)
+    recipe, init_state, state, row = _look(recipe, out, asked, resume)
+    if row: return f'{out} is finished: nothing is left to do'
+    dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, None)
+    learn, share = make_learner(recipe, dls, model, '.', skips, accumulate), recipe.batch_size//(processes*accumulate)
     memory = step_memory(learn.model.to(dls.device), dls.one_batch()[0][:4], share, 2 if recipe.optimizer == 'adam' else 1)
     steps, lr = len(dls.train)*recipe.epochs, lr_schedule(recipe)['lr']
     rates = ', '.join(f'{float(torch.as_tensor(lr(p)).flatten()[0]):.3g}' for p in (0., .25, .5, .75, 1.))
     return '\n'.join([f'run: {recipe.network}, {recipe.method}, {recipe.stage}' + (f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}' if recipe.quantized else f', blocks {recipe.full_precision}'),
         'recipe: ' + ', '.join(f'{n}={getattr(recipe, n)!r}' for n in recipe.__dataclass_fields__ if getattr(recipe, n) is not None),
-        f'start: {init or ("a full-precision run that --init names" if recipe.quantized else "new weights")}', f'data: {_data_line(recipe, dls)}',
+        f'start: {init or "new weights"}' + (f', going on at epoch {state["epoch"]}, batch {state["batch"]}' if state else ''), *([f'teacher: {teacher}, whose share of the loss is {recipe.distill:g}'] if teacher else []), f'data: {_data_line(recipe, dls)}',
         f'parameters: {sum(p.numel() for p in learn.model.parameters()):,}', *(f'group: {l}' for l in _group_lines(recipe, learn)),
         f'schedule: {recipe.epochs} epochs of {len(dls.train)} steps, {steps:,} steps of {recipe.batch_size} images; {recipe.schedule}, lr at 0, 25, 50, 75, 100 %: {rates}',
-        f'memory of a process, at least: {sum(memory.values())/2**20:,.0f} MiB (' + ', '.join(f'{k} {v/2**20:,.1f}' for k, v in memory.items()) + f', {share} images at a time)',
+        f'memory of a process, at least: {sum(memory.values())/2**20:,.0f} MiB (' + ', '.join(f'{k} {v/2**20:,.1f}' for k, v in memory.items()) + f', {share} images at a time' + (f', {processes} processes' if processes > 1 else '') + ')',
         f'files: {out}/ with recipe.json, history.csv, results.json, model.safetensors, history.png; until then {out}.part/ with checkpoints/'])

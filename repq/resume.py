@@ -4,7 +4,7 @@
 
 # %% ../nbs/11a_resume.ipynb #n026
 from __future__ import annotations
-import copy, os, random, signal, threading, time, warnings
+import copy, errno, os, random, re, signal, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
@@ -12,23 +12,44 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
+from safetensors import SafetensorError
 
 # %% auto #0
-__all__ = ['write_state', 'read_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state', 'Checkpoints',
-           'ResumableLearner', 'SkipNonFinite']
+__all__ = ['naming', 'writing', 'write_state', 'read_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state',
+           'Checkpoints', 'ResumableLearner', 'SkipNonFinite']
+
+# %% ../nbs/11a_resume.ipynb #d401
+def _why(e) -> str: # None: it is no matter of the disk
+    "Why a file could not be written, and what to do about it"
+    if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError): e = e.__context__ # torch's writer, which fails again in closing the file
+    text = getattr(e, 'strerror', None) or (str(e).splitlines() or [''])[0]
+    if isinstance(e, OSError) and e.errno is None or isinstance(e, RuntimeError) and 'inline_container' not in text: return None # said already; another error, as of a loader whose worker died
+    code = int(m[1]) if (m := re.search(r'os error (\d+)', text)) else getattr(e, 'errno', None)
+    return f'({text})' + ': make room on that disk'*(code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(e, RuntimeError))
+
+@contextmanager
+def naming(path):
+    "OSErrors of what writes the file `path`, and what torch and safetensors make of them, in one line that names it"
+    try: yield
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if (why := _why(e)) is None: raise
+        raise OSError(f'{path} cannot be written {why}') from e
+
+@contextmanager
+def writing(path):
+    "A path to write to, moved to `path` at the end and removed after an error"
+    part = Path(f'{path}.{os.getpid()}.tmp')
+    try:
+        with naming(path):
+            yield part
+            with open(part, 'rb+') as f: os.fsync(f.fileno())
+            os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/11a_resume.ipynb #n029
 def write_state(path, state:dict):
-    "Write a training state so that the file is either the old one or the new one; OSError says what to do where that is not possible"
-    part = Path(f'{path}.{os.getpid()}.tmp')
-    try:
-        with open(part, 'wb') as f:
-            torch.save(state, f)
-            f.flush(); os.fsync(f.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as e: # torch's writer makes RuntimeErrors of some full disks
-        raise OSError(f'{path} cannot be written ({e}): make room on that disk and go on with --resume; the checkpoint before it is whole') from e
-    finally: part.unlink(missing_ok=True)
+    "Write a training state so that the file is either the old one or the new one"
+    with writing(path) as part, open(part, 'wb') as f: torch.save(state, f)
 
 def read_state(folder) -> dict: # None where there is none
     "The newest training state in `folder` that can be read"
@@ -86,7 +107,7 @@ class Checkpoints(Callback):
     def after_batch(self):
         if not self.training or not (self.stopping or time.monotonic() - self.last >= 60*self.minutes): return
         self.save(self.epoch, self.iter + 1)
-        if self.stopping: raise KeyboardInterrupt
+        if self.stopping and not rank_distrib(): raise KeyboardInterrupt # the others may be a batch behind
 
     def after_epoch(self): self.save(self.epoch + 1, 0)
 
@@ -95,6 +116,7 @@ class Checkpoints(Callback):
 
     def save(self, epoch, batch):
         "Write a checkpoint and delete those that are too many"
+        if hasattr(self.learn, 'skip_non_finite') and self.skip_non_finite.series: return # the one before it stays the last
         self.last = time.monotonic()
         if rank_distrib(): return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +125,16 @@ class Checkpoints(Callback):
 
     @contextmanager
     def interruptible(self):
-        "Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt. Alone and in the main thread only: processes that wait for each other cannot stop by themselves"
+        "Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt, in the main thread. Of several processes the first one does so; the others end when they miss it"
         def ask(signum, frame):
-            if self.stopping: raise KeyboardInterrupt
-            self.stopping = True
-        alone = threading.current_thread() is threading.main_thread() and not dist.is_initialized()
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if alone else {}
+            if self.stopping and time.monotonic() - self.stopping > 1: raise KeyboardInterrupt
+            self.stopping = self.stopping or time.monotonic()
+        main = threading.current_thread() is threading.main_thread()
+        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try: yield
+        except RuntimeError as e:
+            if self.stopping and dist.is_initialized(): raise KeyboardInterrupt from e
+            raise
         finally:
             for s, handler in old.items(): signal.signal(s, handler)
 
@@ -151,9 +176,9 @@ class ResumableLearner(Learner):
 class SkipNonFinite(Callback):
     "Skip steps whose loss or gradient is not finite, `budget` of them in a run; one more is a FloatingPointError"
     order, kept = 20, ('skipped',)
-    def __init__(self, budget:int=10): self.budget, self.skipped = budget, []
+    def __init__(self, budget:int=10): self.budget, self.skipped, self.series = budget, [], False
     def before_fit(self):
-        self.skipped, self.live = [], list(self.model.buffers())
+        self.skipped, self.series, self.live = [], False, list(self.model.buffers()) # series: was the last step skipped?
         self.good = [b.clone() for b in self.live]
     def before_batch(self):
         if self.training: torch._foreach_copy_(self.good, self.live)
@@ -161,7 +186,8 @@ class SkipNonFinite(Callback):
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         what = 'gradient' if torch.isfinite(self.loss) else 'loss'
-        if torch.isfinite(self.loss) & torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum()): return # averaged over processes, both: all decide alike
+        self.series = not torch.isfinite(self.loss) & torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum()) # averaged over processes, both: all decide alike
+        if not self.series: return
         self.skipped.append(f'epoch {self.epoch}, batch {self.iter}')
         text = f'the {what} is {self.loss.item() if what == "loss" else "not finite"} at {self.skipped[-1]}'
         if len(self.skipped) > self.budget: raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms inside blocks, so are norm_after and input_noise')

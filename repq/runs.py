@@ -4,8 +4,8 @@
 
 # %% ../nbs/15_runs.ipynb #c003
 from __future__ import annotations
-import copy, csv, json, os, platform, shutil, statistics, sys, time
-from contextlib import nullcontext
+import copy, csv, json, os, platform, shutil, statistics, sys, time, warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, L1LossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
-from fastai.torch_core import rank_distrib, set_seed, trainable_params
+from fastai.torch_core import num_distrib, rank_distrib, set_seed, trainable_params
 from . import __version__, plots, surgery
 from .batchnorm import recompute_exact
 from .checkpoints import from_official, read_checkpoint
@@ -28,22 +28,20 @@ from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr
 from .export import cost
 from .learner import Distill, RepQCallback, soft_cross_entropy
 from .parallel import Accumulate, DataParallel, check_alike, from_first, process_group, processes, spread, together
-from .resume import Checkpoints, ResumableLearner, SkipNonFinite, read_state
+from .resume import Checkpoints, ResumableLearner, SkipNonFinite, naming, read_state, writing
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
-__all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'environment', 'evaluate', 'step_times',
-           'step_ratios', 'History', 'ReportEpoch', 'load_run', 'starting_state', 'lr_schedule', 'make_learner',
-           'psnrs', 'task_of', 'train', 'results_row', 'read_history', 'eval_run', 'collect', 'report', 'demo_recipes',
-           'demo']
+__all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'save_picture', 'environment', 'evaluate',
+           'step_times', 'step_ratios', 'History', 'ReportEpoch', 'load_run', 'starting_state', 'lr_schedule',
+           'make_learner', 'psnrs', 'task_of', 'train', 'results_row', 'read_history', 'read_rows', 'eval_run',
+           'collect', 'report', 'demo_recipes', 'demo']
 
 # %% ../nbs/15_runs.ipynb #c006
 def write_text(path, text:str):
     "Write a file so that it is either the old one or the new one, never half of it"
-    tmp = Path(f'{path}.{os.getpid()}.tmp')
-    tmp.write_text(text)
-    os.replace(tmp, path)
+    with writing(path) as part: part.write_text(text)
 
 def write_json(path, value): write_text(path, json.dumps(value, indent=1))
 
@@ -52,6 +50,10 @@ def read_json(path):
     try: return json.loads(Path(path).read_text())
     except FileNotFoundError: raise FileNotFoundError(f'{path} is missing: is {Path(path).parent} a finished run folder?') from None
     except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from None
+
+def save_picture(fig, path):
+    "`repq.plots.save`, whose errors name the file"
+    with naming(path): return plots.save(fig, path)
 
 def environment() -> dict:
     "Where figures come from: versions, hardware, date"
@@ -220,36 +222,59 @@ def task_of(recipe):
     return {'classification': _Classification, 'super-resolution': _SuperResolution}[task(recipe.model)]
 
 # %% ../nbs/15_runs.ipynb #n010
-def _unlike(path, recipe) -> str:
-    "In what the run in `path` is another than this, '' if in nothing"
-    there = recipe_from(read_json(path/'recipe.json')['recipe'])
-    pairs = {n: (getattr(there, n), v) for n, v in asdict(recipe).items() if n != 'full_precision'} # which `init` decides
-    return ', '.join(f'{n} {a!r} instead of {b!r}' for n, (a, b) in pairs.items() if a != b)
+def _asked(init, teacher, accumulate) -> dict: # as recipe.json has it
+    "What decides on the weights beside the recipe"
+    return dict(init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), accumulate=accumulate)
 
-def _finished(path, recipe) -> bool:
+def _unlike(path, recipe, asked) -> str:
+    "In what the run in `path` is another than this, '' if in nothing"
+    info = {'accumulate': 1, **read_json(path/'recipe.json')}
+    there, place = recipe_from(info['recipe']), lambda v: Path(v).resolve() if isinstance(v, str) else v
+    pairs = {n: (getattr(there, n), v) for n, v in asdict(recipe).items() if n != 'full_precision' or not recipe.quantized} # which `init` decides
+    other = {n: (info.get(n), v) for n, v in asked.items() if place(info.get(n)) != place(v)}
+    return ', '.join(f'{n} {a!r} instead of {b!r}' for n, (a, b) in (pairs | other).items() if a != b)
+
+def _finished(path, recipe, asked={}) -> bool:
     "Is this run there? ValueError if another one has its place"
     if not path.exists(): return False
-    if text := _unlike(path, recipe): raise ValueError(f'{path} holds another run ({text}): give another folder')
+    if text := _unlike(path, recipe, asked): raise ValueError(f'{path} holds another run ({text}): give another folder')
     return (path/'results.json').exists()
 
 def _part(out) -> Path: return out.with_name(f'{out.name}.part')
 
-def _begun(out, recipe, resume) -> dict: # None where nothing was begun
+def _begun(out, recipe, asked, resume) -> dict: # None where nothing was begun
     "The newest checkpoint of this run; FileExistsError or ValueError where its place is taken"
     part = _part(out)
     if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
     if not any((part/'checkpoints').glob('step-*.pt')): return None
     if not resume: raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) goes on with it; to start anew, delete it')
-    if text := _unlike(part, recipe): raise ValueError(f'{part} holds the beginning of another run ({text}): give another folder, or delete it')
+    if text := _unlike(part, recipe, asked): raise ValueError(f'{part} holds the beginning of another run ({text}): give another folder, or delete it')
     return read_state(part/'checkpoints')
 
-def _look(recipe, out, init, resume) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
+# %% ../nbs/15_runs.ipynb #d502
+def _admit(recipe, asked, minutes, keep, skips):
+    "Checks of numbers"
+    n, parts = max(processes(), num_distrib()), asked['accumulate']
+    if minutes < 0 or keep < 1 or skips < 0 or parts < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {parts}')
+    if recipe.batch_size % (n*parts): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {n} processes in {parts} parts each')
+
+def _look(recipe, out, asked, resume) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
     "Where training starts: what there is of this run, and of the one that it follows"
-    if not resume: _begun(out, recipe, resume)
-    init_state, recipe = starting_state(recipe, init)
-    if resume and _finished(out, recipe): return recipe, None, None, read_json(out/'results.json')[0]
-    state = _begun(out, recipe, resume)
+    if not resume: _begun(out, recipe, asked, resume)
+    init_state, recipe = starting_state(recipe, asked['init'])
+    if resume and _finished(out, recipe, asked): return recipe, None, None, read_rows(out/'results.json')[0]
+    state = _begun(out, recipe, asked, resume)
     return recipe, init_state if state is None else None, state, None
+
+def _prepare(recipe, out, init_state, state, asked, tensorboard, dls) -> tuple: # data, content of recipe.json, callbacks, model
+    "What training begins with; nothing is written"
+    dls = dls or together(lambda: task_of(recipe).data(recipe))
+    set_seed(recipe.seed, reproducible=True)
+    info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), **asked, processes=processes(), environment=environment())
+    guides = ([_teacher(recipe, asked['teacher'], info)] if asked['teacher'] is not None else []) + ([_tensorboard(_part(out))] if tensorboard else [])
+    model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
+    check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **{n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')})
+    return dls, info, guides, model
 
 # %% ../nbs/15_runs.ipynb #c014
 def train(recipe:Recipe, out, # the run folder to be made
@@ -267,34 +292,38 @@ def train(recipe:Recipe, out, # the run folder to be made
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
-    out, part = Path(out), _part(Path(out))
-    if minutes < 0 or keep < 1 or skips < 0 or accumulate < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {accumulate}')
+    out, part, asked = Path(out), _part(Path(out)), _asked(init, teacher, accumulate)
     with process_group():
         check_alike(repq=__version__, teacher=teacher is not None, skips=skips, recompute=recompute, accumulate=accumulate, **{n: v for n, v in asdict(recipe).items() if n not in ('data', 'benchmarks')}) # which may lie elsewhere
-        if recipe.batch_size % (processes()*accumulate): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {processes()} processes in {accumulate} parts each')
-        found, init_state, state, row = from_first(lambda: _look(recipe, out, init, resume))
+        _admit(recipe, asked, minutes, keep, skips)
+        found, init_state, state, row = from_first(lambda: _look(recipe, out, asked, resume))
         if row: return None if rank_distrib() else row
         recipe = replace(found, data=recipe.data, benchmarks=recipe.benchmarks)
-        dls = dls or together(lambda: task_of(recipe).data(recipe))
-        set_seed(recipe.seed, reproducible=True)
-        info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=None if init is None else str(init), teacher=None if teacher is None else str(teacher), processes=processes(), accumulate=accumulate, environment=environment())
-        guides = ([_teacher(recipe, teacher, info)] if teacher is not None else []) + ([_tensorboard(part)] if tensorboard else [])
-        model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
-        check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **{n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')})
-        if state is None and not rank_distrib(): _new_folder(part, info)
+        dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, dls)
+        if not rank_distrib(): _open_folder(part, info, state)
         learn = make_learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
-        with spread(model, dls), recompute_exact(recompute):
+        with _told(part/'checkpoints'), spread(model, dls), recompute_exact(recompute):
             if state is None and recipe.quantized: learn.calibrate(recipe.calibrate)
             _fit(learn, recipe, checkpoints, on_epoch)
-    return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)
+    with _told(part/'checkpoints'): return None if rank_distrib() else _finish(recipe, learn, timing, checkpoints.seconds, info, out)
 
 # %% ../nbs/15_runs.ipynb #f302
 def _teacher(recipe, path, info) -> Distill:
-    "The callback for a finished run as a teacher"
+    "The callback for a finished run as a teacher; ValueError where it takes or gives something else than this run"
     other, model, its = from_first(lambda: load_run(path))
-    if task(other.model) != task(recipe.model) or other.scale != recipe.scale or its['classes'] != info['classes']: raise ValueError(f'{path} is a run of {other.model}, of scale {other.scale} and {its["num_classes"]} classes, which cannot teach {recipe.model}, scale {recipe.scale}, {info["num_classes"]} classes')
+    theirs, mine = ({'task': task(r.model), 'scale': r.scale, 'classes': i['classes'], 'channels': i['in_channels'], 'normalisation': i.get('stats')} for r, i in ((other, its), (recipe, info)))
+    near = lambda a, b: a == b or None not in (a, b) and np.shape(a) == np.shape(b) == (2, info['in_channels']) and np.allclose(a, b, rtol=0, atol=.01) # of other images of the same data
+    for n in mine:
+        if not near(theirs[n], mine[n]): raise ValueError(f'{path} cannot teach this run: its {n}: {_brief(theirs[n])}; here: {_brief(mine[n])}')
+    if its.get('size') != info['size'] and not rank_distrib(): warnings.warn(f'the teacher {path} was trained on images of {its.get("size")} pixels and is given those of this run, of {info["size"]}')
     return Distill(model, recipe.distill, task_of(recipe).distance)
+
+def _brief(v) -> str:
+    "A value of recipe.json in a few words"
+    if not isinstance(v, (list, tuple)): return str(v)
+    if isinstance(v[0], str): return f'{len(v)} ({", ".join(v[:3])}{", …" if len(v) > 3 else ""})'
+    return '; '.join(f'{n} ' + ', '.join(f'{o:.3f}' for o in c) for n, c in zip(('mean', 'deviation'), v))
 
 def _tensorboard(part):
     "fastai's callback for TensorBoard; ValueError where the package is missing"
@@ -308,34 +337,50 @@ def _built(recipe, info, state):
     load_state(model, state['model'], f'{recipe.network} of this recipe')
     return model
 
-def _new_folder(part, info):
-    "An empty folder for a run, in the place of an attempt that had no checkpoint yet"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+# %% ../nbs/15_runs.ipynb #d503
+def _open_folder(part, info, state):
+    "An empty folder for a run, in the place of an attempt that had no checkpoint yet; or its folder with what was half written taken away and another number of processes noted"
+    if state is None:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    else:
+        for f in [*part.glob('**/*.tmp'), *part.glob('.plot*')]: shutil.rmtree(f) if f.is_dir() else f.unlink()
+        there = read_json(part/'recipe.json')
+        if there['processes'] == info['processes']: return
+        print(f'{part}: going on with {info["processes"]} processes instead of {there["processes"]}')
+        info = {**there, 'processes': info['processes'], 'earlier_processes': [*there.get('earlier_processes', []), there['processes']]}
     write_json(part/'recipe.json', info)
 
 def _finish(recipe, learn, timing, seconds, info, out) -> dict:
     "Evaluate, write what a run consists of, and move it to its place"
     part, row = learn.path, results_row(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
-    save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, part/'model.safetensors')
+    with writing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, file)
     write_json(part/'results.json', [row])
-    if bad := unreadable(learn.dls): (part/'unreadable.txt').write_bytes(os.fsencode('\n'.join(bad) + '\n'))
-    plots.save(plots.plot_history(read_history(part)), part/'history.png')
+    if bad := unreadable(learn.dls):
+        with writing(part/'unreadable.txt') as file: file.write_bytes(os.fsencode('\n'.join(bad) + '\n'))
+    save_picture(plots.plot_history(read_history(part)), part/'history.png')
     os.replace(part, out)
     shutil.rmtree(out/'checkpoints', ignore_errors=True)
     return row
 
 # %% ../nbs/15_runs.ipynb #n003
 def _fit(learn, recipe, checkpoints, on_epoch):
-    "Train, from a checkpoint on if there is one; errors in one line, which says what is left"
+    "Train, from a checkpoint on if there is one"
     on_epoch = on_epoch or (None if not rank_distrib() else lambda *args: None) # one process speaks
     if checkpoints.start and not on_epoch: print(f'{learn.path}: going on at epoch {checkpoints.start["epoch"]}, batch {checkpoints.start["batch"]}')
     cbs = [ParamScheduler(lr_schedule(recipe)), checkpoints] + ([ReportEpoch(on_epoch)] if on_epoch else [])
-    try:
-        with learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext(), checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
-    except (FloatingPointError, OSError) as e:
-        left = f'; the last good checkpoint is in {checkpoints.folder}' if any(checkpoints.folder.glob('step-*.pt')) else ''
-        raise type(e)(str(e).split(':\n\t')[-1] + left) from e # fastai puts the callback before it
+    with learn.no_bar() if on_epoch or not _watched() else nullcontext(), learn.no_logging() if on_epoch else nullcontext(), checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+
+@contextmanager
+def _told(folder):
+    "Errors and interruptions of a run say in one line which checkpoint there is in `folder`"
+    try: yield
+    except (FloatingPointError, OSError, KeyboardInterrupt) as e:
+        last, text = max(folder.glob('step-*.pt'), default=None), str(e).split(':\n\t')[-1] # fastai puts the callback before it
+        if last is None: left = '' if rank_distrib() else '; there is no checkpoint yet' # the folder may be on another machine
+        elif isinstance(e, FloatingPointError): left = f'; the last checkpoint, from before these steps, is {last}'
+        else: left = f'; the last checkpoint is {last}' + ', from which the run goes on with --resume (resume=True)'*isinstance(e, OSError)
+        raise type(e)(f'{text or "interrupted"}{left}') from e
 
 # %% ../nbs/15_runs.ipynb #c015
 def _settings(recipe) -> dict:
@@ -357,7 +402,15 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
-    with open(Path(run)/'history.csv') as f: return list(csv.DictReader(f))
+    with open(file := Path(run)/'history.csv') as f: rows = list(csv.DictReader(f))
+    if not rows: raise ValueError(f'{file} has no rows')
+    return rows
+
+def read_rows(path) -> list:
+    "Rows of a `results.json`"
+    rows = read_json(path)
+    if not (isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows)): raise ValueError(f'{path} has no rows of results')
+    return rows
 
 # %% ../nbs/15_runs.ipynb #c021
 def eval_run(path, data=None, # None: what the run was trained on
@@ -378,7 +431,7 @@ def collect(paths) -> list:
     rows = []
     for p in map(Path, paths):
         if not p.exists(): raise FileNotFoundError(f'there is no run {p}')
-        rows += read_json(p/'results.json' if p.is_dir() else p)
+        rows += read_rows(p/'results.json' if p.is_dir() else p)
     if not rows: raise ValueError('no runs given to compare')
     return rows
 
@@ -391,11 +444,11 @@ def report(paths, out=None, # folder for pictures
     if sr and len(sr) < len(rows): raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
     if out is not None:
         out = Path(out); out.mkdir(parents=True, exist_ok=True)
-        plots.save((plots.plot_psnr if sr else plots.plot_results)(rows), out/('psnr.png' if sr else 'accuracy.png'))
-        if not sr: plots.save(plots.plot_tradeoff(rows), out/'tradeoff.png')
-        if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): plots.save(plots.plot_step_ratio(rows), out/'step_ratio.png')
+        save_picture((plots.plot_psnr if sr else plots.plot_results)(rows), out/('psnr.png' if sr else 'accuracy.png'))
+        if not sr: save_picture(plots.plot_tradeoff(rows), out/'tradeoff.png')
+        if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): save_picture(plots.plot_step_ratio(rows), out/'step_ratio.png')
         histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
-        if histories: plots.save(plots.plot_history(histories), out/'history.png')
+        if histories: save_picture(plots.plot_history(histories), out/'history.png')
     return (plots.psnr_table if sr else plots.results_table)(rows, figures)
 
 # %% ../nbs/15_runs.ipynb #c025
@@ -423,7 +476,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     for i, (name, (recipe, init)) in enumerate(jobs.items()):
         f = lambda done, of, values: say(i + done/of, len(jobs) + 1, f'{name}, epoch {int(done)}/{of}')
         if name in todo: train(recipe, out/name, init and out/init, on_epoch=f, timing=0, dls=dls, resume=True)
-        rows += read_json(out/name/'results.json')
+        rows += read_rows(out/name/'results.json')
         say(i + 1, len(jobs) + 1, name)
     if task(first.model) == 'super-resolution': _show_details(jobs, out, dls)
     if any(r['method'] == 'plain' for r in rows):
@@ -431,7 +484,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
         _time_demo(rows, jobs, out, dls, rounds=3 if quick else 15)
     write_json(out/'results.json', rows)
     report([out/'results.json'], out)
-    plots.save(plots.plot_history({n: read_history(out/n) for n in jobs}), out/'history.png')
+    save_picture(plots.plot_history({n: read_history(out/n) for n in jobs}), out/'history.png')
     say(len(jobs) + 1, len(jobs) + 1, 'done')
     return rows
 
@@ -445,7 +498,7 @@ def _show_details(jobs, out, dls):
     for p in dls.valid_ds.pairs:
         lr, hr = (t[None].float()/UNIT for t in (p.lr, p.hr))
         images = {'ground truth': hr, 'bicubic': bicubic(lr, hr.shape[-2:])} | {n: m(lr) for n, m in models.items()}
-        plots.save(plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs={n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}), out/f'{p.name}.png')
+        save_picture(plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs={n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}), out/f'{p.name}.png')
 
 def _time_demo(rows, jobs, out, dls, rounds):
     "Put `step_ratio` into `rows`: all methods of a stage and bit-width take turns"

@@ -17,6 +17,7 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried
     'plain': ('plain', {}, LRS), 'merged': ('merged', {}, LOW_LRS), 'merged+norm': ('merged', NORM, LRS),
     **{m: (m, {}, LRS) for m in ('repq-bn', 'repq-bnest', 'repq-bncorrected', 'repq-bnsample')},
     'repq-bn+norm': ('repq-bn', NORM, LRS), 'repq-bnest+norm': ('repq-bnest', NORM, LRS), 'repq-bn+norm+noise': ('repq-bn', NOISE, LRS), 'repq-bnest+norm+noise': ('repq-bnest', NOISE, LRS)}
+BOUNDED = 'plain', 'merged+norm', 'repq-bn+norm+noise', 'repq-bnest+norm+noise' # at 2 bits with bounded steps as well, at the same rates
 OREPA = {'merged': ('merged', {}, LRS), 'repq': ('repq', {}, LRS)} # batch norms are after its layers anyway
 SHORT = {8: 4} # bits -> whose learning rates they take
 
@@ -84,8 +85,11 @@ class Study:
         self.best(tried)
 
     def quantized(self, seed):
-        return [self.run(f'{n}-{v}-w{b}-s{seed}', n, m, self.lr[n, v, SHORT.get(b, b)], self.args.epochs, seed, b, self.start(n, m, seed), **fields)
-                for b in self.args.bits for n in NETWORKS for v, (m, fields, _) in jobs_of(n).items()]
+        def job(n, v, b, more='', **kw):
+            m, fields, _ = jobs_of(n)[v]
+            return self.run(f'{n}-{v}{more}-w{b}-s{seed}', n, m, self.lr[n, v, SHORT.get(b, b)], self.args.epochs, seed, b, self.start(n, m, seed), **fields, **kw)
+        return [job(n, v, b) for b in self.args.bits for n in NETWORKS for v in jobs_of(n)] + \
+               [job(n, v, 2, '+bound', bound_steps=True) for n in ('repvgg', 'ac') for v in BOUNDED if 2 in self.args.bits]
 
 
 def summary(out, command):

@@ -1,4 +1,5 @@
 "Bad input: one clear line that names the value, nothing changed."
+import os, subprocess, sys
 import pytest, torch
 from torch import nn
 from helpers import same_state, states
@@ -164,3 +165,12 @@ def test_reports_say_what_was_left(capsys):
 def test_reports_name_what_stays_float(capsys):
     quantize(seq(conv(3, 4, 3), nn.ConvTranspose2d(4, 4, 2, 2), conv(4, 2, 1)), 4, 4)
     assert 'ConvTranspose2d' in capsys.readouterr().out
+
+def test_torchrun_reports_the_line(tmp_path):
+    "In the file that torchrun reads when a process has failed"
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    file = tmp_path/'error.json'
+    p = subprocess.run([sys.executable, '-m', 'repq.cli', 'train', 'repvgg_a0_tyny', '--out', tmp_path/'x'], capture_output=True, text=True, env={**os.environ, 'TORCHELASTIC_ERROR_FILE': str(file)})
+    line = p.stderr.splitlines()[-1]
+    assert p.returncode == 1 and line.startswith('repq: ') and 'repvgg_a0_tyny' in line
+    assert ProcessFailure(0, 1, 1, str(file)).message['message'] == line

@@ -5,6 +5,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from helpers import same_state
 from repq.recipes import get_recipe
+from repq.resume import read_state
 from repq.runs import read_history, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == 'win32', reason='needs torch.distributed with gloo')
@@ -36,8 +37,8 @@ with process_group():
     for name, (kw, init, parts) in jobs.items(): train(get_recipe(**kw), f'{out}/{name}', init=init and f'{whole}/{init}', on_epoch=lambda *a: None, timing=0, accumulate=parts)
 '''
 
-def torchrun(*args, how=('--standalone', '--nproc-per-node', '2'), before=()):
-    return subprocess.Popen([*before, sys.executable, '-m', 'torch.distributed.run', *how, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}) # a new store for new processes
+def torchrun(*args, how=('--standalone', '--nproc-per-node', '2'), before=(), **kw):
+    return subprocess.Popen([*before, sys.executable, '-m', 'torch.distributed.run', *how, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}, **kw) # a new store for new processes
 
 def unreadable_images(root):
     "Two classes of sixteen images, two of the training ones and one of validation damaged, and read from files"
@@ -170,3 +171,17 @@ def test_worker_killed(tmp_path):
 def test_batches_that_cannot_be_shared(tmp_path):
     with pytest.raises(ValueError, match='batch_size=240 cannot be shared by 1 processes in 7 parts'): train(get_recipe('repvgg_a0_tiny', batch_size=240), tmp_path/'x', accumulate=7)
     assert not list(tmp_path.iterdir())
+
+def test_signal_to_all(tmp_path):
+    "As a queue sends it, to torchrun and its processes: the first one writes a checkpoint and says so, the others end when they miss it"
+    there = tmp_path/'run.part'/'checkpoints'
+    p = torchrun('-m', 'repq.cli', 'train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--epochs', 500, '--batch-size', 240, '--timing', 0, '--out', tmp_path/'run', start_new_session=True)
+    try:
+        end = time.monotonic() + 100
+        while not any(there.glob('step-*.pt')) and time.monotonic() < end: time.sleep(.02)
+        os.killpg(p.pid, signal.SIGTERM)
+        said = p.communicate(timeout=60)[0]
+    finally: p.kill()
+    last = max(there.iterdir())
+    assert [l for l in said.splitlines() if l.startswith('repq: ')] == [f'repq: interrupted; the last checkpoint is {last}; to go on: the same command with --resume'], said
+    assert read_state(there)['step'] == int(last.stem[5:]) and 'RuntimeError' not in said

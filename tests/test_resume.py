@@ -1,12 +1,14 @@
 "Runs that are interrupted end with the weights of runs that are not."
-import copy, errno, os, resource, signal, subprocess, sys, time, warnings
+import copy, errno, os, resource, shutil, signal, subprocess, sys, time, warnings
 from functools import partial
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
-from safetensors.torch import load_file
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from torch import nn
 from helpers import same_state
 from repq import resume
@@ -75,6 +77,39 @@ def test_signals_end_the_batch_and_leave_a_checkpoint(runs, tmp_path, sig):
     train(get_recipe(**TINY), tmp_path/'fp', resume=True, **KW)
     same_run(tmp_path/'fp', runs/'fp')
 
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Images in files, so that workers read them"
+    root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for split in 'train', 'val':
+        for c in 'ab':
+            (root/split/c).mkdir(parents=True)
+            for i in range(16): Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(root/split/c/f'{i}.jpg')
+    return root
+
+@pytest.mark.parametrize('sig,times', [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_signals_to_the_group(photos, tmp_path, sig, times):
+    "To the workers as well, as a queue and a terminal send them: a checkpoint, one line, and the command that goes on"
+    p = shell('train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--data', photos, '--image-size', 64, '--batch-size', 8, '--epochs', 500, '--timing', 0, '--out', tmp_path/'run', start_new_session=True)
+    try:
+        until(p, lambda: any((tmp_path/'run.part'/'checkpoints').glob('step-*.pt')))
+        for _ in range(times): os.killpg(p.pid, sig); time.sleep(.1)
+        said = p.communicate(timeout=60)[1]
+    finally: p.kill()
+    assert p.returncode == 130, said
+    last = max((tmp_path/'run.part'/'checkpoints').iterdir())
+    assert said == f'repq: interrupted; the last checkpoint is {last}; to go on: repq train repvgg_a0_tiny --method repq-bn --data {photos} --image-size 64 --batch-size 8 --epochs 500 --timing 0 --out {tmp_path}/run --resume\n'
+    assert read_state(last.parent)['step'] == int(last.stem[5:])
+
+def test_too_many_unreadable_images(photos, tmp_path):
+    "A worker finds it; what is said is one line all the same, and the end does not wait for the workers"
+    shutil.copytree(photos, tmp_path/'photos')
+    for i in range(4): (tmp_path/'photos'/'train'/'a'/f'{i}.jpg').write_bytes(b'junk')
+    p = shell('train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--data', tmp_path/'photos', '--image-size', 65, '--batch-size', 8, '--epochs', 5, '--timing', 0, '--out', tmp_path/'run')
+    try: said = p.communicate(timeout=55)[1].splitlines()
+    finally: p.kill()
+    assert p.returncode == 1 and said[-1].startswith('repq: ') and 'of 32 images cannot be read' in said[-1] and not any('Traceback' in l for l in said), said
+
 # Interrupted anywhere: a model with dropout, so that the generators matter
 
 class Accident(Callback):
@@ -128,18 +163,45 @@ def begun(tmp_path, at=1.5, **kw):
     with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**{**TINY, **kw}), tmp_path/'run', on_epoch=cut, timing=0, minutes=0)
     return tmp_path/'run.part'/'checkpoints'
 
-def test_full_disk(runs, tmp_path, monkeypatch):
-    real, n = os.fsync, []
+def refuse(monkeypatch, name):
+    "The disk is full when a file of this name is to be forced onto it"
+    real = os.fsync
     def full(fd):
-        n.append(fd)
-        if len(n) == 4: raise OSError(errno.ENOSPC, 'No space left on device')
+        if name in os.readlink(f'/proc/self/fd/{fd}'): raise OSError(errno.ENOSPC, 'No space left on device')
         return real(fd)
     monkeypatch.setattr(resume.os, 'fsync', full)
-    with pytest.raises(OSError, match='No space left.*make room.*--resume.*checkpoint before it is whole') as e: train(get_recipe(**TINY), tmp_path/'fp', minutes=0, **KW)
+
+def full_picture(*args, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc')
+
+@linux
+def test_full_disk(runs, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        refuse(m, 'step-0000000004.pt')
+        with pytest.raises(OSError, match='step-0000000004.pt cannot be written .No space left on device.: make room.*last checkpoint is .*step-0000000003.pt.*--resume') as e: train(get_recipe(**TINY), tmp_path/'fp', minutes=0, **KW)
     assert '\n' not in str(e.value)
     left = sorted(f.name for f in (tmp_path/'fp.part'/'checkpoints').iterdir())
     assert left == ['step-0000000002.pt', 'step-0000000003.pt']
     train(get_recipe(**TINY), tmp_path/'fp', resume=True, minutes=0, **KW)
+    same_run(tmp_path/'fp', runs/'fp')
+
+@linux
+def test_full_disk_before_a_checkpoint(tmp_path, monkeypatch):
+    refuse(monkeypatch, 'step-')
+    with pytest.raises(OSError, match='make room.*; there is no checkpoint yet$'): train(get_recipe(**TINY), tmp_path/'fp', minutes=0, **KW)
+
+@linux
+def test_full_disk_at_the_end(runs, tmp_path, monkeypatch):
+    "Whatever cannot be written is named, nothing half done is left, and going on writes it"
+    r, part = get_recipe(**TINY), tmp_path/'fp.part'
+    for i, name in enumerate(['history.csv', 'model.safetensors', 'results.json', 'history.png']):
+        with monkeypatch.context() as m:
+            if name == 'history.png': m.setattr(Figure, 'savefig', full_picture)
+            else: refuse(m, f'{name}.')
+            with pytest.raises(OSError, match=f'{name} cannot be written .No space left on device.: make room on that disk; the last checkpoint is .*--resume') as e: train(r, tmp_path/'fp', resume=bool(i), minutes=0, **KW)
+        assert '\n' not in str(e.value) and not [f for f in part.rglob('*') if '.tmp' in f.name or f.name[0] == '.']
+    train(r, tmp_path/'fp', resume=True, **KW)
     same_run(tmp_path/'fp', runs/'fp')
 
 def test_file_that_may_not_grow(tmp_path):
@@ -148,9 +210,15 @@ def test_file_that_may_not_grow(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match='make room'): write_state(tmp_path/'step-2.pt', dict(x=torch.ones(10**6)))
+        with pytest.raises(OSError, match='step-2.pt cannot be written .File too large.: make room'): write_state(tmp_path/'step-2.pt', dict(x=torch.ones(10**6)))
+        with pytest.raises(OSError, match='x cannot be written .*File too large.*: make room'), resume.writing(tmp_path/'x') as part: save_file(dict(x=torch.ones(10**6)), part)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [f.name for f in tmp_path.iterdir()] == ['step-1.pt'] and read_state(tmp_path)['x'].sum() == 10
+
+def test_no_matter_of_the_disk(tmp_path):
+    "An error that only happens while a file is written stays what it is"
+    with pytest.raises(RuntimeError, match='^DataLoader worker'), resume.writing(tmp_path/'x'): raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Terminated.')
+    with pytest.raises(OSError, match='no/x cannot be written .No such file or directory.$'), resume.writing(tmp_path/'no'/'x') as part: part.write_text('')
 
 def test_damaged_checkpoint(runs, tmp_path):
     folder = begun(tmp_path, 2) # after the last epoch
@@ -195,12 +263,15 @@ def test_steps_that_are_not_finite(tmp_path, what):
     assert all(t.isfinite().all() for t in learn.model.state_dict().values()) and torch.tensor(learn.recorder.values).isfinite().all()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with pytest.raises(FloatingPointError, match='epoch 0, batch 5, after 3 skipped steps'): fit(tmp_path/'b', partial(SGD, mom=.9), Spoil(what, *range(2, 99)))
+        with pytest.raises(FloatingPointError, match='epoch 1, batch 2, after 3 skipped steps'): fit(tmp_path/'b', partial(SGD, mom=.9), Spoil(what, 2, 4, *range(7, 99))) # of 6 an epoch
+        assert sorted(f.name for f in (tmp_path/'b').iterdir()) == ['step-0000000006.pt', 'step-0000000007.pt'], 'no checkpoint while steps are skipped'
         good = copy.deepcopy(read_state(tmp_path/'b'))
-        assert all(t.isfinite().all() for t in good['model'].values()) and good['callbacks']['skip_non_finite']['skipped'] == [f'epoch 0, batch {i}' for i in (2, 3, 4)]
-        with pytest.raises(FloatingPointError, match='batch 5'): fit(tmp_path/'b', partial(SGD, mom=.9), Spoil(what, *range(2, 99)), state=good) # the budget is not renewed
+        assert all(t.isfinite().all() for t in good['model'].values()) and good['callbacks']['skip_non_finite']['skipped'] == [f'epoch 0, batch {i}' for i in (2, 4)]
+        with pytest.raises(FloatingPointError, match='epoch 1, batch 2'): fit(tmp_path/'b', partial(SGD, mom=.9), Spoil(what, *range(7, 99)), state=good) # the budget is not renewed
 
 def test_divergence_names_the_checkpoint(tmp_path):
     with warnings.catch_warnings(), pytest.raises(FloatingPointError) as e:
         warnings.simplefilter('ignore'); train(get_recipe(**{**TINY, 'lr': 1e30}), tmp_path/'run', minutes=0, skips=1, **KW)
-    assert 'after 1 skipped steps' in str(e.value) and str(tmp_path/'run.part'/'checkpoints') in str(e.value) and '\n' not in str(e.value)
+    assert 'after 1 skipped steps' in str(e.value) and 'last checkpoint, from before these steps, is ' + str(tmp_path/'run.part'/'checkpoints'/'step-0000000001.pt') in str(e.value) and '\n' not in str(e.value)
+    with warnings.catch_warnings(), pytest.raises(FloatingPointError, match='after 1 skipped steps.*; there is no checkpoint yet$'):
+        warnings.simplefilter('ignore'); train(get_recipe(**{**TINY, 'lr': 1e30}), tmp_path/'other', skips=1, **KW)

@@ -1,0 +1,117 @@
+"What a run is asked for: the same when it goes on, the same in its plan; and files that are there but empty."
+import json, os, subprocess, sys, warnings
+from pathlib import Path
+import pytest, torch
+from repq.plans import plan
+from repq.recipes import get_recipe
+from repq.resume import read_state
+from repq.runs import collect, read_history, report, train
+
+def ignore(done, of, values): pass
+KW = dict(on_epoch=ignore, timing=0)
+TINY = dict(model='repvgg_a0_tiny', method='repq-bn', epochs=1, batch_size=240)
+def cut(done, of, values):
+    if done >= 1: raise RuntimeError('cut')
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "Two full-precision runs, one quantized from the first, the second its teacher, and the beginning of the same"
+    d, n = tmp_path_factory.mktemp('runs'), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for seed in 0, 1: train(get_recipe(**TINY, seed=seed), d/f'fp{seed}', **KW)
+    kw = dict(init=d/'fp0', teacher=d/'fp1', accumulate=2)
+    train(get_recipe(**TINY, weight_bits=4), d/'w4', **kw, **KW)
+    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY, weight_bits=4), d/'begun', **kw, on_epoch=cut, timing=0, minutes=0)
+    torch.set_num_threads(n)
+    return d
+
+# Going on with what was begun
+
+@pytest.mark.parametrize('name', ['w4', 'begun'])
+def test_another_start_is_another_run(runs, name):
+    before = (runs/f'{name}{".part"*(name == "begun")}'/'recipe.json').read_text()
+    right = dict(init=runs/'fp0', teacher=runs/'fp1', accumulate=2)
+    for change, words in (dict(init=runs/'fp1'), ('init', 'fp0', 'instead of', 'fp1')), (dict(teacher=None), ('teacher', 'fp1', 'instead of None')), (dict(accumulate=1), ('accumulate 2 instead of 1',)):
+        with pytest.raises(ValueError, match='another') as e: train(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **{**right, **change}, **KW)
+        for w in words: assert w in str(e.value), str(e.value)
+    assert (runs/f'{name}{".part"*(name == "begun")}'/'recipe.json').read_text() == before
+    same = {n: v if n == 'accumulate' else Path(os.path.relpath(v)) for n, v in right.items()} # the same folders in other words
+    if name == 'w4': assert train(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **same, **KW)['weight_bits'] == 4
+    else: assert 'going on at epoch 0, batch 6' in plan(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **same)
+
+def test_blocks_of_another_kind(tmp_path):
+    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY), tmp_path/'run', on_epoch=cut, timing=0, minutes=0)
+    with pytest.raises(ValueError, match="full_precision 'branched' instead of 'merged'"): train(get_recipe(**TINY, full_precision='merged'), tmp_path/'run', resume=True, **KW)
+
+def test_other_number_of_processes(tmp_path, capsys):
+    r, file = get_recipe(**TINY), tmp_path/'run.part'/'recipe.json'
+    with pytest.raises(RuntimeError, match='cut'): train(r, tmp_path/'run', on_epoch=cut, timing=0, minutes=0)
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'processes': 4}))
+    (file.parent/'model.safetensors.7.tmp').write_text('of one that was killed')
+    train(r, tmp_path/'run', resume=True, **KW)
+    assert 'going on with 1 processes instead of 4' in capsys.readouterr().out
+    info = json.loads((tmp_path/'run'/'recipe.json').read_text())
+    assert info['processes'] == 1 and info['earlier_processes'] == [4] and not list((tmp_path/'run').glob('*.tmp'))
+
+# A plan refuses what the run would
+
+@pytest.mark.parametrize('change,words', [
+    (dict(out='w4'), 'w4 exists'), (dict(out='begun'), 'beginning of a run'), (dict(keep=0), 'keep'), (dict(minutes=-1), 'minutes'), (dict(teacher='nosuch'), 'nosuch'),
+    (dict(accumulate=7), 'cannot be shared by 1 processes in 7'), (dict(init=None), 'starts from a full-precision run'), (dict(init='w4'), 'is a quantized run'), (dict(out='w4', resume=True, accumulate=2), 'accumulate 2 instead|teacher')])
+def test_plan_refuses_what_the_run_would(runs, change, words):
+    said = []
+    for f, more in (plan, {}), (train, KW):
+        kw = {n: runs/v if n in ('out', 'init', 'teacher') and v else v for n, v in (dict(out='new', init='fp0') | change).items()}
+        with pytest.raises((ValueError, OSError), match=words) as e: f(get_recipe(**TINY, weight_bits=4), **kw, **more)
+        said.append(str(e.value))
+    assert said[0] == said[1] and not (runs/'new.part').exists()
+
+def test_plan_without_tensorboard(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fastai.callback.tensorboard', None)
+    with pytest.raises(ValueError, match='pip install tensorboard'): plan(get_recipe(**TINY), runs/'new', tensorboard=True)
+
+def test_plan_of_several_processes(tmp_path):
+    "One speaks, and its share is that of a process"
+    cmd = [sys.executable, '-W', 'ignore', '-m', 'repq.cli', 'train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', '240', '--accumulate', '2', '--dry-run', '--out', str(tmp_path/'x')]
+    said = [subprocess.run(cmd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'RANK': str(r), 'WORLD_SIZE': '3'}) for r in (0, 1)]
+    assert [p.returncode for p in said] == [0, 0], said
+    assert '40 images at a time, 3 processes)' in said[0].stdout and not said[1].stdout and not list(tmp_path.iterdir())
+
+# Teachers
+
+def changed(runs, tmp_path, **info):
+    "The first run, as if its data had been another"
+    other = tmp_path/'other'
+    other.mkdir()
+    for f in (runs/'fp0').iterdir(): (other/f.name).write_bytes(f.read_bytes())
+    (other/'recipe.json').write_text(json.dumps({**json.loads((other/'recipe.json').read_text()), **info}))
+    return other
+
+@pytest.mark.parametrize('info,words', [(dict(classes=[*map(str, range(9)), 'x']), 'its classes: 10 .0, 1, 2, ….; here: 10'), (dict(stats=[[.5], [.25]]), 'its normalisation: mean 0.500; deviation 0.250; here: mean 0.3')])
+def test_teacher_of_other_data(runs, tmp_path, info, words):
+    with pytest.raises(ValueError, match=words) as e: plan(get_recipe(**TINY), tmp_path/'x', teacher=changed(runs, tmp_path, **info))
+    assert 'None' not in str(e.value) and '\n' not in str(e.value)
+
+def test_teacher_of_another_size(runs, tmp_path):
+    with pytest.warns(UserWarning, match='trained on images of 16 pixels.*of 8$'): plan(get_recipe(**TINY), tmp_path/'x', teacher=changed(runs, tmp_path, size=16))
+
+def test_teacher_of_a_part_of_the_data(tmp_path):
+    "Statistics of a few images more or less are the same normalisation"
+    train(get_recipe(**TINY, valid=.3), tmp_path/'fp', **KW)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        assert 'teacher' in plan(get_recipe(**TINY), tmp_path/'x', teacher=tmp_path/'fp')
+
+# Files that are there but empty
+
+@pytest.mark.parametrize('text', ['{}', '[]', '[1]', '{"method": "plain"}'])
+def test_results_without_rows(tmp_path, text):
+    (tmp_path/'results.json').write_text(text)
+    for path in tmp_path, tmp_path/'results.json':
+        with pytest.raises(ValueError, match='results.json has no rows'): collect([path])
+
+def test_history_without_rows(runs, tmp_path):
+    other = changed(runs, tmp_path)
+    for text in '', 'epoch,train_loss\n':
+        (other/'history.csv').write_text(text)
+        with pytest.raises(ValueError, match='other/history.csv has no rows'): report([other], tmp_path/'report')
