@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'holdout', 'draw_moves', 'move', 'channel_stats',
            'ImageArray', 'embedded_digits', 'ImageDL', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
-           'open_rgb', 'open_crop', 'ImageFiles', 'list_images', 'split_folders', 'Packed', 'index_tar', 'find_tars',
-           'index_split', 'index_shards', 'write_index', 'read_shards', 'probe_sizes', 'decode_images', 'cache_dir',
-           'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe', 'unreadable']
+           'open_rgb', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'ImageFiles', 'list_images', 'split_folders', 'Packed',
+           'index_tar', 'find_tars', 'index_split', 'index_shards', 'write_index', 'read_shards', 'probe_sizes',
+           'decode_images', 'cache_dir', 'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe',
+           'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
 import difflib, hashlib, io, json, math, os, random, re, signal, socket, tarfile, tempfile, threading, torch, warnings
@@ -77,7 +78,10 @@ def move(
     if pad:
         h,w = x.shape[2:]
         x = F.pad(x, (pad,)*4).unfold(2, h, 1).unfold(3, w, 1)[torch.arange(len(x), device=x.device), :, dy, dx]
-    return torch.where(mirrored.bool()[:,None,None,None], x.flip(-1), x)
+    if x.is_cuda: return torch.where(mirrored.bool()[:,None,None,None], x.flip(-1), x) # does not wait for the GPU
+    x = x if pad else x.clone()
+    for i in mirrored.nonzero()[:,0].tolist(): x[i] = x[i].flip(-1) # on the CPU half the work
+    return x
 
 # %% ../nbs/10_data.ipynb #c023
 def channel_stats(
@@ -262,11 +266,11 @@ def coarsen(
 
 # %% ../nbs/10_data.ipynb #p006
 def resize_bytes(
-    im:Image.Image, # RGB
-    size:int,       # side of the result in pixels
+    im,       # RGB: a Pillow image, or an array (h, w, 3) uint8
+    size:int, # side of the result in pixels
 ) -> Tensor: # (3, size, size) uint8, channels last
     "`im` resized to `size`×`size`: bilinear, with antialiasing"
-    x = torch.from_numpy(np.array(im)).permute(2,0,1)[None]
+    x = torch.from_numpy(im if isinstance(im, np.ndarray) else np.array(im)).permute(2,0,1)[None]
     return F.interpolate(x, (size, size), mode='bilinear', antialias=True)[0]
 
 # %% ../nbs/10_data.ipynb #c046
@@ -316,7 +320,40 @@ def _quiet():
         warnings.filterwarnings('ignore', category=UserWarning, module='PIL')
         yield
 
+# %% ../nbs/10_data.ipynb #j002
+try: import simplejpeg
+except ImportError: simplejpeg = None
+
+# %% ../nbs/10_data.ipynb #j003
+def jpeg_size(
+    data:bytes, # of an image file
+) -> tuple: # (width, height); None where Pillow is to read it
+    "The size of a plain JPEG that `jpeg_pixels` can decode"
+    if simplejpeg is None or data[:2] != b'\xff\xd8' or b'Exif\0' in data[:1<<16]: return None
+    try: h,w,space,_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError: return None
+    return (w, h) if space in ('YCbCr', 'Gray') else None
+
+def jpeg_pixels(
+    data:bytes,
+    whole:tuple, # its size, from `jpeg_size`
+    scale:int=1, # 1, 2, 4 or 8
+) -> np.ndarray: # (h/scale, w/scale, 3) uint8, sizes rounded up; None where Pillow is to read it
+    "RGB of a plain JPEG, decoded at 1/`scale` of its size"
+    w,h = (-(-v//scale) for v in whole)
+    try: x = simplejpeg.decode_jpeg(data, min_height=h if scale > 1 else 0, min_width=w if scale > 1 else 0)
+    except ValueError: return None
+    return x if x.shape == (h, w, 3) else None
+
 # %% ../nbs/10_data.ipynb #p009
+def _plain_crop(data, size, rng, coarse):
+    "`open_crop` of a plain JPEG's bytes; None where Pillow is to read it"
+    if (whole := jpeg_size(data)) is None: return None
+    (l,t,r,b),scale = coarsen(random_box(*whole, rng), size)
+    if not coarse: l,t,r,b,scale = *(v*scale for v in (l, t, r, b)),1
+    x = jpeg_pixels(data, whole, scale)
+    return None if x is None else resize_bytes(x[t:b, l:r], size)
+
 def open_crop(
     path,     # an image file
     size:int, # side of the result in pixels
@@ -324,7 +361,10 @@ def open_crop(
     coarse:bool=True, # may a JPEG be decoded at a fraction of its size?
 ) -> Tensor: # (3, size, size) uint8
     "A random rectangle of an image, upright, as RGB, resized to `size`×`size`"
-    with Image.open(_source(path)) as im:
+    data,state = path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes(),rng.getstate()
+    if (x := _plain_crop(data, size, rng, coarse)) is not None: return x
+    rng.setstate(state)
+    with Image.open(io.BytesIO(data)) as im:
         if im.format != 'JPEG': im.load() # all others come whole
         whole = im.size
         box,scale = coarsen(random_box(*whole, rng), size)
