@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'holdout', 'draw_moves', 'move', 'channel_stats',
            'ImageArray', 'embedded_digits', 'ImageDL', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
-           'open_rgb', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'ImageFiles', 'list_images', 'split_folders', 'Packed',
-           'index_tar', 'find_tars', 'index_split', 'index_shards', 'write_index', 'read_shards', 'probe_sizes',
-           'decode_images', 'cache_dir', 'fingerprint', 'decode_cached', 'fetch', 'get_datasets', 'get_dls', 'describe',
-           'unreadable']
+           'open_rgb', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'open_centre', 'ImageFiles', 'list_images',
+           'split_folders', 'Packed', 'index_tar', 'find_tars', 'index_split', 'index_shards', 'write_index',
+           'read_shards', 'probe_sizes', 'decode_images', 'cache_dir', 'fingerprint', 'decode_cached', 'fetch',
+           'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
 import difflib, hashlib, io, json, math, os, random, re, signal, socket, tarfile, tempfile, threading, torch, warnings
@@ -354,6 +354,8 @@ def _plain_crop(data, size, rng, coarse):
     x = jpeg_pixels(data, whole, scale)
     return None if x is None else resize_bytes(x[t:b, l:r], size)
 
+def _bytes(path): return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
+
 def open_crop(
     path,     # an image file
     size:int, # side of the result in pixels
@@ -361,7 +363,7 @@ def open_crop(
     coarse:bool=True, # may a JPEG be decoded at a fraction of its size?
 ) -> Tensor: # (3, size, size) uint8
     "A random rectangle of an image, upright, as RGB, resized to `size`×`size`"
-    data,state = path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes(),rng.getstate()
+    data,state = _bytes(path),rng.getstate()
     if (x := _plain_crop(data, size, rng, coarse)) is not None: return x
     rng.setstate(state)
     with Image.open(io.BytesIO(data)) as im:
@@ -371,6 +373,23 @@ def open_crop(
         if coarse and scale > 1: im.draft(None, [v//scale for v in whole])
         im.load()
         return resize_bytes(_rgb(im.crop(box if im.size != whole else [v*scale for v in box])), size)
+
+# %% ../nbs/10_data.ipynb #j005
+def open_centre(
+    path,     # an image file
+    size:int, # side of the result in pixels
+    ratio:float=1, # as in `centre_crop`
+) -> Tensor: # (3, size, size) uint8
+    "`centre_crop` of the image in a file, upright, as RGB"
+    data = _bytes(path)
+    whole = jpeg_size(data)
+    x = None if whole is None else jpeg_pixels(data, whole)
+    if x is None: x = np.array(centre_crop(open_rgb(io.BytesIO(data)), size, ratio))
+    elif min(whole) != int(size/ratio + 1e-6): x = np.array(centre_crop(Image.fromarray(x), size, ratio))
+    else: # nothing to resize
+        left,top = (round((v-size)/2) for v in whole)
+        x = x[top:top+size, left:left+size]
+    return torch.from_numpy(x).permute(2,0,1)
 
 # %% ../nbs/10_data.ipynb #c055
 _unreadable = (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, Image.DecompressionBombError) # what Pillow raises for damaged files
@@ -430,7 +449,7 @@ class ImageFiles(_Labelled):
 @patch
 def load(self:ImageFiles, i, key=None, at=None):
     "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
-    if key is None: return torch.from_numpy(np.array(centre_crop(open_rgb(self.files[i]), self.size, self.ratio))).permute(2,0,1),False
+    if key is None: return open_centre(self.files[i], self.size, self.ratio),False
     rng = rng_at(key, i if at is None else at)
     return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
 
