@@ -190,7 +190,7 @@ class SkipNonFinite(Callback):
         if not self.series: return
         self.skipped.append(f'epoch {self.epoch}, batch {self.iter}')
         text = f'the {what} is {self.loss.item() if what == "loss" else "not finite"} at {self.skipped[-1]}'
-        if len(self.skipped) > self.budget: raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms inside blocks, so are norm_after and input_noise')
+        if len(self.skipped) > self.budget: raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms inside blocks, so are norm_after, input_noise and bound_steps')
         warnings.warn(f'{text}: step skipped, {len(self.skipped)} of at most {self.budget}')
         torch._foreach_copy_(self.live, self.good)
         smooth = self.recorder.smooth_loss # what the history shows stays a number
