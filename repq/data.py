@@ -332,7 +332,7 @@ def jpeg_size(
     if simplejpeg is None or data[:2] != b'\xff\xd8' or b'Exif\0' in data[:1<<16]: return None
     try: h,w,space,_ = simplejpeg.decode_jpeg_header(data)
     except ValueError: return None
-    return (w, h) if space in ('YCbCr', 'Gray') else None
+    return (w, h) if space in ('YCbCr', 'Gray') and w*h <= (Image.MAX_IMAGE_PIXELS or math.inf) else None # Pillow guards against what only claims to be large
 
 def jpeg_pixels(
     data:bytes,

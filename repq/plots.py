@@ -239,7 +239,7 @@ def _order(row):
     base = re.split(r'[+,]', m)[0]
     return (row['stage'] != 'full-precision', row['stage'], -(row['weight_bits'] or 99), -(row['input_bits'] or 99), _METHODS.index(base) if base in _METHODS else len(_METHODS), m)
 
-_SERIES = dict(model='{}'.format, data='{}'.format, epochs='{} epochs'.format, lr='lr {:g}'.format, settings=lambda v: ' '.join(f'{k}={o}' for k, o in v.items())) # what may tell rows apart -> how it is said
+_SERIES = dict(model='{}'.format, data='{}'.format, epochs=lambda v: f'{v} epoch' + 's'*(v != 1), lr='lr {:g}'.format, settings=lambda v: ' '.join(f'{k}={o}' for k, o in v.items())) # what may tell rows apart -> how it is said
 
 def _named(rows) -> list: # copies, sorted
     "Rows whose `method` says what else tells them from others of the same method, stage and width; ValueError where one comes twice"
