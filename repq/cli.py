@@ -66,45 +66,49 @@ def _progress():
             yield say
     return bar()
 
+# %% ../nbs/16_cli.ipynb #e402
+_AnyData = Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")]
+_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected or repq-bnsample.')]
+_WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
+_InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
+_Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")]
+_Epochs = Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")]
+_Warmup = Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')]
+_Schedule = Annotated[Optional[str], typer.Option(help='cosine or constant.')]
+_Valid = Annotated[Optional[float], typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
+_FirstLast = Annotated[Optional[int], typer.Option(help='8 if left out; 0: as all other layers.')]
+_LayerBits = Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8 (weights/inputs); see: repq report RUN.')]
+_PerTensor = Annotated[bool, typer.Option('--per-tensor', help='One weight step per layer, not per channel.')]
+_FullPrecision = Annotated[Optional[str], typer.Option(help="How blocks train in full precision: 'branched' or 'merged'.")]
+_Scale = Annotated[Optional[int], typer.Option(help='Super-resolution only, as the next three: 2 if left out.')]
+_Crop = Annotated[Optional[int], typer.Option(help='Pixels of the large side of a training crop.')]
+_Iterations = Annotated[Optional[int], typer.Option(help='Batches in an epoch.')]
+_Benchmarks = Annotated[Optional[str], typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')]
+
+# %% ../nbs/16_cli.ipynb #e404
+_Timing = Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end; 0: none.')]
+_Resume = Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in OUT.part, if it was interrupted, to the weights that it would have had; begin it if it was not begun; leave it if it is finished.')]
+_Minutes = Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each epoch; 0: after every batch.')]
+_Keep = Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')]
+_Fields = Annotated[Optional[List[str]], typer.Option('--set', metavar='NAME=VALUE', help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')]
+_Teacher = Annotated[Optional[Path], typer.Option(help="A finished run of the same data whose outputs take part in the loss; its share is the recipe's distill.")]
+_TensorBoard = Annotated[bool, typer.Option('--tensorboard', help='Write for TensorBoard as well, into the run folder; needs the package tensorboard.')]
+_DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')]
+_Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')]
+_Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")]
+_Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')]
+
 # %% ../nbs/16_cli.ipynb #c009
 @app.command(epilog='Example: repq train repvgg_a0 --data imagenet --method repq-bn --out runs/fp   and then   '
                     'repq train repvgg_a0 --data imagenet --method repq-bnest --weight-bits 4 --input-bits 4 --init runs/fp --out runs/w4')
 def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')],
-          out: Out,
-          data: Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")] = None,
-          method: Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected or repq-bnsample.')] = 'repq-bnest',
-          weight_bits: Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')] = 32,
-          input_bits: Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')] = None,
-          init: Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")] = None,
-          epochs: Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")] = None,
-          batch_size: Optional[int] = None,
-          lr: Optional[float] = None,
-          weight_decay: Optional[float] = None,
-          warmup: Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')] = None,
-          schedule: Annotated[Optional[str], typer.Option(help='cosine or constant.')] = None,
-          label_smoothing: Optional[float] = None,
-          image_size: Optional[int] = None,
-          valid: Annotated[Optional[float], typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')] = None,
-          seed: int = 0,
-          first_last_bits: Annotated[Optional[int], typer.Option(help='8 if left out; 0: as all other layers.')] = None,
-          layer_bits: Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8 (weights/inputs); see: repq report RUN.')] = None,
-          per_tensor: Annotated[bool, typer.Option('--per-tensor', help='One weight step per layer, not per channel.')] = False,
-          full_precision: Annotated[Optional[str], typer.Option(help="How blocks train in full precision: 'branched' or 'merged'.")] = None,
-          scale: Annotated[Optional[int], typer.Option(help='Super-resolution only, as the next three: 2 if left out.')] = None,
-          crop: Annotated[Optional[int], typer.Option(help='Pixels of the large side of a training crop.')] = None,
-          iterations: Annotated[Optional[int], typer.Option(help='Batches in an epoch.')] = None,
-          benchmarks: Annotated[Optional[str], typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')] = None,
-          timing: Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end; 0: none.')] = 5,
-          resume: Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in OUT.part, if it was interrupted, to the weights that it would have had; begin it if it was not begun; leave it if it is finished.')] = False,
-          checkpoint_minutes: Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each epoch; 0: after every batch.')] = 15,
-          keep: Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')] = 2,
-          fields: Annotated[Optional[List[str]], typer.Option('--set', metavar='NAME=VALUE', help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')] = None,
-          teacher: Annotated[Optional[Path], typer.Option(help="A finished run of the same data whose outputs take part in the loss; its share is the recipe's distill.")] = None,
-          tensorboard: Annotated[bool, typer.Option('--tensorboard', help='Write for TensorBoard as well, into the run folder; needs the package tensorboard.')] = False,
-          dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')] = False,
-          accumulate: Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')] = 1,
-          recompute: Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")] = False,
-          skips: Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')] = 10):
+          out: Out, data: _AnyData = None, method: _Method = 'repq-bnest', weight_bits: _WeightBits = 32, input_bits: _InputBits = None, init: _Init = None, epochs: _Epochs = None,
+          batch_size: Optional[int] = None, lr: Optional[float] = None, weight_decay: Optional[float] = None, warmup: _Warmup = None, schedule: _Schedule = None,
+          label_smoothing: Optional[float] = None, image_size: Optional[int] = None, valid: _Valid = None, seed: int = 0, first_last_bits: _FirstLast = None,
+          layer_bits: _LayerBits = None, per_tensor: _PerTensor = False, full_precision: _FullPrecision = None, scale: _Scale = None, crop: _Crop = None,
+          iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False, checkpoint_minutes: _Minutes = 15, keep: _Keep = 2,
+          fields: _Fields = None, teacher: _Teacher = None, tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1, recompute: _Recompute = False,
+          skips: _Skips = 10):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq import recipes, runs
     recipe = recipes.get_recipe(model, method, weight_bits, input_bits, data=data, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,

@@ -281,11 +281,17 @@ def centre_crop(
 ) -> Image.Image:
     "The short side resized to `size/ratio`, the central `size`×`size` of it kept"
     w,h = im.size
-    short = int(size/ratio + 1e-6)
+    short = _short(size, ratio)
     w,h = (short, int(short*h/w)) if w <= h else (int(short*w/h), short)
     if im.size != (w, h): im = im.resize((w, h), Image.BILINEAR)
+    return im.crop(_middle(w, h, size))
+
+def _short(size, ratio): return int(size/ratio + 1e-6) # side of the resized image
+
+def _middle(w, h, size):
+    "The central square: left, top, right, bottom"
     left,top = round((w-size)/2), round((h-size)/2)
-    return im.crop((left, top, left+size, top+size))
+    return left, top, left+size, top+size
 
 # %% ../nbs/10_data.ipynb #c052
 def open_rgb(
@@ -295,6 +301,8 @@ def open_rgb(
     with Image.open(_source(path)) as im:
         im.load() # an error in the pixels comes here, before EXIF is asked
         return _rgb(im)
+
+def _bytes(path): return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
 
 def _source(path):
     "What Pillow can open: a path, or the bytes of what has `read_bytes`"
@@ -354,8 +362,6 @@ def _plain_crop(data, size, rng, coarse):
     x = jpeg_pixels(data, whole, scale)
     return None if x is None else resize_bytes(x[t:b, l:r], size)
 
-def _bytes(path): return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
-
 def open_crop(
     path,     # an image file
     size:int, # side of the result in pixels
@@ -385,10 +391,10 @@ def open_centre(
     whole = jpeg_size(data)
     x = None if whole is None else jpeg_pixels(data, whole)
     if x is None: x = np.array(centre_crop(open_rgb(io.BytesIO(data)), size, ratio))
-    elif min(whole) != int(size/ratio + 1e-6): x = np.array(centre_crop(Image.fromarray(x), size, ratio))
+    elif min(whole) != _short(size, ratio): x = np.array(centre_crop(Image.fromarray(x), size, ratio))
     else: # nothing to resize
-        left,top = (round((v-size)/2) for v in whole)
-        x = x[top:top+size, left:left+size]
+        l,t,r,b = _middle(*whole, size)
+        x = x[t:b, l:r]
     return torch.from_numpy(x).permute(2,0,1)
 
 # %% ../nbs/10_data.ipynb #c055

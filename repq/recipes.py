@@ -16,8 +16,8 @@ from .checkpoints import differences
 from . import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'Method', 'nearest', 'get_method', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields',
-           'parse_layer_bits', 'build', 'load_state']
+__all__ = ['METHODS', 'QUANTIZED_ONLY', 'Method', 'nearest', 'get_method', 'Training', 'Recipe', 'recipe_from', 'get_recipe',
+           'parse_fields', 'parse_layer_bits', 'build', 'load_state']
 
 # %% ../nbs/12_recipes.ipynb #c006
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def get_method(name:str) -> Method:
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'), str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
 _RANGES = dict(lr=(0, None, '0'), bias_lr=(0, None, '0'), warmup=(0, 1, '1'), momentum=(0, 1, '1'), weight_decay=(0, None, ''), distill=(0, 1, '0'), label_smoothing=(0, 1, '1'), valid=(0, 1, '01'),
                sqr_mom=(0, 1, '1'), eps=(0, None, '0'), epochs=(0, None, ''), batch_size=(1, None, ''), calibrate=(1, None, ''), image_size=(1, None, '')) # name -> (least, greatest, which of these are themselves too much)
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
 
 def _check_type(field, value):
@@ -76,7 +77,7 @@ def _check_bits(r):
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
-    for n in ('norm_after', 'input_noise', 'bound_steps', 'layer_bits'):
+    for n in (*QUANTIZED_ONLY, 'layer_bits'):
         if getattr(r, n) and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {getattr(r, n)} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
 
@@ -99,8 +100,8 @@ def _check(r):
 
 # %% ../nbs/12_recipes.ipynb #c009
 @dataclass(frozen=True)
-class Recipe:
-    "Everything needed to repeat a training run; `weight_bits=32` is the full-precision stage"
+class Training:
+    "What a training run does in either stage; `weight_bits=32` is the full-precision stage"
     model: str                     # see `repq.models.list_models`
     method: str = 'repq-bnest'     # a key of `METHODS`
     data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
@@ -121,6 +122,11 @@ class Recipe:
     image_size: int = None         # None: what the data says
     valid: float = None            # share of the training images held out to validate on, in place of the validation folder: for tuning
     augment: bool = True
+
+# %% ../nbs/12_recipes.ipynb #e011
+@dataclass(frozen=True)
+class Recipe(Training):
+    "Everything needed to repeat a training run"
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True

@@ -123,20 +123,22 @@ class Checkpoints(Callback):
         write_state(self.folder/f'step-{self.train_iter:010}.pt', dict(training_state(self.learn, epoch, batch), seconds=self.seconds))
         for f in sorted(self.folder.glob('step-*.pt'))[:-self.n_kept]: f.unlink()
 
-    @contextmanager
-    def interruptible(self):
-        "Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt, in the main thread. Of several processes the first one does so; the others end when they miss it"
-        def ask(signum, frame):
-            if self.stopping and time.monotonic() - self.stopping > 1: raise KeyboardInterrupt
-            self.stopping = self.stopping or time.monotonic()
-        main = threading.current_thread() is threading.main_thread()
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-        try: yield
-        except RuntimeError as e:
-            if self.stopping and dist.is_initialized(): raise KeyboardInterrupt from e
-            raise
-        finally:
-            for s, handler in old.items(): signal.signal(s, handler)
+# %% ../nbs/11a_resume.ipynb #e302
+@patch
+@contextmanager
+def interruptible(self:Checkpoints):
+    "Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt, in the main thread. Of several processes the first one does so; the others end when they miss it"
+    def ask(signum, frame):
+        if self.stopping and time.monotonic() - self.stopping > 1: raise KeyboardInterrupt
+        self.stopping = self.stopping or time.monotonic()
+    main = threading.current_thread() is threading.main_thread()
+    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try: yield
+    except RuntimeError as e:
+        if self.stopping and dist.is_initialized(): raise KeyboardInterrupt from e
+        raise
+    finally:
+        for s, handler in old.items(): signal.signal(s, handler)
 
 # %% ../nbs/11a_resume.ipynb #n036b
 @patch

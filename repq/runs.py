@@ -30,7 +30,7 @@ from .learner import Distill, RepQCallback, soft_cross_entropy
 from .parallel import Accumulate, DataParallel, check_alike, from_first, process_group, processes, spread, together
 from .resume import Checkpoints, ResumableLearner, SkipNonFinite, naming, read_state, writing
 from .models import task
-from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
+from .recipes import METHODS, QUANTIZED_ONLY, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'save_picture', 'environment', 'evaluate',
@@ -386,7 +386,7 @@ def _told(folder):
 def _settings(recipe) -> dict:
     "The fields that are not those of the usual recipe and have no column of their own"
     usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, recipe.input_bits)
-    return {n: v for n, v in asdict(recipe).items() if v != getattr(usual, n) and n not in ('data', 'seed', 'epochs', 'lr', 'norm_after', 'input_noise', 'bound_steps', 'full_precision')}
+    return {n: v for n, v in asdict(recipe).items() if v != getattr(usual, n) and n not in ('data', 'seed', 'epochs', 'lr', 'full_precision', *QUANTIZED_ONLY)}
 
 def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     "The row of a trained model"
@@ -395,7 +395,7 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
     if timing:
         xb, yb = (o[:64] for o in dls.one_batch())
         ratio = step_ratios(dict(own=model, plain=_twin(recipe, dls)), xb, yb, 'plain', timing, task_of(recipe).loss)['own']
-    return dict(method=recipe.method + '+norm'*recipe.norm_after + '+noise'*recipe.input_noise + '+bound'*recipe.bound_steps, stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
+    return dict(method='+'.join([recipe.method, *(name for n, name in QUANTIZED_ONLY.items() if getattr(recipe, n))]), stage=recipe.stage, weight_bits=recipe.weight_bits, input_bits=recipe.input_bits, seed=recipe.seed,
                 **task_of(recipe).scores(model, deployed, dls), size_bytes=c['size_bytes'], bit_operations=c['bit_operations'],
                 step_ratio=ratio, model=recipe.network, data=str(recipe.data), epochs=recipe.epochs, lr=recipe.lr, settings=_settings(recipe), seconds=round(seconds, 1),
                 skipped_steps=skipped, unreadable_images=len(unreadable(dls)), environment=info['environment'])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from fastcore.basics import chunked
-from .data import (VALIDATION, _folder, _quiet, _rgb, _subfolders, _tolerate, _unreadable, coarsen, get_dls, index_tar, list_images,
+from .data import (VALIDATION, _bytes, _folder, _quiet, _rgb, _subfolders, _tolerate, _unreadable, coarsen, get_dls, index_tar, list_images,
                        open_crop, open_rgb, random_box, read_shards, rng_at, split_folders, write_index)
 
 # %% auto #0
@@ -35,7 +35,7 @@ def _read(file):
     "The bytes of an image and what is wrong with it"
     data = b''
     try:
-        data = file.read_bytes() if hasattr(file, 'read_bytes') else Path(file).read_bytes()
+        data = _bytes(file)
         open_rgb(io.BytesIO(data))
     except _unreadable as e: return data, e
     return data, None
@@ -200,6 +200,7 @@ def bench_data(
     finally: torch.set_num_threads(threads)
     return [_row(times, k, n, rounds=rounds, workers=workers, size=size, batch_size=batch_size) for k,n in cases]
 
+# %% ../nbs/10b_shards.ipynb #e202
 def _row(times, k, n, **kwargs) -> dict:
     "Rates of loader `n` in pipeline `k`, and its ratio to torchvision's with the quartiles of single rounds"
     rate = lambda key, j: [t[0]/t[j] for t in times[key]]
