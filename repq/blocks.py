@@ -17,9 +17,24 @@ from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbias
 from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
-__all__ = ['Footprint', 'branch_footprint', 'Place', 'Batch', 'extend', 'run', 'Block', 'conv_bn', 'same_padding', 'ConvShape',
-           'ConvBlock', 'RepVGGBlock', 'ACBlock', 'MobileOneBlock', 'QARepVGGBlock', 'RepSRBlock', 'IdentityConv',
-           'DepthwiseFilter', 'Scale', 'average_pool', 'DiverseBranchBlock']
+__all__ = ['computes', 'hooked', 'Footprint', 'branch_footprint', 'Place', 'Batch', 'extend', 'run', 'Block', 'conv_bn',
+           'same_padding', 'ConvShape', 'ConvBlock', 'RepVGGBlock', 'ACBlock', 'MobileOneBlock', 'QARepVGGBlock',
+           'RepSRBlock', 'IdentityConv', 'DepthwiseFilter', 'Scale', 'average_pool', 'DiverseBranchBlock']
+
+# %% ../nbs/03_blocks.ipynb #a005
+_COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__', '__getattribute__'}           # methods that decide what a module computes
+_STATE = {'weight', 'bias', 'running_mean', 'running_var', 'eps', 'stride', 'padding', 'dilation', 'groups'}   # and what they read
+
+def computes(m, *classes) -> bool:
+    "Is `m` one of these classes, also in what it computes?"
+    base = next((c for c in classes if isinstance(m, c)), None)
+    if base is None or 'forward' in vars(m): return False
+    below = [c for c in type(m).__mro__[:type(m).__mro__.index(base)] if c.__module__ != 'torch.nn.utils.parametrize']
+    return not any(n in _COMPUTE or n in _STATE and isinstance(v, property) for c in below for n, v in vars(c).items())
+
+def hooked(m) -> bool:
+    "Has `m` hooks that see or change what it gives?"
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 # %% ../nbs/03_blocks.ipynb #c005
 _BN = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -27,24 +42,25 @@ _POINTWISE = (nn.Identity, *_BN)
 
 def _flatten(op) -> list:
     "The operations of a branch in order, nested `Sequential`s opened"
-    return [o for m in op for o in _flatten(m)] if isinstance(op, nn.Sequential) else [op]
+    return [o for m in op for o in _flatten(m)] if computes(op, nn.Sequential) and not hooked(op) else [op]
 
 def _footprint(op) -> tuple:
     "Kernel size, stride, padding and dilation of one operation, as pairs"
-    if isinstance(op, _POINTWISE): return (1, 1), (1, 1), (0, 0), (1, 1)
-    if isinstance(op, nn.AvgPool2d): return pair(op.kernel_size), pair(op.stride), pair(op.padding), (1, 1)
-    if isinstance(op, nn.Conv2d) and not isinstance(op, nn.modules.conv._ConvTransposeNd):
+    if hooked(op): raise TypeError(f'{type(op).__name__} has hooks, and what they do would be lost in a merged kernel: take them off, or leave the module out of the block')
+    if computes(op, *_POINTWISE): return (1, 1), (1, 1), (0, 0), (1, 1)
+    if computes(op, nn.AvgPool2d): return pair(op.kernel_size), pair(op.stride), pair(op.padding), (1, 1)
+    if computes(op, nn.Conv2d):
         g = Geometry.of(op)
         return op.kernel_size, g.stride, g.padding, g.dilation
-    if hasattr(op, 'kernel'): return pair(getattr(op, 'kernel_size', None) or op.kernel().kernel_size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
-    raise TypeError(f'{type(op).__name__} cannot be merged: a branch is made of linear operations '
+    if hasattr(op, 'kernel') and (computes(op, Block) or not isinstance(op, Block)): return pair(getattr(op, 'kernel_size', None) or op.kernel().kernel_size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
+    own = ', a subclass that computes something else,' if isinstance(op, (*_POINTWISE, nn.AvgPool2d, nn.Conv2d, nn.Sequential, Block)) else ''
+    raise TypeError(f'{type(op).__name__}{own} cannot be merged: a branch is made of linear operations '
                     '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a kernel() method); activations stay outside the block')
 
 def _linear(op, channels:int, like:Tensor) -> Kernel:
     "The kernel of an operation that has one of its own; `like` gives device and dtype of constants"
-    if isinstance(op, nn.Conv2d): return Kernel.of(op)
     if isinstance(op, nn.AvgPool2d): return Kernel.average(channels, op.kernel_size, device=like.device, dtype=like.dtype)
-    return op.kernel()
+    return op.kernel() if hasattr(op, 'kernel') else Kernel.of(op)
 
 # %% ../nbs/03_blocks.ipynb #c007
 @dataclass

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .kernels import Kernel
 from .batchnorm import STATISTICS, Moments, fold, get_statistics, running_stats
 from .quantizers import LSQ
-from .blocks import Block
+from .blocks import Block, computes, hooked
 
 # %% auto #0
 __all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'on_accumulator', 'IntegerKernel', 'copy_quantizer']
@@ -38,10 +38,11 @@ def copy_linear(linear):
 
 def as_block(m:nn.Module) -> nn.Module:
     "Whatever `m` is (convolution, linear layer, block), as something that yields a kernel"
-    if isinstance(m, nn.Linear): return FullyConnected(m)
-    if isinstance(m, nn.Conv2d): return Block([m])
+    if hooked(m): raise TypeError(f'{type(m).__name__} has hooks, and what they do would be lost: take them off first')
+    if computes(m, nn.Linear): return FullyConnected(m)
+    if computes(m, nn.Conv2d): return Block([m])
     if hasattr(m, 'kernel') and hasattr(m, 'convolve'): return m
-    raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be quantized')
+    raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be quantized, and of subclasses those that compute what their base does')
 
 # %% ../nbs/06_layers.ipynb #c009
 class RepQLayer(nn.Module):
