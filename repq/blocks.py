@@ -177,6 +177,7 @@ def run(op, x:Tensor, place:Place,
 # %% ../nbs/03_blocks.ipynb #c017
 class Block(nn.Module):
     "A sum of linear branches that merges into one convolution; attributes are named as in `nn.Conv2d`"
+    merges_first = False # does `forward` merge and convolve once, in training as well? For blocks without batch norm
     def __init__(self,
                  branches,            # dict (or list) of modules, each a linear operation or a `Sequential` of them
                  padding=None,        # of the merged convolution; None: as the branches' own modules say
@@ -298,8 +299,8 @@ def _extend(self:Block, kernel:Kernel, batch:Batch, outer:Place=None) -> Kernel:
 
 @patch
 def forward(self:Block, input:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
-    "The branches, added"
-    return self._run(input)
+    "The branches, added; through the merged kernel where the block merges first"
+    return self.convolve(input, *self.kernel()) if self.merges_first else self._run(input)
 
 @patch
 def kernel(self:Block,

@@ -92,8 +92,8 @@ def _is_models(frame) -> bool:
 def _line() -> str:
     "file:number: the innermost line of the model's code"
     frame = sys._getframe(1)
-    while frame and not _is_models(frame): frame = frame.f_back
-    if frame is None: return ''
+    while not _is_models(frame): frame = frame.f_back
+    if frame.f_code is _Tracer.trace.__code__: return '' # a container of torch's called it
     path, number = Path(frame.f_code.co_filename), frame.f_lineno
     name = 'cell' if 'ipykernel' in str(path) else path.name
     return f'{name}:{number}: {linecache.getline(str(path), number).strip()}'
@@ -473,7 +473,9 @@ def _norm_graph(m, training):
     resolve_in_place(graph, m)
     norms = [n for n in graph.nodes if n.op == 'call_function' and n.target is F.batch_norm]
     if len(norms) != 1 or not _is_own_norm(norms[0], m): return None
-    norms[0].replace_all_uses_with(norms[0].all_input_nodes[0])
+    x = norms[0].all_input_nodes[0]
+    if readers(x, live_nodes(graph)) != norms: return None # the rest must not see the input
+    norms[0].replace_all_uses_with(x)
     live = live_nodes(graph)
     for n in reversed(list(graph.nodes)):
         if n not in live and n.op != 'placeholder': graph.erase_node(n)

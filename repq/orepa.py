@@ -16,9 +16,7 @@ __all__ = ['OnlineBlock', 'frequency_prior', 'OREPA', 'OREPA1x1', 'Flipped', 'OR
 # %% ../nbs/04_orepa.ipynb #c005
 class OnlineBlock(ConvBlock):
     "A block without batch norm inside, which merges first and convolves once, also in training"
-    def forward(self, input:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
-        "The input through the merged kernel"
-        return self.convolve(input, *self.kernel())
+    merges_first = True
 
 # %% ../nbs/04_orepa.ipynb #c007
 def frequency_prior(channels:int, kernel_size) -> Tensor: # (channels, kh, kw)

@@ -4,24 +4,26 @@
 
 # %% ../nbs/07_surgery.ipynb #c002
 from __future__ import annotations
-import copy, inspect, warnings
-from collections import Counter, OrderedDict, deque
+import copy
+from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 import torch, torch.nn as nn
 from torch import Tensor, fx
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_leaves
+from torch.nn.utils.parametrize import is_parametrized
 from .kernels import Geometry, Kernel
 from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from .quantizers import LSQ, check_bits
-from .blocks import Block, RepVGGBlock
+from .blocks import Block, RepVGGBlock, computes, hooked
 from .layers import FullyConnected, RepQLayer
+from .graphs import (MOVES, graph_module, is_layer, is_norm, live_nodes, nonnegative, norm_rest, read, readers, rest_graph, shape_nodes, trace_graph,
+                         untouched, why_not_integer)
 
 # %% auto #0
-__all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
-           'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
+__all__ = ['Site', 'find_sites', 'tied', 'Rows', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics', 'train_merged',
+           'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -35,14 +37,6 @@ class Site:
     left: str = ''            # why surgery has to leave it as it is
 
 _BN = nn.modules.batchnorm._BatchNorm
-
-def _computes(m, *classes) -> bool:
-    "Is `m` one of these, also in what it computes?"
-    return any(isinstance(m, c) and getattr(m.forward, '__func__', None) is c.forward for c in classes)
-
-def _is_site(m): return isinstance(m, (Block, RepQLayer)) or _computes(m, nn.Conv2d, nn.Linear)
-def _is_bn(m): return _computes(m, _BN, nn.SyncBatchNorm) and not isinstance(m, (nn.BatchNorm1d, nn.BatchNorm3d))
-def _hooked(m): return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 # %% ../nbs/07_surgery.ipynb #c007
 def _is_composite(m) -> bool:
@@ -58,87 +52,45 @@ def _registered(m, name='', inside='', seen=None) -> list:
     seen = set() if seen is None else seen
     if m in seen: return []
     seen.add(m)
-    if _is_site(m): return [Site(name, m, left=_why_left(m, inside))]
+    if is_layer(m): return [Site(name, m, left=_why_left(m, inside))]
     if _is_composite(m): inside = type(m).__name__
     return [s for n, c in m.named_children() for s in _registered(c, f'{name}.{n}' if name else n, inside, seen)]
-
-# %% ../nbs/07_surgery.ipynb #c010
-def _loose(v):
-    "A copy of what a forward pass may change in place; anything else as it is"
-    if isinstance(v, Tensor) and not isinstance(v, nn.Parameter): return v.clone()
-    return copy.copy(v) if isinstance(v, (dict, list, set, deque)) else v
-
-@contextmanager
-def _untouched(model):
-    "Whatever is done to attributes, buffers and modes of `model` here is undone"
-    own = {m: vars(m) for m in model.modules()}
-    for m, attrs in own.items():
-        new = {k: _loose(v) for k, v in attrs.items()}
-        if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
-        object.__setattr__(m, '__dict__', new)
-    try: yield model
-    finally:
-        for m, attrs in own.items(): object.__setattr__(m, '__dict__', attrs)
-
-# %% ../nbs/07_surgery.ipynb #c013
-class _Tracer(fx.Tracer):
-    "Layers that yield kernels, batch norms and quantizers are single steps"
-    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or isinstance(m, LSQ) or super().is_leaf_module(m, qualname)
-
-def trace_graph(model, training:bool) -> fx.Graph:
-    "What `model` computes in one mode, arguments with a default left out"
-    defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
-    with _untouched(model), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return _Tracer().trace(model.train(training), defaults)
-
-# %% ../nbs/07_surgery.ipynb #c016
-_MAKES = {'relu', 'relu_', 'relu6', 'sigmoid', 'hardsigmoid', 'softmax', 'softplus', 'abs', 'square', 'exp'}
-_KEEPS = {'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2d', 'flatten', 'dropout', 'cat', 'mean', 'reshape', 'view', 'contiguous', 'clone',
-          'squeeze', 'unsqueeze', 'permute', 'transpose', 'identity', 'channelshuffle', 'pixelshuffle', 'zeropad2d', 'dropout2d', 'maxpool2d', 'avgpool2d',
-          'adaptiveavgpool2d', 'adaptivemaxpool2d', 'stochasticdepth', 'stochastic_depth', 'chunk', 'getitem', 'split'}
-_ARITHMETIC = {'add', 'iadd', 'add_', 'mul', 'imul', 'mul_'}
-
-def operation(node, model) -> str:
-    "A lower-case name for what a graph node does"
-    if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__.lower()
-    return (node.target if node.op == 'call_method' else getattr(node.target, '__name__', '')).lower()
-
-def _nonnegative(graph, model) -> dict:
-    "Node -> whether its value is certainly ≥ 0"
-    known = {}
-    for node in graph.nodes:
-        name = operation(node, model) if node.op.startswith('call') else ''
-        inputs = all(known[n] for n in node.all_input_nodes) and bool(node.all_input_nodes)
-        constants = not any(isinstance(a, (int, float)) and not a >= 0 for a in tree_leaves((node.args, node.kwargs)))
-        known[node] = name in _MAKES or (name in _KEEPS and inputs) or (name in _ARITHMETIC and inputs and constants)
-    return known
 
 # %% ../nbs/07_surgery.ipynb #c019
 @dataclass
 class _Trace:
     "What the graph of one mode tells"
+    graph: fx.Graph
     calls: Counter    # module name -> how often it is called; in order of execution
     follows: dict     # layer -> the batch norm that alone reads its output, or None
     nonnegative: dict # layer -> are all its inputs certainly ≥ 0?
     read: set         # ids of the parameters that the model reads itself
 
-def _follows(node, model, calls) -> str:
+def _is_linear(m): return isinstance(m.block if isinstance(m, RepQLayer) else m, (nn.Linear, FullyConnected)) or isinstance(m, RepQLayer) and m.block.geometry is None
+
+def _can_absorb(layer, bn) -> bool:
+    "Can the batch norm `bn` go into the kernel of `layer`, whose output it reads?"
+    if not isinstance(bn, _BN) or not is_layer(layer) or hooked(layer) or hooked(bn): return False
+    if not is_norm(bn) and rest_graph(bn) is None: return False
+    return _is_linear(layer) == isinstance(bn, nn.BatchNorm1d) and not isinstance(bn, nn.BatchNorm3d)
+
+def _follows(node, model, calls, live) -> str:
     "The batch norm that alone reads the output of this call, or None"
-    reader, *more = node.users or [None]
-    if more or reader is None or reader.op != 'call_module' or calls[node.target] > 1 or calls[reader.target] > 1: return None
-    layer, bn = model.get_submodule(node.target), model.get_submodule(reader.target)
-    return reader.target if _is_bn(bn) and not _hooked(layer) and not _hooked(bn) else None
+    found = readers(node, live)
+    if len(found) != 1 or found[0].op != 'call_module' or 'unclear' in found[0].meta: return None
+    reader = found[0].target
+    if calls[node.target] > 1 or calls[reader] > 1: return None
+    return reader if _can_absorb(model.get_submodule(node.target), model.get_submodule(reader)) else None
 
 def _trace(model, training:bool) -> _Trace:
     "`model` traced in one mode"
     graph, params = trace_graph(model, training), dict(model.named_parameters())
-    nonneg, calls = _nonnegative(graph, model), [n for n in graph.nodes if n.op == 'call_module']
-    res = _Trace(Counter(n.target for n in calls), {}, {}, {id(params.get(n.target)) for n in graph.nodes if n.op == 'get_attr'})
+    signs, live, calls = nonnegative(graph, model), live_nodes(graph), [n for n in graph.nodes if n.op == 'call_module']
+    res = _Trace(graph, Counter(n.target for n in calls), {}, {}, {id(params[n.target]) for n in live if n.op == 'get_attr' and n.target in params})
     for n in calls:
-        x = n.all_input_nodes[0] if n.all_input_nodes else None
-        res.nonnegative[n.target] = res.nonnegative.get(n.target, True) and nonneg.get(x, False) # a shared layer: all its inputs
-        res.follows[n.target] = _follows(n, model, res.calls)
+        x = n.all_input_nodes[0] if n.all_input_nodes and 'unclear' not in n.meta else None
+        res.nonnegative[n.target] = res.nonnegative.get(n.target, True) and signs.get(x, False) # a shared layer: all its inputs
+        res.follows[n.target] = _follows(n, model, res.calls, live)
     return res
 
 # %% ../nbs/07_surgery.ipynb #c021
@@ -148,7 +100,7 @@ def _agree(site, traces, model):
     is_read = lambda m: any(id(p) in read for p in m.parameters())
     ran = [t for t in traces if t.calls[site.name]]
     site.runs = traces[0].calls[site.name] > 0
-    site.nonnegative = bool(ran) and not _hooked(site.module) and all(t.nonnegative[site.name] for t in ran)
+    site.nonnegative = bool(ran) and not hooked(site.module) and all(t.nonnegative[site.name] for t in ran)
     site.left = site.left or ('the model reads its weight itself' if is_read(site.module) else '' if ran else 'never called')
     bns = {t.follows[site.name] for t in ran}
     if site.left or len(bns) != 1 or None in bns: return
@@ -156,15 +108,20 @@ def _agree(site, traces, model):
     if not any(t.calls[bn] for t in traces if t not in ran) and not is_read(model.get_submodule(bn)): site.bn = bn
 
 # %% ../nbs/07_surgery.ipynb #c022
-def find_sites(model:nn.Module) -> tuple: # list of `Site`, and why tracing failed ('' if it did not)
-    "The places of `model` where kernels are applied, where it can be traced in the order of execution: what evaluation runs, then the rest"
+def _survey(model) -> tuple: # sites, the traces of evaluation and training, and why tracing failed ('' if it did not)
+    "`find_sites` with the traces that it looked at"
     sites = _registered(model)
-    if sites and not sites[0].name: return sites, ''
+    if sites and not sites[0].name: return sites, [], ''
     try: traces = [_trace(model, False), _trace(model, True)]
-    except Exception as e: return sites, f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
+    except Exception as e: return sites, [], f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
     for s in sites: _agree(s, traces, model)
     rank = {n: i for i, n in enumerate(dict.fromkeys([*traces[0].calls, *traces[1].calls]))}
-    return sorted(sites, key=lambda s: rank.get(s.name, len(rank))), ''
+    return sorted(sites, key=lambda s: rank.get(s.name, len(rank))), traces, ''
+
+def find_sites(model:nn.Module) -> tuple: # list of `Site`, and why tracing failed ('' if it did not)
+    "The places of `model` where kernels are applied, where it can be traced in the order of execution: what evaluation runs, then the rest"
+    sites, _, why = _survey(model)
+    return sites, why
 
 # %% ../nbs/07_surgery.ipynb #c028
 def _own(model, inplace:bool) -> nn.Module:
@@ -174,13 +131,32 @@ def _own(model, inplace:bool) -> nn.Module:
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
     return model if inplace else copy.deepcopy(model)
 
-def _replace(model, new:dict) -> tuple: # (model, names of modules whose hooks are gone)
+_HOOKS = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook')
+
+@contextmanager
+def _bare(m):
+    "`m` without its hooks, meanwhile"
+    own = {h: getattr(m, h) for h in _HOOKS}
+    for h, v in own.items(): setattr(m, h, type(v)() if isinstance(v, dict) else None)
+    try: yield m
+    finally:
+        for h, v in own.items(): setattr(m, h, v)
+
+def _move_hooks(old, new):
+    "Give `new` the hooks of `old`, the same dictionaries: what removes a hook still does"
+    for h in _HOOKS:
+        v = getattr(old, h)
+        setattr(new, h, v); setattr(old, h, type(v)() if isinstance(v, dict) else None)
+
+def _replace(model, new:dict) -> tuple: # (model, names of modules whose hooks moved)
     "`model` with modules exchanged for `new[module]` under all their names"
     names = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if new.get(m, m) is not m]
+    moved = [n for n, m in names if hooked(m)]
+    for m in {m for _, m in names if hooked(m)}: _move_hooks(m, new[m])
     for n, m in names:
         if n: model.set_submodule(n, new[m])
         else: model = new[m]
-    return model, [n for n, m in names if _hooked(m)]
+    return model, moved
 
 # %% ../nbs/07_surgery.ipynb #c029
 def _named(name, f, *args):
@@ -205,8 +181,58 @@ def _grouped(pairs) -> str: # of (name, reason)
 
 def _report(verb, verbose, untraced, *parts, left=(), hooks=()):
     if not verbose: return
-    print(f'{verb}: ' + '; '.join([*(p for p in parts if p), *([f'left: {_grouped(left)}'] if left else []), *([f'hooks lost with the old layers: {_some(hooks)}'] if hooks else [])]))
+    print(f'{verb}: ' + '; '.join([*(p for p in parts if p), *([f'left: {_grouped(left)}'] if left else []), *([f'hooks moved to the new layers: {_some(hooks)}'] if hooks else [])]))
     if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
+
+# %% ../nbs/07_surgery.ipynb #a102
+def _memory(p): return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
+
+def tied(model:nn.Module) -> dict: # name -> names of the others
+    "Layers and modules that share a parameter (a tensor, not a module) with others"
+    inside = {m: s.name for s in _registered(model) for m in s.module.modules()}
+    owners = {}
+    for n, m in model.named_modules():
+        for p in m.parameters(recurse=False): owners.setdefault(_memory(p), []).append(inside.get(m, n))
+    groups = [list(dict.fromkeys(names)) for names in owners.values()]
+    return {n: [o for o in names if o != n] for names in groups if len(names) > 1 for n in names}
+
+def _tied_pairs(model, names) -> str:
+    "Which of the layers `names` are tied, in words"
+    ties = tied(model)
+    return _some([f'{n} = {o}' for n in names for o in ties.get(n, []) if n < o or o not in names])
+
+# %% ../nbs/07_surgery.ipynb #a104
+def _without_integers(model, sites, traces) -> list: # of (name, why, line)
+    "What the model computes that will not become integers, as far as the graph of evaluation tells"
+    if not traces: return []
+    graph = traces[0].graph
+    live, layers, absorbed = live_nodes(graph), {s.name: s for s in sites}, {s.bn for s in sites if s.bn and not s.left}
+    calls = [n for n in graph.nodes if n in live and n.op.startswith('call')]
+    whys = [(n, _why_not(n, model, layers.get(n.target), n.target in absorbed)) for n in calls]
+    return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
+
+def _why_not(node, model, site, absorbed) -> str:
+    "Why the node cannot become integers; '' where nothing speaks against it"
+    if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
+    m = model.get_submodule(node.target) if node.op == 'call_module' else None
+    if isinstance(m, _BN): return _why_not_rest(m) if absorbed else 'a batch norm that no layer absorbs: none precedes it alone'
+    if isinstance(m, LSQ): return ''
+    try: return why_not_integer(read(node, model))
+    except ValueError as e: return str(e)
+
+def _why_not_rest(bn) -> str:
+    "The same for what an absorbed batch norm's class goes on with"
+    if is_norm(bn): return ''
+    graph = rest_graph(bn)
+    whys = [_why_not(n, bn, None, False) for n in graph.nodes if n.op.startswith('call')]
+    return next((w for w in whys if w), '')
+
+def _integer_line(rows) -> str:
+    "What `quantize` says of them"
+    if not rows: return ''
+    shown = '; '.join(f"{n}: {why}" + (f' ({line})' if line else '') for n, why, line in rows[:3])
+    more = f' and {len(rows) - 3} more' if len(rows) > 3 else ''
+    return f'quantize: {_count(len(rows), "operation")} cannot become integers (training is not affected; repq.integers.check_integers(model, images) says more): {shown}{more}'
 
 # %% ../nbs/07_surgery.ipynb #c035
 def _called(block) -> str: # a class, a function, or a `partial` of one
@@ -248,7 +274,17 @@ def _absorbable(model, site):
     bn = model.get_submodule(site.bn) if site.bn else None
     return None if bn is None or bn.running_mean is None else bn
 
-def _gone(bn): return nn.Identity().train(bn.training) # what stands in the place of an absorbed batch norm
+class Rows(nn.Module):
+    "What stands in the place of an absorbed `BatchNorm1d`; over (batch, channels, length) that would have normalised another dimension than the layer's outputs"
+    def forward(self, x):
+        torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds for (batch, features) only')
+        return x
+
+def _gone(bn) -> nn.Module:
+    "What stands in the place of an absorbed batch norm: nothing, or what its class goes on with"
+    stays = nn.Identity() if is_norm(bn) else norm_rest(bn)
+    if isinstance(bn, nn.BatchNorm1d): stays = nn.Sequential(Rows(), stays) if not is_norm(bn) else Rows()
+    return stays.train(bn.training)
 
 # %% ../nbs/07_surgery.ipynb #c037
 def reparametrize(model:nn.Module,
@@ -261,7 +297,11 @@ def reparametrize(model:nn.Module,
     if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
     model = _own(model, inplace)
     sites, untraced = find_sites(model)
-    sites = [s for s in sites if type(s.module) is nn.Conv2d and (where is None or where(s.name, s.module))]
+    sites = [s for s in sites if isinstance(s.module, nn.Conv2d) and (where is None or where(s.name, s.module))]
+    ties = tied(model)
+    for s in sites:
+        if is_parametrized(s.module): s.left = s.left or 'its weight is parametrized'
+        if s.name in ties: s.left = s.left or f"shares its weight with '{ties[s.name][0]}'"
     blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
         if s.left: continue
@@ -281,8 +321,9 @@ def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     sites = [s for s in _registered(model) if isinstance(s.module, (Block, RepQLayer))]
     quantized = [s.name for s in sites if isinstance(s.module, RepQLayer) and s.module.stage != 'merged']
     new = {s.module: _named(s.name, s.module.deploy) for s in sites if s.name not in quantized}
+    ties = _tied_pairs(model, [s.name for s in sites if s.module in new])
     model, hooks = _replace(model, new)
-    _report('merge', verbose, '', f'{_count(len(new), "block")} → convolutions', left=[(n, 'quantized, which deploy() makes integers') for n in quantized], hooks=hooks)
+    _report('merge', verbose, '', f'{_count(len(new), "block")} → convolutions', ties and f'tied weights become copies: {ties}', left=[(n, 'quantized, which deploy() makes integers') for n in quantized], hooks=hooks)
     return model
 
 # %% ../nbs/07_surgery.ipynb #c044
@@ -403,7 +444,7 @@ def _quantizers(layer, signed, weight_bits, input_bits, per_channel) -> tuple:
 # %% ../nbs/07_surgery.ipynb #c057
 def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
     "(layer, its two quantizers) for a site, nothing changed yet"
-    layer = site.module if isinstance(site.module, RepQLayer) else _same_mode(RepQLayer(site.module), site.module)
+    with _bare(site.module): layer = site.module if isinstance(site.module, RepQLayer) else _same_mode(RepQLayer(site.module), site.module)
     signed = None if site.nonnegative is None else not site.nonnegative
     return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
 
@@ -413,15 +454,31 @@ def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, 
     layer.input_noise, layer.weight_quantizer.bounded = input_noise, bound_steps
 
 # %% ../nbs/07_surgery.ipynb #n003
-def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits)
-    "Bit-widths of single layers; ValueError where a name or a number is none"
+def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
+    "Bit-widths of single layers, None for those that stay in floating point; ValueError where a name or a number is none"
     if not isinstance(layer_bits or {}, dict): raise ValueError(f'layer_bits must be a dictionary from names of layers to bits, got {layer_bits!r}')
-    res = {n: tuple(b) if isinstance(b, (tuple, list)) else (b, b) for n, b in (layer_bits or {}).items()}
+    pairs = {n: tuple(b) if isinstance(b, (tuple, list)) else (b, b) for n, b in (layer_bits or {}).items()}
+    res = {n: None if b == (None, None) else b for n, b in pairs.items()}
     for n, b in res.items():
         if n not in names: raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are {', '.join(get_close_matches(n, names, 3, 0))}")
+        if b is None: continue
         if len(b) != 2: raise ValueError(f"layer_bits: '{n}' takes bits, or (weight bits, input bits), got {b}")
         for v in b: _named(n, check_bits, v)
     return res
+
+# %% ../nbs/07_surgery.ipynb #a106
+def _plan_all(sites, bits, per_channel) -> dict: # module -> (layer, its two quantizers)
+    "The plan of each site; where there can be none, the site says why it is left"
+    res = {}
+    for s in sites:
+        try: res[s.module] = _plan(s, *bits(s), per_channel)
+        except (ValueError, TypeError) as e: s.left = str(e)
+    return res
+
+def _differing(own) -> str:
+    "Layers with bit-widths of their own, in words"
+    text = ', '.join(f'{n} at {b[0]}/{b[1]}' for n, b in own.items() if b is not None)
+    return text and f'but {text}'
 
 # %% ../nbs/07_surgery.ipynb #c058
 def quantize(model:nn.Module,
@@ -429,27 +486,33 @@ def quantize(model:nn.Module,
              statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled'; None: as they are ('exact' unless set)
              per_channel=True,         # one weight step per output channel, or one per layer
              first_last_bits=8,        # for the first and the last layer; None: as all others
-             layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ
+             layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ; None: left in floating point
              inplace=False, verbose=True,
              input_noise=False,        # do variances of batch norms inside blocks count the input's rounding error? For less than 4 bits
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
+             where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
     if statistics is not None: get_statistics(statistics)
     model = _own(model, inplace)
-    sites, untraced = find_sites(model)
+    sites, traces, untraced = _survey(model)
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
     todo = [s for s in sites if not s.left and (not isinstance(s.module, RepQLayer) or s.module.stage == 'merged')]
-    edges = [] if first_last_bits is None else _edges(sites)
     own = _layer_bits(layer_bits, [s.name for s in todo])
-    bits = lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits))
-    plan = {s.module: _named(s.name, _plan, s, *bits(s), per_channel) for s in todo}
+    out = [s for s in todo if s.name in own and own[s.name] is None or where is not None and not where(s.name, s.module)]
+    edges = [] if first_last_bits is None else _edges(sites)
+    plan = _plan_all([s for s in todo if s not in out], lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits)), per_channel)
+    for s in out: s.left = 'left out'
     for p in plan.values(): _install(*p, statistics, input_noise, bound_steps)
+    before = [s for s in sites if s not in todo and not s.left]
+    ties, obstacles = _tied_pairs(model, [s.name for s in todo if s.module in plan]), _without_integers(model, sites, traces)
     model, hooks = _replace(model, {m: p[0] for m, p in plan.items()})
-    rep, before = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items()), [s for s in sites if s not in todo and not s.left]
-    _report('quantize', verbose, untraced, f'{_count(len(todo), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and todo else ''),
-            own and 'but ' + ', '.join(f'{n} at {w}/{i}' for n, (w, i) in own.items()), before and f'{_count(len(before), "layer")} quantized before, left as they are', left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)
+    rep = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items())
+    _report('quantize', verbose, untraced, f'{_count(len(plan), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and plan else ''),
+            _differing(own), before and f'{_count(len(before), "layer")} quantized before, left as they are', ties and f'tied weights stay tied, with steps of their own: {ties}',
+            left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)
+    if verbose and obstacles: print(_integer_line(obstacles))
     return model
 
 # %% ../nbs/07_surgery.ipynb #c066
@@ -482,39 +545,61 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
         absorbed = None if bn is None else _with_bn(m, bn)
         if absorbed is not None: identities[bn] = _gone(bn)
         new[s.module] = m if absorbed is None else absorbed
+    ties = _tied_pairs(model, [s.name for s in sites if s.module in new])
     integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
     merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
     model, hooks = _replace(model, {**new, **identities})
     _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions',
-            identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
+            identities and f'{_count(len(identities), "batch norm")} absorbed', ties and f'tied weights become copies: {ties}', left=left, hooks=hooks)
     return model.eval()
 
 # %% ../nbs/07_surgery.ipynb #d102
-_PASSES = {'relu', 'relu_', 'relu6', 'hardtanh', 'clamp', 'identity', 'contiguous', 'dropout', 'dropout2d', 'maxpool2d', 'max_pool2d', 'flatten', 'cat', 'concat', 'pixelshuffle', 'pixel_shuffle',
-           'repeat_interleave', 'interpolate', 'upsample', 'batchnorm2d', 'syncbatchnorm'}   # what they give can be on the grid of what they take
+def _operation(node, model):
+    "What a call of the graph does, None where it is not understood"
+    try: return read(node, model) if node.op.startswith('call') else None
+    except ValueError: return None
+
+def _submodule(node, model): return model.get_submodule(node.target) if node.op == 'call_module' else None
+
+_PASSES = (*MOVES, 'same', 'reshape', 'corner') # what they give can be on the grid of what they take
 
 def _float_values(graph, model) -> set: # of nodes
-    "What stays in floats: what only passes on or adds to the network's input, and a linear layer at the end"
-    res, sums, ends = set(), _ARITHMETIC - {'mul', 'imul', 'mul_'}, [n for n in graph.nodes if n.op == 'output'][0].all_input_nodes
+    "What stays in floats: constants, what only passes on or adds to the network's input, and a linear layer at the end"
+    res, live = set(), live_nodes(graph)
+    ends = next(n for n in graph.nodes if n.op == 'output').all_input_nodes
     for n in graph.nodes:
-        what, inputs = operation(n, model) if n.op.startswith('call') else '', [i in res for i in n.all_input_nodes]
-        m = model.get_submodule(n.target) if n.op == 'call_module' else None
-        last = n in ends and len(n.users) == 1 and (isinstance(m, nn.Linear) or isinstance(m, RepQLayer) and m.block.geometry is None)
-        if last or n.op in ('placeholder', 'get_attr') or inputs and (what in _PASSES | {'prelu'} and all(inputs) or what in sums and any(inputs)): res.add(n)
+        m, o = _submodule(n, model), _operation(n, model)
+        last = n in ends and len(readers(n, live)) == 1 and is_layer(m) and _is_linear(m)
+        moved = o is not None and o.kind in (*_PASSES, 'prelu') and all(i in res for i in o.inputs)
+        added = o is not None and o.kind == 'add' and any(i in res for i in o.inputs)
+        constant = n.op.startswith('call') and bool(n.all_input_nodes) and all(i.op == 'get_attr' for i in _sources(n))
+        if last or moved or added or constant or n.op in ('placeholder', 'get_attr'): res.add(n)
     return res
 
+def _sources(node) -> set:
+    "The nodes without inputs that `node` depends on"
+    seen, todo = set(), [node]
+    while todo:
+        n = todo.pop()
+        if n in seen: continue
+        seen.add(n); todo += n.all_input_nodes
+    return {n for n in seen if not n.all_input_nodes}
+
+# %% ../nbs/07_surgery.ipynb #a107
 def _between(graph, model) -> list: # of nodes
     "Values that no layer alone reads, so that a grid of their own is needed"
-    floats, grid = _float_values(graph, model), {}   # node -> whose grid it can have: a module's, or its own
+    floats, live, grid = _float_values(graph, model), live_nodes(graph), {}   # node -> whose grid it can have: a module's, or its own
     def wish(reader):
-        m = model.get_submodule(reader.target) if reader.op == 'call_module' else None
+        m, o = _submodule(reader, model), _operation(reader, model)
         if isinstance(m, LSQ) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
-        return grid[reader] if reader.op.startswith('call') and operation(reader, model) in _PASSES else None
+        passes = isinstance(m, _BN) or o is not None and o.kind in _PASSES
+        return grid[reader] if passes and reader.op.startswith('call') else None
     for n in reversed(graph.nodes):
-        wishes = {wish(r) for r in n.users}
+        if n not in live: continue
+        wishes = {wish(r) for r in readers(n, live)}
         grid[n] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else n
-    quantized = lambda n: n.op == 'call_module' and isinstance(model.get_submodule(n.target), LSQ)
-    return [n for n in graph.nodes if grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
+    quantized = lambda n: isinstance(_submodule(n, model), LSQ)
+    return [n for n in graph.nodes if n in live and grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
 
 # %% ../nbs/07_surgery.ipynb #d103
 def _one_graph(model) -> fx.Graph:
@@ -536,10 +621,10 @@ def quantize_sums(model:nn.Module, # quantized
     model = _own(model, False)
     if not any(isinstance(m, RepQLayer) and m.input_quantizer is not None for m in model.modules()): raise ValueError(f'{type(model).__name__} has no quantized layer: quantize it before its sums')
     graph = _one_graph(model)
-    nonnegative, todo = _nonnegative(graph, model), _between(graph, model)
-    res = fx.GraphModule(model, graph)
+    signs, todo = nonnegative(graph, model), _between(graph, model)
+    res = graph_module(model, graph)
     for n in todo:
-        res.add_submodule(f'grids.{n.name}', LSQ(bits, signed=not nonnegative[n]).train(model.training))
+        res.add_submodule(f'grids.{n.name}', LSQ(bits, signed=not signs[n]).train(model.training))
         with graph.inserting_after(n): q = graph.call_module(f'grids.{n.name}', (n,))
         n.replace_all_uses_with(q, delete_user_cb=lambda reader: reader is not q)
     res.recompile()
