@@ -21,7 +21,7 @@ from .layers import RepQLayer
 
 # %% auto #0
 __all__ = ['MOVES', 'KINDS', 'is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module',
-           'shape_nodes', 'live_nodes', 'readers', 'Operation', 'reads', 'read', 'rest_graph', 'norm_rest',
+           'shape_nodes', 'live_nodes', 'readers', 'Operation', 'reads', 'read', 'node_name', 'rest_graph', 'norm_rest',
            'nonnegative', 'why_not_integer']
 
 # %% ../nbs/06a_graphs.ipynb #a005
@@ -430,12 +430,13 @@ def read(node, model) -> Operation:
     "What a call of the graph does; ValueError says why it is not understood"
     if 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
     reader = _reader(node, model)
-    if reader is None: raise ValueError(f'nothing is known of {_name_of(node, model)}')
+    if reader is None: raise ValueError(f'nothing is known of {node_name(node, model)}')
     settings = _settings(model.get_submodule(node.target), reader) if node.op == 'call_module' else {}
     try: return reader(*node.args, **node.kwargs, **settings)
-    except TypeError as e: raise ValueError(f'{_name_of(node, model)} is called in a way that is not understood: {str(e).split("() ")[-1]}') from None
+    except TypeError as e: raise ValueError(f'{node_name(node, model)} is called in a way that is not understood: {str(e).split("() ")[-1]}') from None
 
-def _name_of(node, model) -> str:
+def node_name(node, model) -> str:
+    "What a node calls, by its name in torch"
     if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__
     return str(node.target) if node.op == 'call_method' else getattr(node.target, '__name__', str(node.target))
 

@@ -4,21 +4,23 @@
 
 # %% ../nbs/12a_integers.ipynb #n044
 from __future__ import annotations
-import json
+import copy, json, operator
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from safetensors.torch import load_file
-from .kernels import Geometry, Kernel, pair
+from .kernels import Geometry, Kernel
 from .quantizers import LSQ
 from .layers import RepQLayer
-from .surgery import deploy, operation, trace_graph
+from .blocks import computes, hooked
+from .graphs import KINDS, MOVES, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
+from .surgery import calibrate, deploy, find_sites, obstacles, quantize
 from .checkpoints import write_checkpoint
 
 # %% auto #0
-__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'IntegerNetwork', 'to_integer', 'integer_biases', 'disagreement', 'agreement',
-           'pack', 'unpack', 'save_integers', 'load_integers']
+__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'IntegerNetwork', 'Refusal', 'to_integer', 'Obstacle', 'check_integers',
+           'integer_biases', 'disagreement', 'agreement', 'pack', 'unpack', 'save_integers', 'load_integers']
 
 # %% ../nbs/12a_integers.ipynb #n047
 @dataclass(frozen=True)
@@ -170,124 +172,114 @@ class IntegerNetwork:
     def __repr__(self): return '\n'.join(f"{s.name:24}{s.op:12}{'float32' if s.grid is None else f'{s.grid.low - s.grid.zero}..{s.grid.high - s.grid.zero} × {s.grid.step:.4g}':20}← {', '.join(s.inputs)}" for s in self.steps)
 
 # %% ../nbs/12a_integers.ipynb #n070
-def _clamp(min=None, max=None): return 'clip', dict(least=-float('inf') if min is None else float(min), most=float('inf') if max is None else float(max))
-def _hardtanh(min_val=-1., max_val=1., inplace=False): return _clamp(min_val, max_val)
-def _relu(inplace=False): return _clamp(0)
-def _relu6(inplace=False): return _clamp(0, 6)
-def _leaky(negative_slope=.01, inplace=False): return 'prelu', dict(slope=torch.tensor([negative_slope]))
-def _same(*args, **kwargs): return 'same', {}
-def _dropout(p=.5, training=True, inplace=False):
-    if training: raise ValueError('dropout that is active in evaluation mode')
-    return 'same', {}
-
-def _maxpool(kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
-    if return_indices: raise ValueError('max pooling that returns indices')
-    return 'maxpool', dict(kernel_size=pair(kernel_size), stride=pair(stride or kernel_size), padding=pair(padding), dilation=pair(dilation), ceil_mode=ceil_mode)
-
-def _avgpool(kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    if ceil_mode or divisor_override or not count_include_pad and any(pair(padding)): raise ValueError('average pooling with ceil_mode, divisor_override or without counting the border')
-    return 'average', dict(kernel_size=pair(kernel_size), stride=pair(stride or kernel_size), padding=pair(padding))
-
-# %% ../nbs/12a_integers.ipynb #n071
-def _global(output_size):
-    if pair(output_size) != (1, 1): raise ValueError(f'adaptive pooling to {output_size}: only 1 is a mean over the map')
-    return 'mean', {}
-
-def _mean_over(dim, keepdim=False):
-    if sorted(d % 4 for d in dim) != [2, 3]: raise ValueError(f'a mean over dimensions {dim}: only (2, 3) is one over the map')
-    return 'mean', dict(flat=not keepdim)
-
-def _flatten(start_dim=1, end_dim=-1):
-    if (start_dim, end_dim) != (1, -1): raise ValueError(f'flattening of dimensions {start_dim} to {end_dim}: only 1 to -1')
-    return 'flatten', {}
-
-def _cat(dim=0):
-    if dim not in (1, -3): raise ValueError(f'concatenation along dimension {dim}: only channels, 1')
-    return 'concat', {}
-
-def _repeat(repeats, dim=None, output_size=None):
-    if dim not in (1, -3) or not isinstance(repeats, int): raise ValueError('repeat_interleave along another dimension than channels, 1, or by several numbers')
-    return 'take', dict(repeats=repeats)
-
-def _upsample(size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False):
-    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor]*2
-    if mode != 'nearest' or scale_factor is None or any(float(f) != int(f) for f in factors): raise ValueError(f"interpolation with mode='{mode}', size={size}, scale_factor={scale_factor}: only nearest, by whole factors")
-    return 'enlarge', dict(scale=[int(f) for f in factors])
-
-# %% ../nbs/12a_integers.ipynb #n072
-_KNOWN = dict(relu=_relu, relu_=_relu, relu6=_relu6, hardtanh=_hardtanh, clamp=_clamp, leakyrelu=_leaky, leaky_relu=_leaky, identity=_same, contiguous=_same, dropout=_dropout, dropout2d=_dropout,
-              maxpool2d=_maxpool, max_pool2d=_maxpool, avgpool2d=_avgpool, avg_pool2d=_avgpool, adaptiveavgpool2d=_global, adaptive_avg_pool2d=_global, mean=_mean_over, flatten=_flatten, cat=_cat,
-              concat=_cat, pixelshuffle=lambda upscale_factor: ('shuffle', dict(factor=upscale_factor)), repeat_interleave=_repeat, interpolate=_upsample, upsample=_upsample,
-              add=lambda alpha=1: ('add', {}), iadd=lambda: ('add', {}), add_=lambda: ('add', {}))
-_KNOWN['pixel_shuffle'] = _KNOWN['pixelshuffle']
-
-def _arguments(node, model, f) -> tuple:
-    "Arguments for `f`: attributes of a module, or what a function was called with beside tensors"
-    if node.op == 'call_module':
-        m = model.get_submodule(node.target)
-        return (), {k: getattr(m, k) for k in f.__code__.co_varnames[:f.__code__.co_argcount] if hasattr(m, k)}
-    return [a for a in node.args if not isinstance(a, fx.Node) and not (isinstance(a, (list, tuple)) and any(isinstance(i, fx.Node) for i in a))], {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node)}
-
-# %% ../nbs/12a_integers.ipynb #n073
 @dataclass
 class _Node:
     "A node of the traced model, as this chapter has it"
     name: str
     op: str
-    inputs: list
+    inputs: list                # names of values
     params: dict
     layer: RepQLayer = None
     where: str = ''             # the module's name in the model, or the node's
 
-def _read_module(node, model) -> tuple:
-    "(op, params, layer) of a layer or a PReLU; None for others"
-    m = model.get_submodule(node.target) if node.op == 'call_module' else None
+class Refusal(ValueError):
+    "Why a node cannot become integers"
+    def __init__(self, where, why, line=''):
+        self.where, self.why, self.line = where, why, line
+        super().__init__(f"'{where}' cannot become integers: {why}" + (f' ({line})' if line else ''))
+
+# %% ../nbs/12a_integers.ipynb #n071
+def _read_module(m, name) -> _Node:
+    "A layer, a grid or a PReLU; None for others"
     if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None:
         if m.input_quantizer.bits > 8: raise ValueError(f'reads {m.input_quantizer.bits} bits, and bytes have 8')
-        return 'layer', {}, m
+        if hooked(m): raise ValueError('has hooks, which may change what it gives: without them it could be read')
+        return _Node(name, 'layer', [], {}, m)
     if isinstance(m, LSQ):
-        if not m.initialized or m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8' if m.bits > 8 else 'a quantizer has no step yet: run one batch through the model')
-        return 'grid', dict(quantizer=m), None
-    if isinstance(m, nn.PReLU): return 'prelu', dict(slope=m.weight.detach().float()), None
-    if isinstance(m, (nn.Conv2d, nn.Linear, RepQLayer)): raise ValueError('is not quantized: quantize the model with all its layers')
-    if isinstance(m, nn.modules.batchnorm._BatchNorm): raise ValueError('a batch norm stands where no layer alone precedes it, so that none absorbs it')
+        if not m.initialized: raise ValueError('a quantizer has no step yet: run one batch through the model')
+        if m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8')
+        return _Node(name, 'grid', [], dict(quantizer=m))
+    if computes(m, nn.PReLU) and not hooked(m): return _Node(name, 'prelu', [], dict(slope=m.weight.detach().float()))
+    if is_layer(m): raise ValueError('is not quantized: quantize the model with all its layers')
+    if isinstance(m, nn.modules.batchnorm._BatchNorm): raise ValueError(_why_norm(m))
 
+def _why_norm(m) -> str:
+    return (f'a batch norm ({type(m).__name__}) that no layer absorbs, since none precedes it alone; in front of a layer it would need a factor for each of that layer\'s inputs, '
+            'which integers of one step per output cannot hold')
+
+# %% ../nbs/12a_integers.ipynb #n072
 def _read(node, model) -> _Node:
-    "What a node does; ValueError names the node that does something else"
-    name, what = node.target if node.op == 'call_module' else node.name, operation(node, model) if node.op.startswith('call') else node.op
+    "What a node does; `Refusal` where that is nothing that integers know"
+    where = node.target if node.op == 'call_module' else node.name
     try:
-        if found := _read_module(node, model): op, params, layer = found
-        elif what not in _KNOWN: raise ValueError(f'the integer network has no {what}; it has layers, {", ".join(_KNOWN)}')
-        else: (op, params), layer = _KNOWN[what](*(a := _arguments(node, model, _KNOWN[what]))[0], **a[1]), None
-        if op == 'add' and not all(isinstance(a, fx.Node) for a in node.args[:2]): raise ValueError('adds a number: only tensors can be added')
-    except (ValueError, TypeError) as e: raise ValueError(f"'{name}' cannot become integers: {e}") from None
-    inputs = list(node.args[0]) if op == 'concat' else [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
-    return _Node(node.name, op, [i.name for i in inputs], params, layer, name)
+        m = model.get_submodule(node.target) if node.op == 'call_module' else None
+        res = _read_module(m, node.name) if m is not None else None
+        if res is None: res = _read_operation(node, model)
+        elif 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
+        else: res.inputs = [i.name for i in node.all_input_nodes[:1]]
+    except ValueError as e: raise Refusal(where, str(e), node.meta.get('line', '')) from None
+    res.where = where
+    return res
+
+def _read_operation(node, model) -> _Node:
+    o = read(node, model)
+    if why := why_not_integer(o): raise ValueError(f'{node_name(node, model)}: {why}' if o.kind not in KINDS else why)
+    computed = [k for k, v in o.params.items() if isinstance(v, fx.Node)]
+    if computed: raise ValueError(f'its {computed[0]} is computed by the model')
+    return _Node(node.name, o.kind, [i.name for i in o.inputs], o.params)
+
+# %% ../nbs/12a_integers.ipynb #n073
+def _read_all(graph, model) -> tuple: # nodes whose values reach the output, refusals
+    "Every node that counts, or why it cannot become integers"
+    live, nodes, refused = live_nodes(graph), [], []
+    for n in graph.nodes:
+        if n not in live or n.op in ('placeholder', 'output', 'get_attr'): continue
+        try: nodes.append(_read(n, model))
+        except Refusal as e: refused.append(e)
+    return nodes, refused
 
 # %% ../nbs/12a_integers.ipynb #n074
 class _Recorder(fx.Interpreter):
     "Runs a graph and keeps a copy of each value"
     def run_node(self, n):
         res = super().run_node(n)
+        if n.target is operator.setitem: res = self.env[n.args[0]] # Python's own gives None
         self.__dict__.setdefault('seen', {})[n.name] = res.clone() if isinstance(res, Tensor) else res
         return res
 
 @torch.no_grad()
 def _record(model, graph, x) -> dict: # name -> float value
     if x is None: return {}
-    rec = _Recorder(fx.GraphModule(model, graph))
+    rec = _Recorder(graph_module(model, graph))
     rec.run(x)
     return rec.seen
 
-# %% ../nbs/12a_integers.ipynb #n076
-_MOVES = ('clip', 'maxpool', 'flatten', 'shuffle', 'take', 'enlarge', 'concat')
+# %% ../nbs/12a_integers.ipynb #a202
+def _settle_shapes(nodes, values, lines):
+    "Make of each 'reshape' and 'corner' a 'flatten' or a 'same', by the shapes on example images; `Refusal` where it is neither"
+    by_name = {n.name: n for n in nodes}
+    for n in nodes:
+        if n.op not in ('reshape', 'corner'): continue
+        if n.op == 'corner' and not _is_pooled(n.inputs[0], by_name): raise Refusal(n.where, 'picks one position of a map: only after a global mean is that all there is', lines.get(n.name, ''))
+        before, after = (tuple(values[i].shape) if i in values else None for i in (n.inputs[0], n.name))
+        if before is None or after is None: raise Refusal(n.where, 'whether it flattens is seen on images: give example_input, or write flatten(1)', lines.get(n.name, ''))
+        rows = (before[0], int(np.prod(before[1:])))
+        if after == before: n.op, n.params = 'same', {}
+        elif after == rows or np.prod(after[1:]) == np.prod(after[1:2]) and after[:2] == rows: n.op, n.params = 'flatten', {}
+        else: raise Refusal(n.where, f'makes {after} of {before}: only flatten(1) has a form in integers', lines.get(n.name, ''))
 
+def _is_pooled(name, nodes) -> bool:
+    "Is the value a mean over the map, or the same as one?"
+    while name in nodes and nodes[name].op == 'same': name = nodes[name].inputs[0]
+    return name in nodes and nodes[name].op == 'mean'
+
+# %% ../nbs/12a_integers.ipynb #n076
 def _floats(nodes, input, output) -> set:
     "Names of values that stay floats: what moves or sums take from the network's input, and a linear layer at the end"
     res, readers = {input}, {n.name: [] for n in nodes}
     for n in nodes:
         for i in n.inputs: readers.setdefault(i, []).append(n)
-        if n.op in _MOVES + ('prelu',) and all(i in res for i in n.inputs) or n.op == 'add' and any(i in res for i in n.inputs): res.add(n.name)
+        if n.op in (*MOVES, 'prelu') and all(i in res for i in n.inputs) or n.op == 'add' and any(i in res for i in n.inputs): res.add(n.name)
     return res | {n.name for n in nodes if n.name == output and n.op == 'layer' and n.layer.block.geometry is None and not readers[n.name]}
 
 def _own_grid(name, values, symmetric) -> Grid:
@@ -308,7 +300,7 @@ def _choose_grids(nodes, floats, values, output, symmetric) -> dict: # name -> G
             else: res[n.name] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else _own_grid(n.name, values, symmetric)
         grid = res.get(n.name)
         if n.op == 'clip' and grid: grid = res[n.name] = grid.bounded(**n.params)
-        wish = Grid.of(n.layer.input_quantizer, symmetric) if n.op == 'layer' else grid if n.op in _MOVES + ('grid',) else None
+        wish = Grid.of(n.layer.input_quantizer, symmetric) if n.op == 'layer' else grid if n.op in (*MOVES, 'grid') else None
         for i in n.inputs: wanted.setdefault(i, set()).add(wish)
     return res
 
@@ -327,7 +319,7 @@ class _Writer:
         op = 'quantize' if own is None else 'dequantize' if grid is None else 'clip' if replace(own, low=grid.low, high=grid.high) == grid else 'requantize'
         if (name, grid) not in self.made:
             limits = dict(low=grid.low, high=grid.high) if op == 'clip' else {}
-            self.made[name, grid] = self.add(f'{name}_{op}{sum(n == name for n, _ in self.made) or ""}', op, [name], grid, **limits)
+            self.made[name, grid] = self.add(f'{name}/{op}{sum(n == name for n, _ in self.made) or ""}', op, [name], grid, **limits)
         return self.made[name, grid]
 
     def integer(self, name) -> str:
@@ -354,10 +346,11 @@ def _write(w:_Writer, n:_Node, inputs:list, grid:Grid) -> str:
     if n.op == 'average': return w.add(n.name, 'layer', [w.integer(x)], grid, **_average_constants(_shape(n, w.example)[1], n.params))
     if n.op == 'mean':
         x = w.add(n.name, 'mean', [w.integer(x)], grid)
-        return w.add(f'{n.name}_flat', 'flatten', [x], grid) if n.params.get('flat') else x
+        return w.add(f'{n.name}/flat', 'flatten', [x], grid) if n.params.get('flat') else x
     if n.op == 'prelu': return w.add(n.name, 'prelu', inputs, grid, slope=n.params['slope'].view(-1, *[1]*(len(_shape(n, w.example)) - 2)))
     if n.op == 'add': return w.add(n.name, 'add', [w.on(i, None) if grid is None else i for i in inputs], grid)
     if n.op == 'clip': return w.on(x, grid) if grid else w.add(n.name, 'clip', inputs, None, low=n.params['least'], high=n.params['most'])
+    if n.op == 'flatten' and len(_shape(n, w.example) if n.inputs[0] in w.example else (0, 0, 0)) == 2: return w.on(x, grid) # rows are flat already
     params = dict(index=torch.arange(_shape(n, w.example)[1]).repeat_interleave(n.params['repeats'])) if n.op == 'take' else n.params
     return w.add(n.name, n.op, [w.on(i, grid) for i in inputs], grid, **params)
 
@@ -366,30 +359,160 @@ def _traced(model) -> tuple:
     "The graph of a deployed model; ValueError where there is no single way from one input to one output"
     try: graph = trace_graph(model, False)
     except Exception as e: raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
-    ins, out = [n for n in graph.nodes if n.op == 'placeholder'], next(n for n in graph.nodes if n.op == 'output')
+    ins, out = [n for n in graph.nodes if n.op == 'placeholder' and n in live_nodes(graph)], next(n for n in graph.nodes if n.op == 'output')
     if len(ins) != 1 or not isinstance(out.args[0], fx.Node): raise ValueError(f'an integer network has one input and one output, the model has {len(ins)} inputs and gives {type(out.args[0]).__name__}')
     return graph, ins[0].name, out.args[0].name
 
 def to_integer(model:nn.Module,         # quantized, its steps initialised; or deployed
-               example_input:Tensor=None, # (batch, channels, h, w): images as the model takes them, for the 8-bit grids of sums, means and branches
+               example_input:Tensor=None, # (batch, channels, h, w): images as the model takes them, for the 8-bit grids of sums, means and branches, and to compare on
                symmetric=False,         # signed bytes with zero-point 0 everywhere?
               ) -> IntegerNetwork:
-    "`model` in integer arithmetic; it stays as it is"
-    model = deploy(model, verbose=False).cpu().float()
-    graph, input, output = _traced(model)
-    values = _record(model, graph, None if example_input is None else example_input.cpu().float())
-    nodes, names = [], {input: input}
-    for n in (_read(n, model) for n in graph.nodes if n.op not in ('placeholder', 'output')):
+    "`model` in integer arithmetic; it stays as it is. ValueError where an operation is not understood, or where the integers compute something else on `example_input`"
+    deployed = deploy(model, verbose=False).cpu().float()
+    graph, input, output = _traced(deployed)
+    x = None if example_input is None else example_input.detach().cpu().float()
+    values = _record(deployed, graph, x)
+    nodes, refused = _read_all(graph, deployed)
+    if refused: raise refused[0]
+    _settle_shapes(nodes, values, {n.name: n.meta.get('line', '') for n in graph.nodes})
+    names = _names(nodes, input)
+    net = _steps([n for n in nodes if n.op != 'same'], input, names[output], values, symmetric)
+    if x is not None: _compare(model, deployed, graph, net, nodes, x[:4])
+    return net
+
+def _names(nodes, input) -> dict:
+    "Name of a node -> name of the value that it is; the nodes' inputs are renamed on the way"
+    names = {input: input}
+    for n in nodes:
+        unknown = [i for i in n.inputs if i not in names]
+        if unknown: raise Refusal(n.where, f"reads '{unknown[0]}', which comes from constants alone: integers have only what comes from the input")
         n.inputs = [names[i] for i in n.inputs]
         names[n.name] = n.inputs[0] if n.op == 'same' else n.name
-        if n.op != 'same': nodes.append(n)
-    return _steps(nodes, input, names[output], values, symmetric)
+    return names
 
 def _steps(nodes, input, output, values, symmetric) -> IntegerNetwork:
     floats, w, made = _floats(nodes, input, output), _Writer(values, symmetric), {input: input}
     grids, w.grids[input] = _choose_grids(nodes, floats, values, output, symmetric), None
     for n in nodes: made[n.name] = _write(w, n, [made[i] for i in n.inputs], grids.get(n.name))
     return IntegerNetwork(w.steps, input, w.on(made[output], None))
+
+# %% ../nbs/12a_integers.ipynb #a204
+def _parts(got, want, grid:Grid=None) -> float:
+    "The share of values that differ by more than rounding explains: one step of the grid, or a hundredth of the largest value"
+    got = got.reshape(want.shape)
+    if grid is not None: return ((got - to_grid(want, grid)).abs() > 1).float().mean().item()
+    return ((got - want).abs() > .01*want.abs().max().clamp_min(1e-12)).float().mean().item()
+
+@torch.no_grad()
+def _compare_layers(model, deployed, x):
+    "ValueError where a deployed layer gives something else than the layer of training with the batch norm after it"
+    inputs, sites = {}, [s for s in find_sites(model)[0] if not s.left and isinstance(s.module, RepQLayer) and s.module.stage == 'quantized']
+    def check(site, x, want):
+        y = deployed.get_submodule(site.name)(x.cpu().float())
+        y = deployed.get_submodule(site.bn)(y) if site.bn else y
+        if _parts(y, want.cpu().float()) > 1e-3: raise ValueError(f"layer '{site.name}': deployed, it gives something else than in training's form")
+    def watch(site):
+        if not site.bn: return [site.module.register_forward_hook(lambda m, args, y: check(site, args[0], y))]
+        return [site.module.register_forward_hook(lambda m, args, y: inputs.update({site.name: args[0].clone()})),
+                model.get_submodule(site.bn).register_forward_hook(lambda m, args, y: check(site, inputs.pop(site.name), y))]
+    hooks = [h for s in sites for h in watch(s)]
+    try: return _in_evaluation(model, x)
+    finally:
+        for h in hooks: h.remove()
+
+@torch.no_grad()
+def _in_evaluation(model, x) -> Tensor:
+    "What `model` gives in evaluation mode, on its own device; modes stay"
+    like, modes = next(model.parameters(), next(model.buffers(), x)), {m: m.training for m in model.modules()}
+    try: return model.eval()(x.to(like.device, like.dtype)).cpu().float()
+    finally:
+        for m, t in modes.items(): m.training = t
+
+# %% ../nbs/12a_integers.ipynb #a205
+class _Comparer(fx.Interpreter):
+    "Runs the graph of the deployed model and, at each node that has a step, compares the two"
+    def __init__(self, module, net:IntegerNetwork, nodes):
+        super().__init__(module)
+        self.net, self.steps, self.grids = net, {s.name: s for s in net.steps}, {net.input: None, **{s.name: s.grid for s in net.steps}}
+        self.nodes, self.seen = {n.name: n for n in nodes}, {}
+
+    def run_node(self, n):
+        step = self.steps.get(n.name) if n.op.startswith('call') else None
+        if step is not None: self._compare(n, step)
+        res = super().run_node(n)
+        if n.target is operator.setitem: res = self.env[n.args[0]]
+        self.seen[n.name] = res.clone() if isinstance(res, Tensor) else res
+        return res
+
+    def _compare(self, n, step):
+        "The step on integers against the node on what they mean; what the step reads must be what the node reads"
+        nodes, names = [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.op != 'get_attr'], [i.split('/')[0] for i in step.inputs]
+        pairs = list(zip(dict.fromkeys(nodes), dict.fromkeys(names)))
+        grids = {i.split('/')[0]: self.grids[i] for i in step.inputs}
+        ints = {i: v if grids[i] is None else to_grid(v, grids[i]) for i, v in ((i, self.seen[i]) for i in grids)}
+        for node, i in pairs:
+            if _parts(ints[i], self.env[node].float(), grids[i]) > 1e-3: self._refuse(n, f"reads '{i}'")
+        means = {node: ints[i] if grids[i] is None else from_grid(ints[i], grids[i]).reshape(self.env[node].shape) for node, i in pairs}
+        want = self._run_on(n, means)
+        got = _REFERENCE[step.op](step, *(ints[i.split('/')[0]] for i in step.inputs), [self.grids[i] for i in step.inputs])
+        if (share := _parts(got, want, step.grid)) > 1e-3: self._refuse(n, f'{share:.1%} of its values')
+
+    def _run_on(self, n, values):
+        "The node on other values"
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda i: values[i].clone() if i in values else self.env[i])
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def _refuse(self, n, what):
+        where = self.nodes[n.name].where if n.name in self.nodes else n.name
+        raise ValueError(f"'{where}': integers part from the model here ({what}), by more than rounding explains: the model computes something that was not understood" + (f" ({n.meta['line']})" if n.meta.get('line') else ''))
+
+@torch.no_grad()
+def _compare(model, deployed, graph, net, nodes, x):
+    "ValueError, which names the first place that parts, where `net` computes something else than `model` on `x`"
+    _compare_layers(model, deployed, x)
+    comparer = _Comparer(graph_module(deployed, graph), net, nodes)
+    traced, want = comparer.run(x), _in_evaluation(deployed, x)
+    if want.shape != net(x).shape: raise ValueError(f'integers give {tuple(net(x).shape)} where the model gives {tuple(want.shape)}')
+    if _parts(traced, want) > 1e-3: raise ValueError('the trace of the model computes something else than the model: it draws random numbers, or decides by what it sees')
+
+# %% ../nbs/12a_integers.ipynb #a207
+_INSTEAD = {('silu', 'gelu', 'hardswish', 'mish', 'elu', 'celu', 'selu', 'sigmoid', 'hardsigmoid', 'tanh', 'softplus', 'hardtanh_', 'logsigmoid'): 'ReLU, ReLU6, LeakyReLU or PReLU',
+            ('layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm2d', 'batch norm', 'batchnorm'): 'a batch norm directly behind a convolution',
+            ('mean', 'adaptive', 'avg'): 'a global mean, or average pooling without ceil_mode', ('view', 'reshape', 'squeeze', 'corner', 'position'): 'flatten(1) behind a global mean',
+            ('not quantized', 'floating point'): 'quantizing that layer as well'}
+
+@dataclass
+class Obstacle:
+    "Something in a model that will not become integers"
+    name: str           # of the module or the operation
+    why: str
+    line: str = ''      # of the model's code
+    instead: str = ''   # what would do
+
+    @classmethod
+    def of(cls, name, why, line=''):
+        text = f'{name} {why}'.lower()
+        return cls(name, why, line, next((v for k, v in _INSTEAD.items() if any(w in text for w in k)), 'leaving it out, or keeping it and what follows outside the integer network'))
+
+    def __str__(self): return f"'{self.name}': {self.why}" + (f' ({self.line})' if self.line else '') + f'; what would do: {self.instead}'
+
+def check_integers(model:nn.Module,          # in any form: as it is, quantized or deployed; it stays as it is
+                   example_input:Tensor=None # (batch, channels, h, w): with images, shapes are known, and the integers are compared with the model
+                  ) -> list: # of `Obstacle`; empty where nothing speaks against integers
+    "What of `model` will not become integers, with the line of its code and what would do"
+    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()): model = quantize(model, verbose=False)
+    unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
+    if example_input is None or unset: static = [Obstacle.of(*row) for row in obstacles(model)]
+    if example_input is None or unset and static: return static
+    if unset: model = calibrate(copy.deepcopy(model), [example_input])
+    deployed = deploy(model, verbose=False).cpu().float()
+    try: refused = _read_all(_traced(deployed)[0], deployed)[1]
+    except ValueError as e: return [Obstacle.of('model', str(e))]
+    if refused: return [Obstacle.of(e.where, e.why, e.line) for e in refused]
+    try: to_integer(model, example_input)
+    except Refusal as e: return [Obstacle.of(e.where, e.why, e.line)]
+    except ValueError as e: return [Obstacle.of('model', str(e))]
+    return []
 
 # %% ../nbs/12a_integers.ipynb #n084
 @torch.no_grad()

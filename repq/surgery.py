@@ -22,8 +22,8 @@ from .graphs import (MOVES, graph_module, is_layer, is_norm, live_nodes, nonnega
                          untouched, why_not_integer)
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'tied', 'Rows', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics', 'train_merged',
-           'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
+__all__ = ['Site', 'find_sites', 'tied', 'obstacles', 'Rows', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
+           'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -226,6 +226,11 @@ def _why_not_rest(bn) -> str:
     graph = rest_graph(bn)
     whys = [_why_not(n, bn, None, False) for n in graph.nodes if n.op.startswith('call')]
     return next((w for w in whys if w), '')
+
+def obstacles(model:nn.Module) -> list: # of (name, why, line of the model's code)
+    "What `model`, in any form, computes that will not become integers, as far as its graph tells without images"
+    sites, traces, untraced = _survey(model)
+    return [('model', f'it cannot be traced ({untraced})', '')] if untraced else _without_integers(model, sites, traces)
 
 def _integer_line(rows) -> str:
     "What `quantize` says of them"
