@@ -21,8 +21,8 @@ from .layers import RepQLayer
 
 # %% auto #0
 __all__ = ['MOVES', 'KINDS', 'is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module',
-           'shape_nodes', 'live_nodes', 'readers', 'Operation', 'reads', 'read', 'node_name', 'rest_graph', 'norm_rest',
-           'nonnegative', 'why_not_integer']
+           'shape_nodes', 'live_nodes', 'constant_nodes', 'readers', 'Operation', 'reads', 'read', 'node_name',
+           'rest_graph', 'norm_rest', 'nonnegative', 'why_not_integer']
 
 # %% ../nbs/06a_graphs.ipynb #a005
 def is_layer(m) -> bool: # a place where a kernel is applied
@@ -235,6 +235,13 @@ def live_nodes(graph) -> set:
         n = todo.pop()
         if n in res or n in shapes: continue
         res.add(n); todo += n.all_input_nodes
+    return res
+
+def constant_nodes(graph) -> set:
+    "Parameters, buffers and tensors that `forward` makes, and what is computed from them alone"
+    res = set()
+    for n in graph.nodes:
+        if n.op == 'get_attr' or n.op.startswith('call') and n.all_input_nodes and all(i in res for i in n.all_input_nodes): res.add(n)
     return res
 
 def readers(node, live) -> list:

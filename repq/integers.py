@@ -14,7 +14,7 @@ from .kernels import Geometry, Kernel
 from .quantizers import LSQ
 from .layers import RepQLayer
 from .blocks import computes, hooked
-from .graphs import KINDS, MOVES, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
+from .graphs import KINDS, MOVES, constant_nodes, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
 from .surgery import calibrate, deploy, find_sites, obstacles, quantize
 from .checkpoints import write_checkpoint
 
@@ -231,9 +231,9 @@ def _read_operation(node, model) -> _Node:
 # %% ../nbs/12a_integers.ipynb #n073
 def _read_all(graph, model) -> tuple: # nodes whose values reach the output, refusals
     "Every node that counts, or why it cannot become integers"
-    live, nodes, refused = live_nodes(graph), [], []
+    live, constants, nodes, refused = live_nodes(graph), constant_nodes(graph), [], []
     for n in graph.nodes:
-        if n not in live or n.op in ('placeholder', 'output', 'get_attr'): continue
+        if n not in live or n in constants or n.op in ('placeholder', 'output'): continue
         try: nodes.append(_read(n, model))
         except Refusal as e: refused.append(e)
     return nodes, refused

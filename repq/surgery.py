@@ -18,8 +18,8 @@ from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, un
 from .quantizers import LSQ, check_bits
 from .blocks import Block, RepVGGBlock, computes, hooked
 from .layers import FullyConnected, RepQLayer
-from .graphs import (MOVES, graph_module, is_layer, is_norm, live_nodes, nonnegative, norm_rest, read, readers, rest_graph, shape_nodes, trace_graph,
-                         untouched, why_not_integer)
+from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, live_nodes, nonnegative, norm_rest, read, readers, rest_graph, trace_graph,
+                         why_not_integer)
 
 # %% auto #0
 __all__ = ['Site', 'find_sites', 'tied', 'obstacles', 'Rows', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
@@ -207,7 +207,8 @@ def _without_integers(model, sites, traces) -> list: # of (name, why, line)
     if not traces: return []
     graph = traces[0].graph
     live, layers, absorbed = live_nodes(graph), {s.name: s for s in sites}, {s.bn for s in sites if s.bn and not s.left}
-    calls = [n for n in graph.nodes if n in live and n.op.startswith('call')]
+    constants = constant_nodes(graph)
+    calls = [n for n in graph.nodes if n in live and n not in constants and n.op.startswith('call')]
     whys = [(n, _why_not(n, model, layers.get(n.target), n.target in absorbed)) for n in calls]
     return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
 
@@ -570,25 +571,15 @@ _PASSES = (*MOVES, 'same', 'reshape', 'corner') # what they give can be on the g
 
 def _float_values(graph, model) -> set: # of nodes
     "What stays in floats: constants, what only passes on or adds to the network's input, and a linear layer at the end"
-    res, live = set(), live_nodes(graph)
+    res, live = constant_nodes(graph), live_nodes(graph)
     ends = next(n for n in graph.nodes if n.op == 'output').all_input_nodes
     for n in graph.nodes:
         m, o = _submodule(n, model), _operation(n, model)
         last = n in ends and len(readers(n, live)) == 1 and is_layer(m) and _is_linear(m)
         moved = o is not None and o.kind in (*_PASSES, 'prelu') and all(i in res for i in o.inputs)
         added = o is not None and o.kind == 'add' and any(i in res for i in o.inputs)
-        constant = n.op.startswith('call') and bool(n.all_input_nodes) and all(i.op == 'get_attr' for i in _sources(n))
-        if last or moved or added or constant or n.op in ('placeholder', 'get_attr'): res.add(n)
+        if last or moved or added or n.op == 'placeholder': res.add(n)
     return res
-
-def _sources(node) -> set:
-    "The nodes without inputs that `node` depends on"
-    seen, todo = set(), [node]
-    while todo:
-        n = todo.pop()
-        if n in seen: continue
-        seen.add(n); todo += n.all_input_nodes
-    return {n for n in seen if not n.all_input_nodes}
 
 # %% ../nbs/07_surgery.ipynb #a107
 def _between(graph, model) -> list: # of nodes
@@ -628,9 +619,10 @@ def quantize_sums(model:nn.Module, # quantized
     graph = _one_graph(model)
     signs, todo = nonnegative(graph, model), _between(graph, model)
     res = graph_module(model, graph)
+    home = next(f'grids{i}' for i in ('', *range(1, 99)) if not hasattr(model, f'grids{i}')) # a name that the model has not
     for n in todo:
-        res.add_submodule(f'grids.{n.name}', LSQ(bits, signed=not signs[n]).train(model.training))
-        with graph.inserting_after(n): q = graph.call_module(f'grids.{n.name}', (n,))
+        res.add_submodule(f'{home}.{n.name}', LSQ(bits, signed=not signs[n]).train(model.training))
+        with graph.inserting_after(n): q = graph.call_module(f'{home}.{n.name}', (n,))
         n.replace_all_uses_with(q, delete_user_cb=lambda reader: reader is not q)
     res.recompile()
     for m in res.modules():
