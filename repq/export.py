@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_export.ipynb #c002
 from __future__ import annotations
-import copy, json, os, re, tempfile, time
+import copy, json, os, platform, re, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,8 @@ _all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the
 
 # %% auto #0
 __all__ = ['PROFILES', 'layer_costs', 'cost', 'check_saturation', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops',
-           'layer_differences', 'to_pt2', 'bench_inference', 'profile_onnx', 'IntegerNetwork', 'to_integer',
-           'load_integers', 'save_integers']
+           'layer_differences', 'to_pt2', 'instructions', 'bench_inference', 'profile_onnx', 'IntegerNetwork',
+           'to_integer', 'load_integers', 'save_integers']
 
 # %% ../nbs/13_export.ipynb #c005
 def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
@@ -322,6 +322,23 @@ def to_pt2(model:nn.Module, path, # .pt2
     try: torch.export.save(program, part); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
+# %% ../nbs/13_export.ipynb #h130
+_INSTRUCTIONS = {'AMX': ('amx_int8',), 'VNNI': ('avx512_vnni', 'avx_vnni'), 'AVX-512': ('avx512f',), 'AVX2': ('avx2',), 'dot product': ('asimddp',), 'NEON': ('asimd', 'neon')}
+
+def _cpu_flags() -> set:
+    "What the processor says of itself; torch's word for it where there is no /proc/cpuinfo"
+    try: lines = Path('/proc/cpuinfo').read_text().lower().splitlines()
+    except OSError: lines = []
+    flags = next((line for line in lines if line.startswith(('flags', 'features'))), None)
+    if flags: return set(flags.partition(':')[2].split())
+    if platform.system() == 'Darwin' and platform.machine() == 'arm64': return {'asimd', 'asimddp'} # every Apple silicon
+    return {dict(AVX2='avx2', AVX512='avx512f').get(torch.backends.cpu.get_cpu_capability())}
+
+def instructions() -> str:
+    "The integer instructions of this processor, fastest first: 'VNNI, AVX-512, AVX2' or 'AVX2' or 'dot product, NEON' or 'unknown'"
+    flags = _cpu_flags()
+    return ', '.join(name for name, any_of in _INSTRUCTIONS.items() if flags & set(any_of)) or 'unknown'
+
 # %% ../nbs/13_export.ipynb #n043
 def _seconds(session, x, repeats):
     "Seconds of one run, the mean of `repeats`"
@@ -330,21 +347,31 @@ def _seconds(session, x, repeats):
     for _ in range(repeats): session.run(None, feed)
     return (time.perf_counter() - t)/repeats
 
+def _exact_here(path, net, x) -> bool:
+    "Does a session without options compute the reference on this machine?"
+    return torch.equal(run_onnx(onnx_session(path, exact=False), x), net(x))
+
 def bench_inference(model:nn.Module,   # quantized or deployed
                     x:Tensor,          # (batch, channels, h, w): what is timed; example images as well
                     threads=(1, 0),    # 0: all cores
-                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds of float32 and integers (lists, by round), ratio, ratio_low, ratio_high (quartiles)
-    "float32 against integers in ONNX Runtime, taking turns"
+                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds by round of float32, integers and, where it is another file and exact here, vnni; of both, their ratio to float32 and its quartiles
+    "float32 against integers in ONNX Runtime, as it runs a file without options, taking turns"
     with tempfile.TemporaryDirectory() as tmp:
-        for profile in 'floats', 'integers': to_onnx(model, f'{tmp}/{profile}.onnx', x, profile)
-        rows = [_bench_row(*(onnx_session(f'{tmp}/{p}.onnx', t) for p in ('floats', 'integers')), x, t, rounds, repeats) for t in threads]
-    return rows
+        nets = {p: to_onnx(model, f'{tmp}/{p}.onnx', x, p) for p in ('floats', 'integers', 'vnni')}
+        if all(r['safe'] for r in check_saturation(f'{tmp}/vnni.onnx')) or not _exact_here(f'{tmp}/vnni.onnx', nets['vnni'], x): del nets['vnni']
+        return [_bench_row({p: onnx_session(f'{tmp}/{p}.onnx', t, exact=False) for p in nets}, x, t, rounds, repeats) for t in threads]
 
-def _bench_row(floats, integers, x, threads, rounds, repeats) -> dict:
-    for s in floats, integers: _seconds(s, x, 2)   # warms up
-    times = np.array([[_seconds(s, x, repeats) for s in (floats, integers)] for _ in range(rounds)])
-    low, ratio, high = np.quantile(times[:, 0]/times[:, 1], (.25, .5, .75))
-    return dict(threads=threads or os.cpu_count(), float32=times[:, 0].tolist(), integers=times[:, 1].tolist(), ratio=ratio, ratio_low=low, ratio_high=high)
+def _bench_row(sessions, x, threads, rounds, repeats) -> dict:
+    for s in sessions.values(): _seconds(s, x, 2)   # warms up
+    times = np.array([[_seconds(s, x, repeats) for s in sessions.values()] for _ in range(rounds)]).T
+    own = dict(zip(sessions, times))
+    row = dict(threads=threads or os.cpu_count(), float32=own['floats'].tolist())
+    for name, prefix in ('integers', ''), ('vnni', 'vnni_'):
+        row[name] = own[name].tolist() if name in own else None
+        quartiles = np.quantile(own['floats']/own[name], (.25, .5, .75)) if name in own else [None]*3
+        row |= {f'{prefix}{k}': q for k, q in zip(('ratio_low', 'ratio', 'ratio_high'), quartiles)}
+    return row
+
 
 # %% ../nbs/13_export.ipynb #n044
 def profile_onnx(path, x:Tensor, repeats=10) -> list: # of dicts: name, op, seconds; the slowest first
