@@ -17,7 +17,7 @@ from .orepa import OREPA, OREPALargeKernel
 from .layers import RepQLayer
 from .models import create_model, image_size, task
 from .recipes import METHODS, build, get_recipe
-from .export import bench_inference, profile_onnx, to_onnx
+from .export import bench_inference, instructions, profile_onnx, to_onnx
 from .runs import environment, step_times
 
 # %% auto #0
@@ -272,8 +272,8 @@ def scaling(rounds:int=5, kinds=('plain', 'branched', 'exact', 'estimated', 'sam
 # %% ../nbs/15a_bench.ipynb #c032
 def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: what the model is made for
               bits:int=8, rounds:int=15, threads=(1, 0)               # 0: all cores
-             ) -> list: # of rows: model, bits, threads, speedup over float32, spread, float32_ms, integers_ms, time_in
-    "How much faster the integers of a (randomly initialised) network are than its float32"
+             ) -> list: # of rows: model, bits, threads, instructions, speedup over float32, spread, float32_ms, integers_ms, vnni_speedup and vnni_ms (None: that profile is not exact here, or the same file), time_in
+    "How much faster the integers of a (randomly initialised) network are than its float32, on a processor with which instructions"
     x, _, _ = _batch(model, batch_size, size or image_size(model), 'cpu')
     net = _ready(get_recipe(model, 'merged', bits), x).eval()
     with tempfile.TemporaryDirectory() as d:
@@ -281,14 +281,14 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
         ops = Counter()
         for r in profile_onnx(f'{d}/net.onnx', x): ops[r['op']] += r['seconds']
     share = ', '.join(f'{n} {s/sum(ops.values()):.0%}' for n, s in ops.most_common(4))
-    ms = lambda t: round(statistics.median(t)*1e3, 3)
-    return [dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], threads=r['threads'], speedup=round(r['ratio'], 4), spread=[round(r['ratio_low'], 4), round(r['ratio_high'], 4)],
-                 float32_ms=ms(r['float32']), integers_ms=ms(r['integers']), time_in=share, rounds=rounds) for r in bench_inference(net, x, threads, rounds)]
+    ms = lambda t: t and round(statistics.median(t)*1e3, 3)
+    return [dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], threads=r['threads'], instructions=instructions(), speedup=round(r['ratio'], 4), spread=[round(r['ratio_low'], 4), round(r['ratio_high'], 4)],
+                 float32_ms=ms(r['float32']), integers_ms=ms(r['integers']), vnni_speedup=r['vnni_ratio'] and round(r['vnni_ratio'], 4), vnni_ms=ms(r['vnni']), time_in=share, rounds=rounds) for r in bench_inference(net, x, threads, rounds)]
 
 # %% ../nbs/15a_bench.ipynb #c028
-def table(rows, columns=('model', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'time_in')) -> str:
+def table(rows, columns=('model', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'vnni_speedup', 'vnni_ms', 'instructions', 'time_in')) -> str:
     "Rows of a benchmark as text"
-    columns = [c for c in columns if c in rows[0]]
+    columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
     text = [[f'{r[c]:.2f}' if isinstance(r[c], float) and c != 'seconds' else f'{r[c]:.3f}' if isinstance(r[c], float) else '–'.join(f'{v:.2f}' for v in r[c]) if isinstance(r[c], list) else str(r[c]) for c in columns] for r in rows]
     widths = [max(map(len, col)) for col in zip(columns, *text)]
     return '\n'.join('  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip() for line in (columns, *text))

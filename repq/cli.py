@@ -191,11 +191,13 @@ def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')
            out: Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')] = None,
            format: Annotated[str, typer.Option(help='onnx: integers that ONNX Runtime computes as such; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
            packed: Annotated[bool, typer.Option('--packed', help='ONNX with int4 weights, for size: it runs in floats.')] = False,
-           symmetric: Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as TensorRT has them.')] = False):
+           symmetric: Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as TensorRT has them.')] = False,
+           vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM.')] = False):
     "Write the deployed network of a run to a file; an ONNX file is compared with the integer reference first."
     from repq import deployment
-    if packed and symmetric: raise ValueError('--packed and --symmetric are two profiles: give one')
-    typer.echo(deployment.export_run(run, out, format, 'packed' if packed else 'symmetric' if symmetric else 'integers'))
+    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni).items() if chosen]
+    if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
+    typer.echo(deployment.export_run(run, out, format, *profiles))
 
 # %% ../nbs/16_cli.ipynb #n002
 @app.command(epilog='Example: repq convert RepVGG-A0-train.pth a0.safetensors   and   repq convert a0.safetensors a0-deployed.pth --model repvgg_a0 --to authors --deployed')

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from safetensors.torch import save_file
 from . import layer_report, plots, surgery
-from .export import onnx_session, run_onnx, to_onnx, to_pt2
+from .export import check_saturation, instructions, onnx_session, run_onnx, to_onnx, to_pt2
 from .integers import save_integers, to_integer
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe
@@ -70,17 +70,24 @@ def _export_onnx(model, out, x, profile) -> str:
     part = out.with_name(f'{out.stem}.{os.getpid()}.part.onnx')
     try:
         net = to_onnx(model, part, x, profile)
-        text = ''
-        if profile == 'integers':
-            differing, n = _compared(part, net, x)
-            if differing: raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values: this CPU computes other integers (without VNNI 8-bit sums saturate); nothing was written')
-            if n: text = f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
+        text = _saturation(part)
+        if profile in ('integers', 'vnni'):
+            differing, n = _compared(part, net, x, profile == 'vnni')
+            if differing: raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values on this processor ({instructions()}), which it should on none: please report it; nothing was written')
+            if n: text += f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
         os.replace(part, out)
     finally: part.unlink(missing_ok=True)
     return text
 
-def _compared(path, net, x) -> tuple: # how many values differ, of how many; (0, 0) without ONNX Runtime
-    try: session = onnx_session(path)
+def _saturation(path) -> str:
+    "What the stored weights say of other processors"
+    rows = check_saturation(path)
+    bad, unsigned = ([r for r in rows if f(r)] for f in (lambda r: not r['safe'], lambda r: r['form'] == 'uint8'))
+    if bad: return f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI (unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first'
+    return f'; no sum of its {len(rows)} layers can saturate on any processor ({len(unsigned)} with unsigned weights)'
+
+def _compared(path, net, x, exact) -> tuple: # how many values differ, of how many; (0, 0) without ONNX Runtime
+    try: session = onnx_session(path, exact=exact)
     except ImportError: return 0, 0
     y = net(x)
     return (run_onnx(session, x) != y).sum().item(), y.numel()

@@ -5,6 +5,9 @@
 # %% ../nbs/12a_integers.ipynb #n044
 from __future__ import annotations
 import copy, json, operator
+from functools import lru_cache
+from itertools import product
+from math import floor, log2
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -12,15 +15,16 @@ from torch import Tensor, fx
 from safetensors.torch import load_file
 from .kernels import Geometry, Kernel
 from .quantizers import LSQ
-from .layers import RepQLayer
+from .layers import RepQLayer, headroom
 from .blocks import computes, hooked
 from .graphs import KINDS, MOVES, constant_nodes, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
 from .surgery import calibrate, deploy, find_sites, obstacles, quantize
 from .checkpoints import write_checkpoint
 
 # %% auto #0
-__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'IntegerNetwork', 'Refusal', 'to_integer', 'Obstacle', 'check_integers',
-           'integer_biases', 'disagreement', 'agreement', 'pack', 'unpack', 'save_integers', 'load_integers']
+__all__ = ['Grid', 'to_grid', 'from_grid', 'Step', 'sum_factors', 'IntegerNetwork', 'Refusal', 'to_integer', 'Obstacle',
+           'check_integers', 'integer_biases', 'disagreement', 'agreement', 'pack', 'unpack', 'save_integers',
+           'load_integers']
 
 # %% ../nbs/12a_integers.ipynb #n047
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ def to_grid(x:Tensor, grid:Grid) -> Tensor: return _on_grid(x.float()/torch.tens
 def from_grid(q:Tensor, grid:Grid) -> Tensor: return (q - grid.zero).float()*torch.tensor(grid.step)
 
 # %% ../nbs/12a_integers.ipynb #n053
-def _weights(layer, name) -> tuple: # int8 (out, in/groups, ...), float32 (out,) in units of which the bytes count, float64 (out,)
-    "Integers in the upper bits of a byte, their scale, and the bias of a deployed layer"
+def _weights(layer, name) -> tuple: # int8 (out, in/groups, ...), float32 (out,) of a unit of the byte, float64 (out,)
+    "Integers, the scale of a unit in their byte, and the bias of a deployed layer"
     k = layer.block
     if k.bits > 8: raise ValueError(f"layer '{name}': weights of {k.bits} bits, and an integer kernel takes 8 at most")
-    return k.integers.to(torch.int8), (k.scale.detach().float()/2**(8 - k.bits)).expand(len(k.integers)).contiguous(), k.bias.detach().double()
+    return k.integers.to(torch.int8), (k.scale.detach().float()/headroom(k.bits)).expand(len(k.integers)).contiguous(), k.bias.detach().double()
 
 def _reach(w, grid) -> Tensor: # (out,)
     "How large the sum of products can become: Σ|w|·max|x|"
@@ -80,14 +84,14 @@ def _check_reach(name, w, bias, grid):
 
 # %% ../nbs/12a_integers.ipynb #n056
 def _layer_constants(layer, name, grid:Grid) -> dict:
-    "weight (int8), bits, scale (float32) of weight·2^(8−bits), bias (int32), and the geometry; ValueError where int32 could overflow"
+    "weight (int8), bits, room: how many times it is enlarged in its byte, scale (float32) of weight·room, bias (int32), and the geometry; ValueError where int32 could overflow"
     w, scale, bias = _weights(layer, name)
-    room = 2**(8 - layer.block.bits)
+    room = headroom(layer.block.bits)
     w, scale = _fitted(w, scale, bias, grid)
     bias = (bias/(torch.tensor(grid.step)*scale).double()).round()
     _check_reach(name, w.double()*room, bias, grid)
     g = layer.block.geometry
-    res = dict(weight=w.flatten(1) if g is None else w, bits=layer.block.bits, scale=scale, bias=bias.int())
+    res = dict(weight=w.flatten(1) if g is None else w, bits=layer.block.bits, room=room, scale=scale, bias=bias.int())
     return res if g is None else dict(res, groups=layer.block.groups, stride=g.stride, padding=g.padding, dilation=g.dilation, padding_mode=g.padding_mode)
 
 # %% ../nbs/12a_integers.ipynb #n058
@@ -101,8 +105,8 @@ class Step:
     params: dict = field(default_factory=dict)
 
 def _accumulate(p:dict, x:Tensor, grid:Grid) -> Tensor: # float64 integers
-    "Σ (x − zero)·weight·2^(8−bits) + bias"
-    w, b, x = p['weight'].double()*2**(8 - p['bits']), p['bias'].double(), (x - grid.zero).double()
+    "Σ (x − zero)·weight·room + bias"
+    w, b, x = p['weight'].double()*p['room'], p['bias'].double(), (x - grid.zero).double()
     if w.ndim == 2: return F.linear(x, w, b)
     return Kernel(w, b, p['groups']).conv(x, Geometry(p['stride'], p['padding'], p['dilation'], p['padding_mode']))
 
@@ -114,13 +118,52 @@ def _layer(s, x, grids):
     return _on_grid(acc*_per_channel(unit/torch.tensor(s.grid.step), acc), s.grid)
 
 # %% ../nbs/12a_integers.ipynb #n063
-def _fma(q, r, c): return (q.double()*r.double() + c.double()).float()
+def _pairs(a:Grid, b:Grid) -> tuple: # (n, 1) and (1, m): all that two values can be, without their zero-points
+    return tuple(np.arange(g.low, g.high + 1).reshape(shape) - g.zero for g, shape in ((a, (-1, 1)), (b, (1, -1))))
+
+def _exact_sum(qa, qb, factors, shift, y:Grid):
+    total = factors[0]*qa + factors[1]*qb # whole numbers: an array, or a tensor of int64
+    below, rest = total >> shift, total % 2**shift*2
+    return (below + ((rest > 2**shift) | ((rest == 2**shift) & (below % 2 == 1))) + y.zero).clip(y.low, y.high)
+
+def _sums_of_processors(factors, shift, a:Grid, b:Grid, y:Grid):
+    "The same sum of all pairs in each arithmetic that runtimes have, one after the other"
+    f, zero, (qa, qb) = np.float32, np.float32(y.zero), _pairs(a, b)
+    ra, rb, za, zb = (f(v) for v in (factors[0]/2**shift, factors[1]/2**shift, a.zero, b.zero))
+    total, to_y = factors[0]*qa + factors[1]*qb, lambda v: v.round().clip(y.low, y.high)
+    fused = lambda r, q, c: (r.astype(float)*q + c).astype(f) # float64 holds the product
+    yield (np.sign(total)*((2*abs(total) + 2**shift) >> (shift + 1)) + y.zero).clip(y.low, y.high) # ARM
+    for one in fused, lambda r, q, c: r*q.astype(f) + c: # with and without fused multiply-adds
+        yield to_y(one(ra, qa + a.zero, one(rb, qb + b.zero, zero - (ra*za + rb*zb))))          # x86
+        yield to_y(one(ra, qa, rb*qb.astype(f)).clip(-1e4, 1e4) + zero)                          # C++, and so a browser
+        yield to_y(one(rb, qb, ra*qa.astype(f)).clip(-1e4, 1e4) + zero)
+
+# %% ../nbs/12a_integers.ipynb #h106
+_NEAR, _FAR = ([*product(moves, moves)] for moves in (range(-3, 4), [s*2**n for n in range(2, 11) for s in (-1, 1)]))
+
+@lru_cache(maxsize=None)
+def sum_factors(a:Grid, b:Grid, y:Grid) -> tuple: # whole numbers for a and b, and the shift
+    "`(fa, fb, k)`: a sum on the grid `y` is `zero + round((fa·(qa − za) + fb·(qb − zb))/2^k)`, for all pairs of integers the same in every processor's arithmetic"
+    ratios, pairs = (a.step/y.step, b.step/y.step), _pairs(a, b)
+    shift = min(max(21 - floor(log2(max(ratios))), 0), 31)
+    floats = [q.astype(np.float32)*np.float32(g.step) for q, g in zip(pairs, (a, b))]
+    trained = (((floats[0] + floats[1])/np.float32(y.step)).clip(-1e6, 1e6).round() + y.zero).clip(y.low, y.high)
+    best = None
+    for near in (True, False):
+        for move in _NEAR if near else _FAR:
+            factors = [max(round(r*2**shift) + m, 1) for r, m in zip(ratios, move)]
+            sums = _exact_sum(*pairs, factors, shift, y)
+            others = (sums != trained).sum()
+            if best and others >= best[0] or any((s != sums).any() for s in _sums_of_processors(factors, shift, a, b, y)): continue
+            best = others, (*factors, shift)
+            if not others: return best[1]
+        if best: return best[1]
+    raise ValueError(f'sums of {a} and {b} on {y} would be rounded differently by different processors: other steps would do')
 
 def _add(s, a, b, grids):
     if s.grid is None: return a + b
-    (ra, rb), (za, zb) = (torch.tensor(g.step)/torch.tensor(s.grid.step) for g in grids), (g.zero for g in grids)
-    c = torch.tensor(float(s.grid.zero)) - (ra*za + rb*zb)
-    return _fma(a, ra, _fma(b, rb, c)).round().clamp(s.grid.low, s.grid.high).int()
+    *factors, shift = sum_factors(*grids, s.grid)
+    return _exact_sum((a - grids[0].zero).long(), (b - grids[1].zero).long(), factors, shift, s.grid).int()
 
 def _mean(s, x, grids):
     n, g = x.shape[2]*x.shape[3], grids[0]
@@ -133,15 +176,22 @@ def _prelu(s, x, grids):
     y = torch.where(x >= 0, x, x*s.params['slope'])
     return y if s.grid is None else to_grid(y, s.grid)
 
+def _fused_add(s, a, b, grids):
+    "A sum in a file of version 0.1.0: fused multiply-adds in float32, as ONNX Runtime has them on x86"
+    (ra, rb), (za, zb) = (torch.tensor(g.step)/torch.tensor(s.grid.step) for g in grids), (g.zero for g in grids)
+    fma = lambda q, r, c: (q.double()*r.double() + c.double()).float() # float64 holds the product
+    c = torch.tensor(float(s.grid.zero)) - (ra*za + rb*zb)
+    return fma(a, ra, fma(b, rb, c)).round().clamp(s.grid.low, s.grid.high).int()
+
 def _average_constants(channels, p:dict) -> dict:
     "Average pooling as a depthwise convolution of ones"
     k = p['kernel_size']
-    return dict(weight=torch.ones(channels, 1, *k, dtype=torch.int8), bits=8, scale=torch.full((channels,), 1/(k[0]*k[1])), bias=torch.zeros(channels, dtype=torch.int32),
+    return dict(weight=torch.ones(channels, 1, *k, dtype=torch.int8), bits=8, room=1, scale=torch.full((channels,), 1/(k[0]*k[1])), bias=torch.zeros(channels, dtype=torch.int32),
                 groups=channels, stride=p['stride'], padding=p['padding'], dilation=(1, 1), padding_mode='zeros')
 
 # %% ../nbs/12a_integers.ipynb #n067
 _REFERENCE = dict( # op -> f(step, *values, grids)
-    layer=_layer, add=_add, mean=_mean, prelu=_prelu,
+    layer=_layer, add=_add, fused_add=_fused_add, mean=_mean, prelu=_prelu,
     quantize=lambda s, x, grids: to_grid(x, s.grid),
     dequantize=lambda s, x, grids: from_grid(x, grids[0]),
     requantize=lambda s, x, grids: to_grid(from_grid(x, grids[0]), s.grid),
@@ -523,7 +573,7 @@ def integer_biases(model:nn.Module) -> nn.Module: # deployed
         if not isinstance(m, RepQLayer) or m.input_quantizer is None: continue
         k, grid = m.block, Grid.of(m.input_quantizer)
         c = _layer_constants(m, name, grid)
-        k.integers, k.scale = c['weight'].view_as(k.integers), c['scale']*2**(8 - k.bits)
+        k.integers, k.scale = c['weight'].view_as(k.integers), c['scale']*c['room']
         k.bias = (c['bias'].double()*(torch.tensor(grid.step)*c['scale']).double()).float()
     return model
 
@@ -563,6 +613,8 @@ def unpack(packed:Tensor, bits:int, shape) -> Tensor: # int8, of `shape`
     return torch.from_numpy((np.packbits(rows, axis=1)[:, 0].astype(np.int16) - 2**(bits - 1)).astype(np.int8).reshape(shape))
 
 # %% ../nbs/12a_integers.ipynb #n114
+_VERSION = 2 # 1: repq 0.1.0, which filled the byte with weights of few bits and added with fused multiply-adds
+
 def save_integers(net:IntegerNetwork, path): # .safetensors
     "Write an integer network, its weights packed, so that the file is either the old one or the new one"
     tensors, steps = {}, []
@@ -571,7 +623,7 @@ def save_integers(net:IntegerNetwork, path): # .safetensors
         rest = {k: v for k, v in s.params.items() if k not in own} | {f'{k}_shape': list(v.shape) for k, v in own.items() if k == 'weight'}
         tensors |= {f'{s.name}.{k}': pack(v, rest['bits']) if k == 'weight' else v for k, v in own.items()}
         steps.append(dict(name=s.name, op=s.op, inputs=s.inputs, grid=s.grid and asdict(s.grid), params=rest, tensors=list(own)))
-    text = json.dumps(dict(input=net.input, output=net.output, steps=steps)).encode()
+    text = json.dumps(dict(version=_VERSION, input=net.input, output=net.output, steps=steps)).encode()
     write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 def load_integers(path) -> IntegerNetwork:
@@ -579,9 +631,15 @@ def load_integers(path) -> IntegerNetwork:
     try:
         t = load_file(path)
         d = json.loads(bytes(t['network'].tolist()))
-        return IntegerNetwork([_load_step(s, t) for s in d['steps']], d['input'], d['output'])
+        if (version := d.get('version', 1)) > _VERSION: raise ValueError(f'its version is {version}, of a newer repq')
+        return IntegerNetwork([_load_step(s if version > 1 else _first_version(s), t) for s in d['steps']], d['input'], d['output'])
     except FileNotFoundError: raise
     except Exception as e: raise ValueError(f'{path} is no integer network that repq wrote ({type(e).__name__}: {e})') from None
+
+def _first_version(d:dict) -> dict:
+    "A step of repq 0.1.0, so that it computes what it did"
+    if d['op'] == 'add' and d['grid']: d = {**d, 'op': 'fused_add'}
+    return {**d, 'params': {**d['params'], 'room': 2**(8 - d['params']['bits'])}} if d['op'] == 'layer' else d
 
 def _load_step(d, tensors) -> Step:
     params = {k: v for k, v in d['params'].items() if k != 'weight_shape'}

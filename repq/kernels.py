@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['pair', 'Geometry', 'pad_input', 'Kernel', 'impulse_response']
+__all__ = ['pair', 'Geometry', 'pad_input', 'in_order', 'Kernel', 'impulse_response']
 
 # %% ../nbs/00_kernels.ipynb #c005
 def pair(v, name='a size'):
@@ -69,7 +69,18 @@ def pad_input(x:Tensor,             # (batch, channels, height, width)
     ph, pw = max(ph, 0), max(pw, 0)
     return F.pad(x, (pw, pw, ph, ph), mode=_PAD_MODES[padding_mode]) if ph or pw else x
 
+# %% ../nbs/00_kernels.ipynb #h121
+def in_order(w:Tensor) -> Tensor:
+    "`w` with the strides of its shape, those of dimensions of size 1 as well"
+    return w.reshape(-1).view(w.shape)
+
 # %% ../nbs/00_kernels.ipynb #c012
+def _meets_overrun(kernel, geometry) -> bool:
+    "Would the gradient of this kernel's weight be one that oneDNN writes past the end of a buffer?"
+    w = kernel.weight
+    if not (w.requires_grad and torch.is_grad_enabled()) or w.device.type != 'cpu': return False
+    return kernel.groups == 1 and kernel.kernel_size == (1, 1) and w.shape[1] < 16 and max(geometry.stride) > 1 and not any(geometry.padding)
+
 class Kernel:
     "A convolution as a value: `weight` (out, in/groups, kh, kw), `bias` (out,) or None for zero, and `groups`"
     def __init__(self, weight:Tensor, bias:Tensor=None, groups:int=1):
@@ -100,6 +111,7 @@ class Kernel:
         "`x` (batch, in, h, w) convolved with this kernel, in the precision of `x`"
         g = geometry
         if g.padding_mode != 'zeros' or min(g.padding) < 0: x, g = pad_input(x, g.padding, g.padding_mode), Geometry(g.stride, 0, g.dilation)
+        if _meets_overrun(self, g): x, g = x[..., ::g.stride[0], ::g.stride[1]], Geometry()
         w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, w, b, g.stride, g.padding, g.dilation, self.groups)
 
@@ -140,7 +152,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx, size, groups, own, *weights):
         ctx.groups, ctx.own, ctx.shapes = groups, own, [w.shape for w in weights]
         first = next((n for n, w in enumerate(weights) if own[n] == groups and w.shape[2:] == size), None)
-        total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size) if first is None else weights[first].clone(memory_format=torch.contiguous_format)
+        total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size) if first is None else in_order(weights[first].clone(memory_format=torch.contiguous_format))
         for n, w in enumerate(weights):
             if n != first: place = _inside(total, groups, w.shape, own[n]); place.add_(w.reshape(place.shape))
         return total
@@ -214,7 +226,7 @@ def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
         image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
         w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
         w = w.view(i, gb, r, o//gb, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
-    return w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:]))).contiguous() # whatever order the einsum left: sums inside a convolution must not depend on it
+    return in_order(w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:])))) # whatever order the einsum left: sums inside a convolution must not depend on it
 
 # %% ../nbs/00_kernels.ipynb #c030
 @patch
@@ -224,7 +236,7 @@ def affine(self:Kernel,
            ) -> Kernel:
     "`scale`·(x*self) + `shift` per output channel, eq. (2) of the paper once the statistics are known"
     w, b = self.weight, self.bias
-    if scale is not None: w, b = w*scale.view(-1, 1, 1, 1), None if b is None else b*scale
+    if scale is not None: w, b = in_order(w*scale.view(-1, 1, 1, 1)), None if b is None else b*scale
     if shift is not None: b = shift if b is None else b + shift
     return Kernel(w, b, self.groups)
 

@@ -15,7 +15,8 @@ from .quantizers import LSQ
 from .blocks import Block, computes, hooked
 
 # %% auto #0
-__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'on_accumulator', 'IntegerKernel', 'copy_quantizer']
+__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'headroom', 'on_accumulator', 'IntegerKernel',
+           'copy_quantizer']
 
 # %% ../nbs/06_layers.ipynb #c007
 class FullyConnected(nn.Module):
@@ -109,6 +110,11 @@ def set_extra_state(self:RepQLayer, state):
         raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this layer has '{self.block.statistics}': load it into a model with the same, then call set_statistics")
     self.switching = bool(switching)
 
+# %% ../nbs/06_layers.ipynb #h101
+def headroom(bits:int) -> int: # 1 for 7 and 8 bits, 2 for 6, ..., 32 for 2
+    "How many times integers of `bits` bits are enlarged in their byte: to ±64, where no kernel's sums of pairs can saturate"
+    return 2**max(7 - bits, 0)
+
 # %% ../nbs/06_layers.ipynb #d118
 def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
     "The nearest multiple of `unit`, where that is not 0; the gradient passes to `b`"
@@ -118,10 +124,10 @@ def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
 # %% ../nbs/06_layers.ipynb #c009d
 @patch
 def rounded_bias(self:RepQLayer, b:Tensor) -> Tensor:
-    "With `integer_bias` what int32 in units of `input step · weight step/2^(8−bits)` holds of `b`, the gradient passing through; `b` itself otherwise"
+    "With `integer_bias` what int32 in units of `input step · weight step/headroom` holds of `b`, the gradient passing through; `b` itself otherwise"
     wq, iq = self.weight_quantizer, self.input_quantizer
     if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8: return b
-    return on_accumulator(b, iq.step*(wq.step/2**(8 - wq.bits)))
+    return on_accumulator(b, iq.step*(wq.step/headroom(wq.bits)))
 
 @patch
 def _noisy(self:RepQLayer, x:Tensor):
@@ -179,7 +185,7 @@ class IntegerKernel(nn.Module):
         "Take over a batch norm that follows, the integers unchanged: its factor goes into the scale (a negative gamma as well), the rest into the bias"
         scale, shift = fold(bn, *running_stats(bn))
         self.scale, self.bias = self.scale*scale, self.bias*scale + shift
-        if input_quantizer is not None and self.bits <= 8: self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/2**(8 - self.bits)))
+        if input_quantizer is not None and self.bits <= 8: self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
 
 # %% ../nbs/06_layers.ipynb #c021
 @patch
