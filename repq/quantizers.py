@@ -230,7 +230,7 @@ class LSQ(nn.Module):
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
         if not self.initialized: self.start(v)
-        return fake_quantize(v, self._bounded_step(v) if self.bounded else self.step, self.qn, self.qp)
+        return fake_quantize(v, self._bounded_step(v) if self.bounded else self.step, *self._grid)
 
 # %% ../nbs/02_quantizers.ipynb #s002
 def _readable(t):
@@ -268,10 +268,15 @@ def signed(self:LSQ) -> bool: # with negative integers? None: not decided yet
     return self.asked_sign if found is None else found
 
 @patch(as_prop=True)
-def qn(self:LSQ) -> int: return None if self.signed is None else grid(self.bits, self.signed)[0]
+def _grid(self:LSQ) -> tuple: # (qn, qp), or two times None
+    signed = self.signed
+    return (None, None) if signed is None else grid(self.bits, signed)
 
 @patch(as_prop=True)
-def qp(self:LSQ) -> int: return None if self.signed is None else grid(self.bits, self.signed)[1]
+def qn(self:LSQ) -> int: return self._grid[0]
+
+@patch(as_prop=True)
+def qp(self:LSQ) -> int: return self._grid[1]
 
 @patch(as_prop=True)
 def step(self:LSQ) -> Tensor: # 0-d or (channels,), positive
