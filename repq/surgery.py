@@ -59,7 +59,7 @@ def _why_left(m, inside) -> str:
     if inside: return f'{inside} reads its weight itself'
     inner = list(m.modules()) if isinstance(m, (Block, RepQLayer)) else [m]
     for n in 'weight', 'bias':
-        if any(n in vars(c) for c in inner): return f'a hook computes its {n}'                    # pruning, weight norm, spectral norm
+        if any(isinstance(vars(c).get(n), Tensor) for c in inner): return f'a hook computes its {n}'                    # pruning, weight norm, spectral norm
         if parametrize.is_parametrized(m, n): return f'a parametrization computes its {n}'
     return ''
 
