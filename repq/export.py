@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_export.ipynb #c002
 from __future__ import annotations
-import copy, json, os, platform, re, tempfile, time
+import json, os, platform, re, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch, torch.nn as nn
 from torch import Tensor
 from .kernels import pair
 from .layers import IntegerKernel, RepQLayer
-from .surgery import Site, deploy, find_sites
+from .surgery import Site, _unquantized, copy_model, deploy, find_sites
 from .integers import Grid, IntegerNetwork, Step, from_grid, load_integers, save_integers, sum_factors, to_integer
 
 _all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the device's side in one place
@@ -42,16 +42,14 @@ def _bits_steps(m, absorbs:bool) -> tuple: # weight bits, input bits, how many s
 @torch.no_grad()
 def _positions(model, x:Tensor, names:list) -> dict:
     "How many output positions each named layer computes for one image, all its calls together"
-    twin, seen = copy.deepcopy(model).eval(), dict.fromkeys(names, 0)
-    for m in twin.modules():
-        if isinstance(m, RepQLayer): m.weight_quantizer = m.input_quantizer = None
+    twin, seen = copy_model(model).eval(), dict.fromkeys(names, 0)
     def watch(name, out):
         def hook(layer, args, y): seen[name] += y.numel()//out
         return hook
     for n in names:
         m = twin.get_submodule(n)
         m.register_forward_hook(watch(n, len(_kernel_weight(m))))
-    twin(x[:1])
+    with _unquantized(twin): twin(x[:1])
     return seen
 
 # %% ../nbs/13_export.ipynb #c012

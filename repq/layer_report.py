@@ -4,13 +4,13 @@
 
 # %% ../nbs/14a_report.ipynb #n003
 from __future__ import annotations
-import copy, torch, torch.nn as nn
+import torch, torch.nn as nn
 from contextlib import contextmanager
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt, numpy as np
 from torch import Tensor
 from .layers import RepQLayer
-from .surgery import calibrate, find_sites
+from .surgery import _modes_kept, calibrate, copy_model, feed, find_sites
 from .export import layer_costs
 from .plots import _markdown, plot_quantized
 
@@ -23,7 +23,7 @@ def _quantized_layers(model) -> dict: # name -> layer
     res = {s.name: s.module for s in find_sites(model)[0] if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized'}
     if not res: raise ValueError(f'{type(model).__name__} has no quantized layer: a report is on a network between quantize and deploy')
     for n, m in res.items():
-        if not (m.weight_quantizer.initialized and m.input_quantizer.initialized): raise ValueError(f"layer '{n}' has no steps yet: run one batch through the model")
+        if not (m.weight_quantizer.initialized and m.input_quantizer.initialized): raise ValueError(f"layer '{n}' has no steps yet: calibrate(model, batches) first")
     return res
 
 @torch.no_grad()
@@ -31,10 +31,9 @@ def layer_inputs(model, x:Tensor) -> dict: # name -> tensor
     "What each quantized layer reads, before its quantizer"
     seen, layers = {}, _quantized_layers(model)
     hooks = [m.register_forward_pre_hook(lambda m, args, n=n: seen.setdefault(n, args[0].detach().clone())) for n, m in layers.items()]
-    was_training = model.training
-    try: model.eval()(x)
+    try:
+        with _modes_kept(model): feed(model.eval(), x)
     finally:
-        model.train(was_training)
         for h in hooks: h.remove()
     return seen
 
@@ -72,13 +71,14 @@ def _only(layers, kept):
 def sensitivity(model:nn.Module, # quantized, its steps initialised; stays as it is
                 score,           # model -> number, larger is better
                 batches=None,    # on which batch norms are measured anew each time; None: they stay
+                forward=None,    # how a batch enters the model, see `repq.surgery.calibrate`
                ) -> dict: # name -> score with that layer alone quantized; '' -> with none
     "What each layer alone does to the score"
     res = {}
     for n in ('', *_quantized_layers(model)):
-        twin = copy.deepcopy(model)
+        twin = copy_model(model)
         with _only(_quantized_layers(twin), n):
-            if batches and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in twin.modules()): calibrate(twin, batches)
+            if batches and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in twin.modules()): calibrate(twin, batches, forward)
             res[n] = score(twin)
     return res
 

@@ -134,7 +134,7 @@ def _noisy(self:RepQLayer, x:Tensor):
     "The input with the variance of its rounding error, step²/12"
     q = self.input_quantizer
     if q is None: return x
-    if not q.initialized: q.initialize(x.detach())
+    if not q.initialized: q.start(x.detach())
     return Moments(x, q.step.detach().square()/12)
 
 # %% ../nbs/06_layers.ipynb #f002
@@ -152,9 +152,7 @@ def evaluation_kernel(self:RepQLayer) -> tuple:
         self._kept = None
         return self.quantized_kernel()
     key = self._made_of()
-    if self._kept is None or self._kept[0] != key:
-        kernel = self.quantized_kernel() # may set a step
-        self._kept = self._made_of(), kernel
+    if self._kept is None or self._kept[0] != key: self._kept = key, self.quantized_kernel()
     return self._kept[1]
 
 # %% ../nbs/06_layers.ipynb #c020
@@ -195,7 +193,7 @@ def deploy(self:RepQLayer) -> nn.Module:
     if self.weight_quantizer is None: return self.block if isinstance(self.block, IntegerKernel) else self.block.deploy()
     wq = self.weight_quantizer
     if not wq.initialized or (self.input_quantizer is not None and not self.input_quantizer.initialized):
-        raise ValueError('a quantizer has no step yet: run one batch through the model before deploying it')
+        raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
     res = RepQLayer(IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), self.rounded_bias(b), wq.bits), None, copy_quantizer(self.input_quantizer)).train(self.training)
     res.integer_bias = self.integer_bias

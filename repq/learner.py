@@ -4,13 +4,14 @@
 
 # %% ../nbs/11_learner.ipynb #c003
 from __future__ import annotations
+import warnings
 from itertools import islice
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastai.learner import Learner
 from fastai.callback.core import Callback
-from fastai.optimizer import Optimizer
+from fastai.optimizer import Lookahead, Optimizer, OptimWrapper
 from .quantizers import LSQ
 from .blocks import RepVGGBlock
 from .layers import RepQLayer
@@ -20,25 +21,70 @@ from . import surgery
 __all__ = ['RepQCallback', 'Distill', 'soft_cross_entropy']
 
 # %% ../nbs/11_learner.ipynb #c006
+class _WithoutDecay:
+    "Hooks of a torch optimizer: while it takes a step, `params` stand in groups of their own, without weight decay"
+    def __init__(self, opt, params):
+        self.params, self.own, self.parts = params, None, []
+        self.handles = opt.register_step_pre_hook(self.before), opt.register_step_post_hook(self.after)
+
+    def before(self, opt, *args):
+        self.own = self.own or opt.param_groups # still there if the last step raised an error
+        self.parts = [self._apart(g) for g in self.own]
+        opt.param_groups = [p for parts in self.parts for p in parts]
+
+    def _apart(self, g) -> list:
+        free, rest = ([p for p in g['params'] if (p in self.params) == f] for f in (True, False))
+        return ([{**g, 'params': rest}] if rest else []) + ([{**g, 'params': free, 'weight_decay': 0.}] if free else [])
+
+    def after(self, opt, *args):
+        for g, parts in zip(self.own, self.parts): # what optimizers note in a group, such as how many steps they took
+            for p in parts: g.update({k: v for k, v in p.items() if k not in ('params', 'weight_decay')})
+        opt.param_groups, self.own = self.own, None
+
+    def remove(self):
+        for h in self.handles: h.remove()
+
+# %% ../nbs/11_learner.ipynb #s201
 class RepQCallback(Callback):
     "Steps: set before training begins, without weight decay, and with the gradient that LSQ gives them for a whole batch"
     order = 5 # after the callbacks that move the model to a device or into mixed precision
+    hooks = None
     def __init__(self, parts:int=1): self.parts = parts # in which a batch is computed, by several processes or one after another
     def before_fit(self):
-        steps = {p for m in self.model.modules() if isinstance(m, LSQ) for p in m.parameters()}
         if any(isinstance(m, LSQ) and not m.initialized for m in self.model.modules()): self.learn.calibrate(n_batches=1)
-        if isinstance(self.opt, Optimizer) and type(self.opt) is Optimizer:
-            for p in steps: self.opt.state[p]['do_wd'] = False
+        self._no_decay({p for m in self.model.modules() if isinstance(m, LSQ) for p in m.parameters()})
+
+    def _no_decay(self, steps):
+        "Let the optimizer leave `steps` without weight decay; a warning where it cannot"
+        self.after_fit() # a fit that failed left its hooks
+        opt = self.opt.opt if isinstance(self.opt, Lookahead) else self.opt
+        if isinstance(opt, OptimWrapper): self.hooks = _WithoutDecay(opt.opt, steps)
+        elif isinstance(opt, Optimizer):
+            for p in steps: opt.state[p]['do_wd'] = False
+        elif steps: warnings.warn(f'{type(opt).__name__} is not an optimizer that can leave single parameters without weight decay: it pulls the steps of quantizers toward zero; give it repq.surgery.param_groups, or no weight decay')
+
+    def after_fit(self):
+        if self.hooks is not None: self.hooks.remove()
+        self.hooks = None
 
     def before_step(self):
         if self.parts == 1: return
         for m in self.model.modules():
-            if isinstance(m, RepQLayer) and m.input_quantizer is not None: m.input_quantizer.raw_step.grad.mul_(self.parts**-.5) # 1/sqrt(n Qp), n of the part
+            q = m.input_quantizer if isinstance(m, RepQLayer) else None
+            if q is not None and q.raw_step.grad is not None: q.raw_step.grad.mul_(self.parts**-.5) # 1/sqrt(n Qp), n of the part
 
 # %% ../nbs/11_learner.ipynb #c007
-def _inputs(learn, n):
-    "The inputs of the first `n` training batches"
-    for b in islice(learn.dls.train, n): yield b[0] if isinstance(b, (tuple, list)) else b
+class _Batches:
+    "The first `n` training batches, one at a time, as often as they are asked for"
+    def __init__(self, learn, n): self.learn, self.n = learn, n
+    def __iter__(self): return islice(self.learn.dls.train, self.n)
+
+def _forward(learn):
+    "How `learn` feeds its model: the first `n_inp` elements of a batch"
+    def forward(model, batch):
+        if not isinstance(batch, (tuple, list)): return surgery.feed(model, batch)
+        return model(*batch[:getattr(learn.dls, 'n_inp', max(1, len(batch) - 1))])
+    return forward
 
 def _changed(learn):
     "Forget the optimizer, which holds the parameters of the old model; make sure of the callback"
@@ -49,28 +95,32 @@ def _changed(learn):
 # %% ../nbs/11_learner.ipynb #c007b
 @patch
 @delegates(surgery.reparametrize)
-def reparametrize(self:Learner, block=RepVGGBlock, init='preserve', **kwargs):
+def reparametrize(self:Learner, block=RepVGGBlock, init='preserve',
+                  forward=None, # function of model and batch; None: as in training, on the batch's first `n_inp` elements
+                  **kwargs):
     "`repq.surgery.reparametrize` on this learner's model, in place; with init='preserve' batch norms adapt to some batches, so that training goes on without a jump"
     self.model = surgery.reparametrize(self.model, block, init, **{**kwargs, 'inplace': True})
     self.model.to(self.dls.device)
-    if init == 'preserve': surgery.adapt_statistics(self.model, _inputs(self, 8))
+    if init == 'preserve': surgery.adapt_statistics(self.model, _Batches(self, 8), forward or _forward(self))
     return _changed(self)
 
 @patch
 @delegates(surgery.quantize)
 def quantize(self:Learner, weight_bits=8, input_bits=8,
-             n_batches=8, # over which running statistics are estimated again; the first one sets the steps
+             n_batches=8,  # over which running statistics are estimated again; the first one sets the steps
+             forward=None, # function of model and batch; None: as in training, on the batch's first `n_inp` elements
              **kwargs):
     "`repq.surgery.quantize` on this learner's model, in place, and calibrated: it can be validated at once, and trained"
     self.model = surgery.quantize(self.model, weight_bits, input_bits, **{**kwargs, 'inplace': True})
-    self.calibrate(n_batches)
+    self.calibrate(n_batches, forward)
     return _changed(self)
 
 @patch
-def calibrate(self:Learner, n_batches=8):
+def calibrate(self:Learner, n_batches=8,
+              forward=None): # function of model and batch; None: as in training, on the batch's first `n_inp` elements
     "Set steps that have none on the first training batch and estimate running statistics over `n_batches`, weights unchanged"
     self.model.to(self.dls.device)
-    surgery.calibrate(self.model, list(_inputs(self, n_batches)))
+    surgery.calibrate(self.model, _Batches(self, n_batches), forward or _forward(self))
     return self
 
 @patch

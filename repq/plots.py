@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_plots.ipynb #c002
 from __future__ import annotations
-import copy, csv, os, re, tempfile
+import csv, os, re, tempfile
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from .kernels import Kernel, pair
 from .batchnorm import STATISTICS
 from .blocks import Batch, Block, extend
 from .layers import IntegerKernel, RepQLayer
-from .surgery import find_sites
+from .surgery import copy_model, find_sites
 
 # %% auto #0
 __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'RESULT_KEYS', 'save', 'plot_kernel', 'branch_kernels',
@@ -171,7 +171,7 @@ def plot_steps(model) -> Figure:
 def branch_statistics(block, # or a layer around one
                       x:Tensor) -> dict: # name of the batch norm -> kind of statistics -> (mean, variance)
     "All four kinds of statistics for each batch norm of a block; `block` stays as it is"
-    b, res = copy.deepcopy(_block(block)), {}
+    b, res = copy_model(_block(block)), {}
     if x.ndim != 4 or x.shape[1] != b.in_channels: raise ValueError(f'x must be (batch, {b.in_channels}, h, w), got {tuple(x.shape)}')
     names = {m: n.removeprefix('branches.').removesuffix('.bn') for n, m in b.named_modules()}
     for b.statistics in STATISTICS:

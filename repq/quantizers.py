@@ -8,6 +8,7 @@ __all__ = ['check_bits', 'grid', 'check_grid', 'fake_quantize', 'quantize_to_int
 
 # %% ../nbs/02_quantizers.ipynb #c002
 from functools import lru_cache
+from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -188,9 +189,25 @@ def positive_step(
     "`raw` itself above h = init/2, and h·exp(raw/h − 1) below: continuous and with continuous slope"
     return _PositiveStep.apply(raw, init)
 
+# %% ../nbs/02_quantizers.ipynb #s001
+class _State(NamedTuple):
+    "What the buffers of a quantizer say"
+    signed: bool|None = None # has the grid negative integers? None: there is no step
+    weight: float = 0.       # of the step in an average that began before it was there; 1 where nothing was averaged
+
+def _state_of(bits, low, top) -> _State:
+    "The state that `qrange` = (low, top) tells; ValueError if that is no multiple of a grid of `bits`"
+    if not top > 0: return _State()
+    signed = -low > top/2
+    qn, qp = grid(bits, signed)
+    weight = top/qp
+    other = not signed and top != qp and top in [grid(b, False)[1] for b in range(2, 17)]
+    if other or weight > 1 + 1e-5 or abs(low - weight*qn) > 1e-5*top: raise ValueError(f'a quantizer of {bits} bits has the range {low:g}..{top:g}, which is of another')
+    return _State(signed, 1. if weight > 1 - 1e-5 else weight)
+
 # %% ../nbs/02_quantizers.ipynb #c070
 class LSQ(nn.Module):
-    "A quantizer with learned steps (LSQ, arXiv:1902.08153), initialized by MinError on the first tensor; steps are always positive"
+    "A quantizer with learned steps (LSQ, arXiv:1902.08153), initialized by MinError on the first tensor in training mode; steps are always positive"
     def __init__(self,
         bits:int, # 2 to 16
         signed:bool|None=True, # with negative integers? None: decided on the first tensor, unsigned if nothing in it is negative
@@ -204,25 +221,80 @@ class LSQ(nn.Module):
         self.bits, self.per_channel, self.channels, self.n_candidates = check_bits(bits), per_channel, channels, n_candidates
         shape = (channels or 0,) if per_channel else ()
         self.raw_step = nn.Parameter(torch.zeros(shape))
-        self.register_buffer('init_step', torch.zeros(shape))               # 0: not initialized
-        self.register_buffer('qrange', torch.zeros(2, dtype=torch.int32))   # (qn, qp); (0, 0): not decided
-        self.initialized, self.auto_sign, self.bounded = False, signed is None, False # bounded: see `bound`
-        self._set_sign(signed)
-
-    def _set_sign(self, signed):
-        self.signed = None if signed is None else bool(signed)
-        self.qn, self.qp = (None, None) if signed is None else grid(self.bits, signed)
-        self.qrange.copy_(torch.tensor([self.qn or 0, self.qp or 0]))
-
-    @property
-    def step(self) -> Tensor: # 0-d or (channels,), positive
-        if not self.initialized: raise RuntimeError('this quantizer has no step yet: pass a tensor through it, or call initialize or set_step')
-        return positive_step(self.raw_step, self.init_step)
+        self.register_buffer('init_step', torch.zeros(shape))   # 0: no step yet
+        self.register_buffer('qrange', torch.zeros(2))          # (qn, qp), or w times that in an average; (0, 0): no step yet
+        self.asked_sign = None if signed is None else bool(signed)
+        self.bounded = False                                    # see `bound`
+        self._known, self._seen = _State(), None                # what the buffers said when they were last read, and which they were
 
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
-        "`v` on the grid, as `fake_quantize` has it; the first tensor initializes the step"
-        if not self.initialized: self.initialize(v)
-        return fake_quantize(v, self._bounded_step(v) if self.bounded else self.step, self.qn, self.qp)
+        "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
+        if not self.initialized: self.start(v)
+        return fake_quantize(v, self._bounded_step(v) if self.bounded else self.step, *self._grid)
+
+# %% ../nbs/02_quantizers.ipynb #s002
+def _readable(t):
+    "Can the values of `t` be read? Not those of stand-ins: compiled code, torch.export, torch.func and the meta device have no data"
+    if torch.compiler.is_compiling(): return False
+    try: return bool(t.data_ptr())
+    except RuntimeError: return False
+
+@patch
+def _versions(self:LSQ) -> list:
+    "What is another after the buffers have changed; None if that cannot be told"
+    ts = self.init_step, self.qrange
+    return None if any(t.is_inference() for t in ts) else [(id(t), t.data_ptr(), t._version) for t in ts]
+
+@patch(as_prop=True)
+def _state(self:LSQ) -> _State:
+    "What the buffers say, read only if they may have changed"
+    if not _readable(self.qrange): return self._known
+    versions = self._versions()
+    if self._seen and self._seen[0] == versions: return self._known
+    least = self.init_step.detach().min() if self.init_step.numel() else self.qrange.new_zeros(())
+    low, top, least = torch.cat([self.qrange.detach(), least[None].to(self.qrange)]).tolist()
+    self._known = _state_of(self.bits, low, top if least > 0 else 0)
+    keep = versions and self._known.weight == 1
+    self._seen = (versions, self.init_step, self.qrange) if keep else None # held, so that no other tensor takes their place in memory
+    return self._known
+
+# %% ../nbs/02_quantizers.ipynb #s003
+@patch(as_prop=True)
+def initialized(self:LSQ) -> bool: return self._state.signed is not None
+
+@patch(as_prop=True)
+def signed(self:LSQ) -> bool: # with negative integers? None: not decided yet
+    found = self._state.signed
+    return self.asked_sign if found is None else found
+
+@patch(as_prop=True)
+def _grid(self:LSQ) -> tuple: # (qn, qp), or two times None
+    signed = self.signed
+    return (None, None) if signed is None else grid(self.bits, signed)
+
+@patch(as_prop=True)
+def qn(self:LSQ) -> int: return self._grid[0]
+
+@patch(as_prop=True)
+def qp(self:LSQ) -> int: return self._grid[1]
+
+@patch(as_prop=True)
+def step(self:LSQ) -> Tensor: # 0-d or (channels,), positive
+    if not self.initialized: raise RuntimeError(_NO_STEP)
+    s = positive_step(self.raw_step, self.init_step)
+    if torch.compiler.is_compiling(): return s/(self.qrange[1]/self.qp)
+    return s if self._known.weight == 1 else s/self._known.weight
+
+_NO_STEP = ('this quantizer has no step yet, and evaluation sets none: run calibrate(model, batches) or one batch in training mode '
+            '(or call initialize or set_step of the quantizer)')
+
+@patch
+def train(self:LSQ, mode=True):
+    self._state # whoever compiles or exports next finds what the buffers say now
+    return nn.Module.train(self, mode)
+
+@patch
+def __getstate__(self:LSQ): return {**self.__dict__, '_seen': None} # copies look for themselves
 
 # %% ../nbs/02_quantizers.ipynb #c072
 @patch
@@ -230,6 +302,15 @@ def _resize(self:LSQ, shape):
     if self.raw_step.shape == shape: return
     self.raw_step.data, self.raw_step.grad = self.raw_step.new_zeros(shape), None
     self.init_step = self.init_step.new_zeros(shape)
+
+@patch
+def _put(self:LSQ, s, signed):
+    "Start from the steps `s` on a grid of that sign"
+    with torch.inference_mode(False), torch.no_grad():   # stays trainable if the first tensor came in inference mode
+        self._resize(s.shape)
+        self.raw_step.copy_(s); self.init_step.copy_(s)
+        self.qrange.copy_(torch.tensor(grid(self.bits, signed)))
+    self._state
 
 @patch
 def set_step(self:LSQ,
@@ -243,10 +324,7 @@ def set_step(self:LSQ,
         raise ValueError(f'step must have shape {(self.channels or "channels",) if self.per_channel else ()}, got {tuple(s.shape)}')
     if not ((s >= torch.finfo(s.dtype).tiny) & s.isfinite()).all():
         raise ValueError(f'steps must be positive and finite, got {s.min():g} to {s.max():g}')
-    with torch.inference_mode(False), torch.no_grad():   # stays trainable if the first tensor came in inference mode
-        self._resize(s.shape)
-        self.raw_step.copy_(s); self.init_step.copy_(s)
-    self.initialized = True
+    self._put(s, self.signed)
 
 # %% ../nbs/02_quantizers.ipynb #c074
 @patch
@@ -256,13 +334,20 @@ def initialize(self:LSQ,
     "Decide the sign if it is open, and start from the MinError step of `v`"
     if self.per_channel and (not v.ndim or self.channels not in (None, v.shape[0])):
         raise ValueError(f'this quantizer has {self.channels or "one step for each of its"} channels, dimension 0 of {tuple(v.shape)} has not')
-    if self.auto_sign:
+    signed = self.asked_sign
+    if signed is None:
         lo, _ = _extremes(v.detach().reshape(1, -1), over_ranks=True)
         signed = bool(lo < 0)
-    else: signed = self.signed
-    s = min_error_step(v, *grid(self.bits, signed), self.n_candidates, self.per_channel, over_ranks=True)
-    self._set_sign(signed)
-    self.set_step(s)
+    self._put(min_error_step(v, *grid(self.bits, signed), self.n_candidates, self.per_channel, over_ranks=True), signed)
+
+@patch
+@torch.compiler.disable
+def start(self:LSQ, v:Tensor):
+    "`initialize` on `v` if there is no step yet; RuntimeError in evaluation mode, which changes nothing"
+    if self.initialized: return
+    if not self.training: raise RuntimeError(_NO_STEP)
+    if getattr(self, '_is_replica', False): raise RuntimeError('nn.DataParallel runs copies, whose steps would be lost: run calibrate(model, batches) first')
+    self.initialize(v)
 
 @patch
 def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
@@ -282,20 +367,26 @@ def _mismatch(self:LSQ, raw, qrange):
         fits = raw.ndim == 1 and self.channels in (None, len(raw)) if self.per_channel else raw.numel() == 1 and raw.ndim < 2
         wanted = (self.channels or 'channels',) if self.per_channel else 'one'
         if not fits: return f'the checkpoint has steps of shape {tuple(raw.shape)}, this quantizer needs {wanted}'
-    if qrange is not None and (found := tuple(qrange.tolist())) != (0, 0):
-        grids = [grid(self.bits, s) for s in (True, False) if self.auto_sign or s == self.signed]
-        wanted = ' or '.join(f'{a}..{b}' for a, b in grids)
-        if found not in grids: return f'the checkpoint quantizes to {found[0]}..{found[1]}, this quantizer to {wanted}'
+    if qrange is None or qrange.is_meta: return
+    low, top = qrange.tolist()
+    try:
+        found = _state_of(self.bits, low, top).signed
+        fits = None in (found, self.asked_sign) or found == self.asked_sign
+    except ValueError: fits = False
+    if fits: return
+    wanted = ' or '.join('{}..{}'.format(*grid(self.bits, s)) for s in (True, False) if self.asked_sign in (None, s))
+    return f'the checkpoint quantizes to {low:g}..{top:g}, this quantizer to {wanted}'
 
 @patch
 def _load_from_state_dict(self:LSQ, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-    raw, qrange = state_dict.get(prefix+'raw_step'), state_dict.get(prefix+'qrange')
+    raw, init, qrange = (state_dict.get(prefix+n) for n in ('raw_step', 'init_step', 'qrange'))
     if problem := self._mismatch(raw, qrange): error_msgs.append(f'{prefix.rstrip(".") or "LSQ"}: {problem}'); return
     if raw is not None: self._resize(raw.shape if self.per_channel else ())
+    if qrange is not None: # version 0.1.0 had integers, and the grid also where there was no step
+        there = init is None or init.is_meta or (init.numel() and bool((init > 0).all()))
+        state_dict[prefix+'qrange'] = qrange.to(self.qrange.dtype)*bool(there)
     nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-    qn, qp = self.qrange.tolist()
-    self._set_sign((qn < 0 if qp else None) if self.auto_sign else self.signed)
-    self.initialized = self.init_step.numel() > 0 and bool((self.init_step > 0).all())
+    self._state
 
 # %% ../nbs/02_quantizers.ipynb #c084
 @patch

@@ -4,14 +4,19 @@
 
 # %% ../nbs/07_surgery.ipynb #c002
 from __future__ import annotations
-import copy
-from collections import Counter, OrderedDict
+import copy, inspect
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain, islice
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 import torch, torch.nn as nn
 from torch import Tensor, fx
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import is_parametrized
 from .kernels import Geometry, Kernel
 from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
@@ -22,8 +27,9 @@ from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, liv
                          why_not_integer)
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'tied', 'obstacles', 'Rows', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
-           'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
+__all__ = ['Site', 'find_sites', 'copy_model', 'tied', 'obstacles', 'Rows', 'reparametrize', 'merge', 'feed', 'WithNorm',
+           'adapt_statistics', 'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate',
+           'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -45,7 +51,11 @@ def _is_composite(m) -> bool:
 
 def _why_left(m, inside) -> str:
     if inside: return f'{inside} reads its weight itself'
-    return 'a hook computes its weight' if 'weight' in vars(m) else ''
+    inner = list(m.modules()) if isinstance(m, (Block, RepQLayer)) else [m]
+    for n in 'weight', 'bias':
+        if any(isinstance(vars(c).get(n), Tensor) for c in inner): return f'a hook computes its {n}'                    # pruning, weight norm, spectral norm
+        if parametrize.is_parametrized(m, n): return f'a parametrization computes its {n}'
+    return ''
 
 def _registered(m, name='', inside='', seen=None) -> list:
     "Sites in order of registration, each module once, not looking inside them"
@@ -123,13 +133,39 @@ def find_sites(model:nn.Module) -> tuple: # list of `Site`, and why tracing fail
     sites, _, why = _survey(model)
     return sites, why
 
+# %% ../nbs/07_surgery.ipynb #s101
+_ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType, str, bytes, int, float, complex, type(None))
+
+def _parts(v) -> list:
+    "What `copy.deepcopy` copies with `v`"
+    if isinstance(v, partial): return [v.func, v.args, v.keywords]
+    if isinstance(v, MethodType): return [v.__self__]
+    inside = [*v, *v.values()] if isinstance(v, dict) else list(v) if isinstance(v, (list, tuple, set, frozenset, deque)) else []
+    return inside + list(getattr(v, '__dict__', {}).values())
+
+def _results(model) -> list: # of tensors
+    "Tensors with a graph behind them that `model` holds: activations it stored, weights that hooks computed"
+    todo, seen, res = [model], {}, []
+    while todo:
+        v = todo.pop()
+        if isinstance(v, _ATOMS) or id(v) in seen: continue
+        seen[id(v)] = v
+        if isinstance(v, Tensor) and not v.is_leaf: res.append(v)
+        else: todo += _parts(v)
+    return res
+
+def copy_model(model:nn.Module) -> nn.Module:
+    "A copy that shares nothing with `model`; results that a forward pass left on it are copied without their graphs, which `copy.deepcopy` refuses"
+    try: return copy.deepcopy(model, {id(t): t.detach().clone() for t in _results(model)})
+    except (TypeError, RuntimeError) as e: raise TypeError(f'{type(model).__name__} cannot be copied: {e}; with inplace=True the verbs work on the model itself') from e
+
 # %% ../nbs/07_surgery.ipynb #c028
 def _own(model, inplace:bool) -> nn.Module:
     "What to work on: `model` or a copy; TypeError for what is no model, ValueError for a lazy one"
     if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     lazy = next((n for n, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
-    return model if inplace else copy.deepcopy(model)
+    return model if inplace else copy_model(model)
 
 _HOOKS = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook')
 
@@ -341,22 +377,76 @@ def _modes_kept(model):
     finally:
         for m, t in modes.items(): m.training = t
 
+def _passes_on(v): return v
+
 @contextmanager
 def _unquantized(model):
     "No quantizers meanwhile"
     own = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
     for m, *_ in own: m.weight_quantizer = m.input_quantizer = None
+    alone = [m for m in model.modules() if isinstance(m, LSQ)]   # those of sums
+    for m in alone: m.forward = _passes_on
     try: yield
     finally:
         for m, w, i in own: m.weight_quantizer, m.input_quantizer = w, i
+        for m in alone: del m.forward
+
+# %% ../nbs/07_surgery.ipynb #s105
+def _arguments(model) -> tuple: # (positional parameters of forward, all names, takes any by position?, takes any by keyword?)
+    "What `model.forward` takes; wrappers (DistributedDataParallel, torch.compile, averages) take what they wrap does"
+    params = inspect.signature(model.forward).parameters.values()
+    kinds = {p.kind for p in params}
+    inner = dict(model.named_children()).keys() & {'module', '_orig_mod'}
+    if inner and not kinds - {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}: return _arguments(getattr(model, inner.pop()))
+    places = [p for p in params if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return places, names, inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds
+
+def _unclear(model, why):
+    return ValueError(f'how this batch enters {type(model).__name__} is unclear: {why}; give forward=, a function of model and batch, as forward=lambda model, batch: model(batch[0])')
+
+def _by_name(model, batch) -> dict:
+    "The entries of a dictionary that `model` takes"
+    places, names, _, any_keyword = _arguments(model)
+    res = dict(batch) if any_keyword else {n: batch[n] for n in names if n in batch}
+    missing = [p.name for p in places if p.default is p.empty and p.name not in res]
+    if missing or not res: raise _unclear(model, f'a dictionary of {", ".join(map(str, batch))}, and forward takes {", ".join(names)}')
+    return res
+
+def _are_images(batch): return isinstance(batch, list) and all(isinstance(t, Tensor) and t.ndim == 3 and t.is_floating_point() for t in batch)
+
+# %% ../nbs/07_surgery.ipynb #s106
+def _by_place(model, batch) -> tuple:
+    "The elements of a tuple or list that `model` takes"
+    places, _, any_place, _ = _arguments(model)
+    needed = max(1, sum(p.default is p.empty for p in places))
+    if not len(batch): raise _unclear(model, 'it is empty')
+    if needed == 1 and _are_images(batch):
+        if places and 'list' in str(places[0].annotation).lower(): return (batch,)
+        if len(batch) > 1 and len({len(t) for t in batch}) == 1 and len(batch[0]) in (1, 3): raise _unclear(model, f'a list of {len(batch)} images, or an input and targets')
+    first = batch[0]
+    if needed > 1 and isinstance(first, (tuple, list)) and len(first) == needed: return tuple(first)
+    if needed > len(batch): raise _unclear(model, f'{len(batch)} elements, and forward takes {needed}')
+    if needed == 1 and len(batch) > 2 and (any_place or len(places) > 1): raise _unclear(model, f'{len(batch)} elements, and forward takes one or more')
+    return tuple(batch[:needed])
+
+def feed(model:nn.Module,
+         batch,        # as a loader gives it
+         forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
+        ):             # what the model gives
+    "`model` on a batch as loaders give them; ValueError where it is unclear what of it the model takes"
+    if forward is not None: return forward(model, batch)
+    if isinstance(batch, (tuple, list)):
+        args = _by_place(model, batch)
+        if len(args) > 1 or not isinstance(args[0], Mapping): return model(*args)
+        batch = args[0]
+    return model(**_by_name(model, batch)) if isinstance(batch, Mapping) else model(batch)
 
 # %% ../nbs/07_surgery.ipynb #c045
-def _input(batch): return batch[0] if isinstance(batch, (tuple, list)) else batch
-
 def _check_batches(batches):
-    "TypeError for what would be taken apart wrongly: a tensor iterates over its images"
-    if isinstance(batches, (Tensor, str)) or not hasattr(batches, '__iter__'):
-        what = f'one tensor {tuple(batches.shape)}' if isinstance(batches, Tensor) else repr(batches)
+    "TypeError for what would be taken apart wrongly: a tensor iterates over its images, a dictionary over its keys"
+    if isinstance(batches, (Tensor, str, Mapping)) or not hasattr(batches, '__iter__'):
+        what = f'one tensor {tuple(batches.shape)}' if isinstance(batches, Tensor) else f'{batches!r:.80}'
         raise TypeError(f'batches must be an iterable of batches, as a list or a data loader, got {what}')
 
 # %% ../nbs/07_surgery.ipynb #f102
@@ -403,16 +493,22 @@ def _noting(layers:dict):
 # %% ../nbs/07_surgery.ipynb #c049
 @torch.no_grad()
 def adapt_statistics(model:nn.Module,
-                     batches, # iterable of tensors (batch, channels, h, w), or of tuples that begin with one
+                     batches,      # iterable of batches as loaders give them, see `feed`
+                     forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
                     ) -> nn.Module:
     "Rebase the batch norms inside blocks onto the average statistics of `batches`, in place: evaluation mode computes what it did, and training mode starts from there"
+    return _adapt(model, batches, forward)
+
+def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone
     _check_batches(batches)
     n = 0
     with _modes_kept(_own(model, True)), _unquantized(model), _noting(_watched(model)) as seen:
         model.eval()
-        for n, b in enumerate(batches, 1): model(_input(b))
+        for n, b in enumerate(batches, 1): feed(model, b, forward)
     if not n: raise ValueError('adapt_statistics needs at least one batch')
-    for layer, (sums, calls) in seen.items(): layer.rebase({bn: v/calls for bn, v in sums.items()})
+    for layer, (sums, calls) in seen.items():
+        new = {bn: v/calls for bn, v in sums.items() if bn not in kept}
+        if new: layer.rebase(new)
     return model
 
 # %% ../nbs/07_surgery.ipynb #c053
@@ -534,7 +630,7 @@ def _final(m) -> nn.Module:
 def _with_bn(m, bn) -> nn.Module:
     "A copy of the final module `m` with the batch norm after it absorbed, or None where that cannot be done"
     if not (_deployed(m) or type(m) is nn.Conv2d): return None
-    m = copy.deepcopy(m)
+    m = copy_model(m)
     if _deployed(m): m.block.absorb(bn, m.input_quantizer if m.integer_bias else None)
     else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
     return m
@@ -633,32 +729,70 @@ def quantize_sums(model:nn.Module, # quantized
 def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch optimizer
     "Two parameter groups: weights with `weight_decay`; steps, batch norms and biases without"
     plain = {id(p) for m in model.modules() if isinstance(m, (_BN, LSQ)) for p in m.parameters(recurse=False)}
-    free = [p for n, p in model.named_parameters() if id(p) in plain or n.endswith('bias')]
+    bias = lambda n: n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned and parametrized ones too
+    free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
     ids = {id(p) for p in free}
     return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay), dict(params=free, weight_decay=0.)]
 
 # %% ../nbs/07_surgery.ipynb #c076
+def _free_norms(model) -> set:
+    "Batch norms that may take other running statistics: not those that are frozen, by `requires_grad_(False)` or by evaluation mode while the model is in training mode"
+    def frozen(m):
+        own = [p.requires_grad for p in m.parameters(recurse=False)]
+        return own and not any(own) or model.training and not m.training
+    return {m for m in model.modules() if isinstance(m, _BN) and m.running_mean is not None and not frozen(m)}
+
 @contextmanager
-def _cumulative(model):
-    "Batch norms that start anew and average over all batches alike, meanwhile"
-    own = {m: m.momentum for m in model.modules() if isinstance(m, _BN)}
-    for m in own: m.reset_running_stats(); m.momentum = None
-    try: yield
+def _calibrating(model, norms):
+    "Evaluation mode, but `norms` (and the layers around them) take the statistics of the batch, and quantizers may set their steps"
+    with _modes_kept(model):
+        model.eval()
+        for m in model.modules(): # one by one: what is inside a layer has a mode of its own
+            m.training = isinstance(m, LSQ) or m in norms or isinstance(m, (Block, RepQLayer)) and not norms.isdisjoint(m.modules())
+        yield
+
+@contextmanager
+def _averaging(norms):
+    "Running statistics of `norms` begin anew and average over all batches alike; what nothing reaches keeps its own, as all do after an error"
+    own = {m: (m.momentum, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in norms}
+    for m in norms: m.reset_running_stats(); m.momentum = None
+    reached = ()
+    try:
+        yield
+        reached = [m for m in norms if m.num_batches_tracked > 0]
     finally:
-        for m, momentum in own.items(): m.momentum = momentum
+        for m, (momentum, stats) in own.items():
+            m.momentum = momentum
+            if m in reached: continue
+            for b, old in stats: b.copy_(old)
+
+# %% ../nbs/07_surgery.ipynb #s109
+def _pending(model): # blocks or norms that still have to be rebased
+    return any(isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh for m in model.modules())
+
+def _restartable(batches) -> tuple: # (what to adapt to, all batches)
+    "Of an iterator the first batch, and all; otherwise twice the same"
+    if not isinstance(batches, Iterator): return batches, batches
+    first = list(islice(batches, 1))
+    return first, chain(first, batches)
 
 @torch.no_grad()
-def calibrate(model:nn.Module, batches, # iterable of tensors, or of tuples that begin with one
+def calibrate(model:nn.Module,
+              batches,      # iterable of batches as loaders give them, see `feed`
+              forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
              ) -> nn.Module:
-    "Initialise steps on the first batch and re-estimate all running statistics over `batches`, in place; weights stay, batch norms that still have to be rebased (see `adapt_statistics`) are"
+    "Set steps that are not there on the first batch and estimate running statistics over all, in place; weights, frozen norms (see `_free_norms`) and those that nothing reaches stay, norms that still have to be rebased (see `adapt_statistics`) are"
     _check_batches(batches)
-    batches = list(batches)
-    if not batches: raise ValueError('calibrate needs at least one batch')
-    if any(isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh for m in model.modules()): adapt_statistics(model, batches)
-    with _modes_kept(model):
-        model.train()(_input(batches[0]))
-        with _cumulative(model):
-            for b in batches: model(_input(b))
+    norms, n = _free_norms(_own(model, True)), 0
+    head, batches = _restartable(batches)
+    if _pending(model): _adapt(model, head, forward, {m for m in model.modules() if isinstance(m, _BN)} - norms)
+    with _calibrating(model, norms), _averaging(norms):
+        for n, b in enumerate(batches, 1):
+            if n == 1: # to set the steps
+                feed(model, b, forward)
+                for m in norms: m.reset_running_stats()
+            feed(model, b, forward)
+        if not n: raise ValueError('calibrate needs at least one batch, and an iterator that was read before has none')
     return model
 
 # %% ../nbs/07_surgery.ipynb #f104

@@ -153,11 +153,12 @@ def test_positive_step():
     assert (positive_step(torch.tensor([-1e3, -1e30]), torch.full((2,), 1e-6)) > 0).all()
 
 @pytest.mark.parametrize('per_channel', [False, True])
-@pytest.mark.parametrize('train', [False, True])
-def test_first_tensor_initializes(per_channel, train):
-    q = LSQ(3, per_channel=per_channel).train(train)
+def test_first_tensor_in_training_initializes(per_channel):
+    q = LSQ(3, per_channel=per_channel)
     p, w = q.raw_step, torch.randn(5, 2, 3, 3)
+    with pytest.raises(RuntimeError, match='calibrate'): q.eval()(w)
     assert not q.initialized
+    q.train()
     y = q(w)
     assert q.initialized and q.raw_step is p
     assert torch.equal(q.step, min_error_step(w, -4, 3, per_channel=per_channel)) and torch.equal(y, fake_quantize(w, q.step, -4, 3))
