@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from safetensors.torch import load_file
 from .kernels import Geometry, Kernel, pair
 from .quantizers import LSQ
-from .layers import RepQLayer
+from .layers import QUANTIZERS, RepQLayer
 from .surgery import deploy, operation, trace_graph
 from .checkpoints import write_checkpoint
 
@@ -245,7 +245,7 @@ def _read_module(node, model) -> tuple:
     if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None:
         if m.input_quantizer.bits > 8: raise ValueError(f'reads {m.input_quantizer.bits} bits, and bytes have 8')
         return 'layer', {}, m
-    if isinstance(m, LSQ):
+    if isinstance(m, QUANTIZERS):
         if not m.initialized or m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8' if m.bits > 8 else 'a quantizer has no step yet: run one batch through the model')
         return 'grid', dict(quantizer=m), None
     if isinstance(m, nn.PReLU): return 'prelu', dict(slope=m.weight.detach().float()), None

@@ -17,7 +17,7 @@ from .kernels import Geometry, Kernel
 from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from .quantizers import LSQ, check_bits
 from .blocks import Block, RepVGGBlock
-from .layers import FullyConnected, RepQLayer
+from .layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
 
 # %% auto #0
 __all__ = ['Site', 'trace_graph', 'operation', 'find_sites', 'reparametrize', 'merge', 'WithNorm', 'adapt_statistics',
@@ -83,7 +83,7 @@ def _untouched(model):
 # %% ../nbs/07_surgery.ipynb #c013
 class _Tracer(fx.Tracer):
     "Layers that yield kernels, batch norms and quantizers are single steps"
-    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or isinstance(m, LSQ) or super().is_leaf_module(m, qualname)
+    def is_leaf_module(self, m, qualname): return _is_site(m) or _is_bn(m) or isinstance(m, QUANTIZERS) or super().is_leaf_module(m, qualname)
 
 def trace_graph(model, training:bool) -> fx.Graph:
     "What `model` computes in one mode, arguments with a default left out"
@@ -470,6 +470,35 @@ def _with_bn(m, bn) -> nn.Module:
     else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
     return m
 
+# %% ../nbs/07_surgery.ipynb #g008
+def _fixed_grids(model, sites) -> dict:
+    "Quantizers outside of layers, as `quantize_sums` sets them, with their steps fixed"
+    inside = {m for s in sites for m in s.module.modules()}
+    return {m: _named(n, copy_quantizer, m) for n, m in model.named_modules() if isinstance(m, LSQ) and m not in inside}
+
+_CLIPS = {'relu', 'relu_', 'relu6', 'hardtanh', 'clamp', 'identity', 'dropout', 'maxpool2d', 'flatten'} # what may stand between a sum and its quantizer
+
+def _on_grid(node, model) -> bool:
+    "Is a value read by quantizers alone?"
+    def quantizes(reader):
+        m = model.get_submodule(reader.target) if reader.op == 'call_module' else None
+        if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return True
+        return reader.op.startswith('call') and operation(reader, model) in _CLIPS and _on_grid(reader, model)
+    return all(map(quantizes, node.users))
+
+def _float_sums(model) -> int:
+    "How many sums stay in floating point, None where the model cannot be traced"
+    try: graph = trace_graph(model, False)
+    except Exception: return None
+    sums = [n for n in graph.nodes if n.op.startswith('call') and operation(n, model) in ('add', 'iadd', 'add_')]
+    return sum(not _on_grid(n, model) for n in sums)
+
+def _in_floats(model) -> str:
+    "What a deployed model still computes in floating point"
+    modules, sums = list(model.modules()), _float_sums(model)
+    norms, layers = (sum(isinstance(m, kind) for m in modules) for kind in (_BN, (nn.modules.conv._ConvNd, nn.Linear)))
+    return f'left in floats: {_count(norms, "batch norm")}, {"sums not known" if sums is None else _count(sums, "sum")}, {_count(layers, "layer")}'
+
 # %% ../nbs/07_surgery.ipynb #c067
 def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` for inference: integer weights where it is quantized, single convolutions elsewhere, batch norms after them absorbed; in evaluation mode"
@@ -484,9 +513,9 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
         new[s.module] = m if absorbed is None else absorbed
     integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
     merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
-    model, hooks = _replace(model, {**new, **identities})
+    model, hooks = _replace(model, {**new, **identities, **_fixed_grids(model, sites)})
     _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions',
-            identities and f'{_count(len(identities), "batch norm")} absorbed', left=left, hooks=hooks)
+            identities and f'{_count(len(identities), "batch norm")} absorbed', verbose and _in_floats(model), left=left, hooks=hooks)
     return model.eval()
 
 # %% ../nbs/07_surgery.ipynb #d102
@@ -508,12 +537,12 @@ def _between(graph, model) -> list: # of nodes
     floats, grid = _float_values(graph, model), {}   # node -> whose grid it can have: a module's, or its own
     def wish(reader):
         m = model.get_submodule(reader.target) if reader.op == 'call_module' else None
-        if isinstance(m, LSQ) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
+        if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
         return grid[reader] if reader.op.startswith('call') and operation(reader, model) in _PASSES else None
     for n in reversed(graph.nodes):
         wishes = {wish(r) for r in n.users}
         grid[n] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else n
-    quantized = lambda n: n.op == 'call_module' and isinstance(model.get_submodule(n.target), LSQ)
+    quantized = lambda n: n.op == 'call_module' and isinstance(model.get_submodule(n.target), QUANTIZERS)
     return [n for n in graph.nodes if grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
 
 # %% ../nbs/07_surgery.ipynb #d103
