@@ -198,6 +198,7 @@ def _load_from_state_dict(self:FixedQuantizer, state_dict, prefix, metadata, str
 class IntegerKernel(nn.Module):
     "A kernel stored as integers with a scale per output channel: `weight = integers·scale`"
     statistics = 'exact'
+    names = ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode') # what code around a layer may ask
     def __init__(self, source,       # what it replaces: gives geometry and groups
                  integers:Tensor,    # (out, in/groups, kh, kw), an integer dtype
                  scale:Tensor,       # (out,), or one for all
@@ -206,7 +207,7 @@ class IntegerKernel(nn.Module):
         super().__init__()
         self.bits = bits
         self.geometry, self.groups = source.geometry, source.groups
-        for n in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode'):
+        for n in self.names:
             if hasattr(source, n): setattr(self, n, getattr(source, n))
         self.register_buffer('integers', integers.contiguous()); self.register_buffer('scale', scale)
         self.register_buffer('bias', scale.new_zeros(len(integers)) if bias is None else bias.detach().clone())
