@@ -4,7 +4,7 @@
 
 # %% ../nbs/12b_deployed.ipynb #g103
 from __future__ import annotations
-import copy, inspect, json, operator, re
+import copy, inspect, json, operator, re, zlib
 from difflib import get_close_matches
 from math import prod
 from pathlib import Path
@@ -262,10 +262,10 @@ def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if t
     if alone: model = nn.Sequential(model).eval()
     layers, quantizers, unused, modules = _parts(model)
     if not layers: raise ValueError(f'{type(model).__name__} has no quantized layer: there is nothing to pack')
-    state, tied = _state(model, *layers, *quantizers, *unused)
+    shared = {n: next(f for f, l in layers.items() if l is m) for n, m in model.named_modules(remove_duplicate=False) if _is_deployed(m) and n not in layers}
+    state, tied = _state(model, *layers, *shared, *quantizers, *unused)
     texts = {n: _layer_text(m) for n, m in layers.items()}
     tensors = {f'{n}.{k}': v.cpu() for n, (_, t) in texts.items() for k, v in t.items()} | {f'{n}.step': q.step.cpu() for n, q in quantizers.items()}
-    shared = {n: next(f for f, l in layers.items() if l is m) for n, m in model.named_modules(remove_duplicate=False) if _is_deployed(m) and n not in layers}
     header = dict(format=FORMAT, version=VERSION, layers={n: t for n, (t, _) in texts.items()}, quantizers={n: _quantizer_text(q) for n, q in quantizers.items()}, shared=shared, unused=list(unused), tied=tied, tensors=list(state),
                   modules={n: _module_text(m) for n, m in modules.items()}, alone=alone, graph=None, called=[])
     try:
@@ -274,6 +274,11 @@ def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if t
         _graph_of(json.loads(json.dumps(header['graph'])))
     except ValueError as e: return header | dict(graph=None), state | tensors, str(e)
     return header, state | tensors, ''
+
+def _text_tensor(header:dict) -> Tensor: return torch.frombuffer(bytearray(zlib.compress(json.dumps(header).encode(), 9)), dtype=torch.uint8)
+
+def _header(text:Tensor) -> dict: # of `_text_tensor`; no more than 256 MB
+    return json.loads(zlib.decompressobj().decompress(bytes(text.numpy()), 2**28))
 
 def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed first; stays as it is
                   path,              # .safetensors
@@ -284,7 +289,7 @@ def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed
     if path.suffix != '.safetensors': raise ValueError(f'{path}: the name must end in .safetensors')
     if path.exists() and not overwrite: raise FileExistsError(f'{path} exists: give another name, or overwrite=True')
     header, tensors, why = _contents(_bare(model))
-    write_checkpoint(path, tensors | {FORMAT: torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)})
+    write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)})
     if not verbose: return
     bits = sum(prod(t['shape'])*t['bits'] for t in header['layers'].values())
     how = f'its graph cannot be written ({why}): load_deployed(path, model) reads it, given the network in plain form' if why else 'load_deployed(path) reads it'
@@ -296,7 +301,7 @@ def _read(path) -> tuple: # header, tensors
     if not Path(path).is_file(): raise FileNotFoundError(f'there is no file {path}')
     try:
         tensors = load_file(path)
-        header = json.loads(bytes(tensors.pop(FORMAT).numpy()))
+        header = _header(tensors.pop(FORMAT))
         if header['format'] != FORMAT: raise ValueError('another format')
     except Exception as e: raise ValueError(f'{path} is no deployed network that repq wrote, or it is damaged ({type(e).__name__}: {e})') from None # of many kinds
     if header.get('version') != VERSION: raise ValueError(f"{path}: version {header.get('version')} of the format, and this repq reads version {VERSION}")
@@ -374,7 +379,6 @@ def _replacements(header, model, layers) -> dict: # module of the model -> modul
 
 def _into(header, tensors, model) -> nn.Module:
     "A copy of `model` with the layers and weights of a file"
-    if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     model = copy.deepcopy(nn.Sequential(model) if header['alone'] else model)
     new = _replacements(header, model, _all_layers(header, tensors))
     for n, m in [(n, m) for n, m in model.named_modules(remove_duplicate=False) if m in new]: model.set_submodule(n, new[m])
@@ -388,8 +392,9 @@ def load_deployed(path,               # written by `save_deployed`
                   model:nn.Module=None, # the network in plain form, its weights of no matter; None: made from the graph in the file
                  ) -> nn.Module:      # on the CPU, in evaluation mode
     "The deployed network in a file; nothing in the file is executed"
+    if not isinstance(model, (nn.Module, type(None))): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     header, tensors = _read(path)
     if model is None and header.get('graph') is None: raise ValueError(f'{path} holds no graph: give the network in plain form, load_deployed(path, model)')
     try: return (_alone(header, tensors) if model is None else _into(header, tensors, model)).eval()
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
-    except (KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as e: raise ValueError(f'{path} is damaged ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})') from None
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError) as e: raise ValueError(f'{path} is damaged ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})') from None
