@@ -184,19 +184,46 @@ def _entries(module, layout:Layout) -> list:
     found = [(_part(layout, module.get_submodule(ours), kind), ours, official) for ours, official, kind in parts]
     return None if any(entries is None for entries, *_ in found) else [e.moved(ours, official) if e.official else Entry(None, tuple(_join(ours, k) for k in e.ours)) for entries, ours, official in found for e in entries]
 
-# %% ../nbs/09_checkpoints.ipynb #c018
-_WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'params_ema', 'params', 'net', 'state_dict_ema', 'model_ema')
+# %% ../nbs/09_checkpoints.ipynb #g001
+_AVERAGES = 'state_dict_ema model_ema params_ema ema_state_dict ema ema_model averaged_model swa_model swa_state_dict shadow'.split()
+_NETWORKS = 'state_dict model_state_dict model module params net network online_model student teacher'.split()
+_ASIDE = 'n_averaged num_updates initted step decay updates criterion loss loss_fn loss_func metric metrics'.split() # what averages and trainers keep beside
+_UNSEEN = re.compile(r'(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.') # wrappers of single modules, anywhere in a key
 
+def _choose(names) -> str: # None if no name is known
+    "The network to be taken among several names"
+    averages, others = ([n for n in names if n in known] for known in (_AVERAGES, _NETWORKS))
+    found = averages or others
+    if len(found) > 1: raise ValueError(f'the checkpoint holds several networks, {", ".join(found)}: give one of them, checkpoint[{found[0]!r}], or the keys that begin with its name')
+    if averages and others: warnings.warn(f"the checkpoint holds {', '.join(others)} and its average {averages[0]}: the average is taken")
+    return found[0] if found else None
+
+def _inner(checkpoint:Mapping) -> Mapping:
+    "The state dict in dictionaries"
+    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]): checkpoint = checkpoint[name]
+    return checkpoint
+
+def _without_prefixes(state:dict) -> dict:
+    "Keys without the names of modules around the network"
+    state = {_UNSEEN.sub('', k): v for k, v in state.items()}
+    names = dict.fromkeys(k.partition('.')[0] for k in state)
+    around = [n for n in names if n not in _ASIDE]
+    if not all(n in _AVERAGES + _NETWORKS and n not in state for n in around): return state
+    name = _choose(around)
+    return state if name is None else _without_prefixes({k[len(name) + 1:]: v for k, v in state.items() if k.startswith(f'{name}.')})
+
+# %% ../nbs/09_checkpoints.ipynb #c018
 def unwrap(checkpoint:Mapping) -> dict: # key -> tensor
-    "The state dict in a checkpoint, without the wrapping and without `module.` before all keys"
+    "The state dict in a checkpoint, without what is wrapped around it"
     if not isinstance(checkpoint, Mapping): raise TypeError(f'a checkpoint is a dict of tensors, got {type(checkpoint).__name__}')
-    inner = next((checkpoint[k] for k in _WRAPPERS if isinstance(checkpoint.get(k), Mapping)), checkpoint)
+    inner = _inner(checkpoint)
     if not inner: raise ValueError('the checkpoint is empty')
     if odd := [k for k in inner if not isinstance(k, str)]: raise ValueError(f'not a state dict: {odd[0]!r} is no name')
     if odd := [k for k, v in inner.items() if not isinstance(v, Tensor)]:
-        raise ValueError(f'not a state dict: {odd[0]!r} is a {type(inner[odd[0]]).__name__}, not a tensor' + (f' (a state dict may be wrapped in {", ".join(_WRAPPERS[:3])})' if inner is checkpoint else ''))
-    while all(k.startswith('module.') for k in inner): inner = {k[len('module.'):]: v for k, v in inner.items()}
-    return dict(inner)
+        within = [k for k, v in inner.items() if isinstance(v, Mapping) and v and all(isinstance(t, Tensor) for t in v.values())]
+        hint = f'; tensors are in {_some(within)}: give checkpoint[{within[0]!r}]' if within else f' (a state dict may be wrapped in {", ".join(_NETWORKS[:3])})' if inner is checkpoint else ''
+        raise ValueError(f'not a state dict: {odd[0]!r} is a {type(inner[odd[0]]).__name__}, not a tensor{hint}')
+    return _without_prefixes(inner)
 
 def _some(names, most=3): return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 

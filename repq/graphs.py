@@ -15,9 +15,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 from .kernels import pair
-from .quantizers import LSQ
 from .blocks import Block, computes, hooked
-from .layers import RepQLayer
+from .layers import QUANTIZERS, RepQLayer
 
 # %% auto #0
 __all__ = ['MOVES', 'KINDS', 'is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module',
@@ -111,7 +110,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m, qualname):
         if isinstance(m, _BatchNorm) and not is_norm(m): return rest_graph(m) is not None
-        return is_layer(m) or is_norm(m) or isinstance(m, LSQ) or super().is_leaf_module(m, qualname)
+        return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or super().is_leaf_module(m, qualname)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         name = self._values.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
@@ -515,7 +514,7 @@ def nonnegative(graph:fx.Graph, model:nn.Module) -> dict: # node -> bool
 def _certainly(node, model, known) -> bool:
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, _BatchNorm) and not hooked(m) and not is_norm(m): return _rest_is_nonnegative(m)
-    if isinstance(m, LSQ): return known[node.args[0]] and not hooked(m)
+    if isinstance(m, QUANTIZERS): return known[node.args[0]] and not hooked(m)
     try: o = read(node, model)
     except ValueError: return False
     return o.nonnegative or o.keeps and bool(o.inputs) and all(known.get(i, False) for i in o.inputs)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from safetensors.torch import load_file
 from .kernels import Geometry, Kernel
 from .quantizers import LSQ
-from .layers import RepQLayer, headroom
+from .layers import QUANTIZERS, RepQLayer, headroom
 from .blocks import computes, hooked
 from .graphs import KINDS, MOVES, constant_nodes, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
 from .surgery import calibrate, deploy, find_sites, obstacles, quantize
@@ -245,7 +245,7 @@ def _read_module(m, name) -> _Node:
         if m.input_quantizer.bits > 8: raise ValueError(f'reads {m.input_quantizer.bits} bits, and bytes have 8')
         if hooked(m): raise ValueError('has hooks, which may change what it gives: without them it could be read')
         return _Node(name, 'layer', [], {}, m)
-    if isinstance(m, LSQ):
+    if isinstance(m, QUANTIZERS):
         if not m.initialized: raise ValueError('a quantizer has no step yet: run one batch through the model')
         if m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8')
         return _Node(name, 'grid', [], dict(quantizer=m))

@@ -4,19 +4,18 @@
 
 # %% ../nbs/06_layers.ipynb #c002
 from __future__ import annotations
-import copy
 from itertools import chain
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Kernel
 from .batchnorm import STATISTICS, Moments, fold, get_statistics, running_stats
-from .quantizers import LSQ
+from .quantizers import LSQ, check_grid, grid, positive_step
 from .blocks import Block, computes, hooked
 
 # %% auto #0
-__all__ = ['FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'headroom', 'on_accumulator', 'IntegerKernel',
-           'copy_quantizer']
+__all__ = ['QUANTIZERS', 'FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'headroom', 'on_accumulator', 'FixedQuantizer',
+           'copy_quantizer', 'IntegerKernel']
 
 # %% ../nbs/06_layers.ipynb #c007
 class FullyConnected(nn.Module):
@@ -155,10 +154,55 @@ def evaluation_kernel(self:RepQLayer) -> tuple:
     if self._kept is None or self._kept[0] != key: self._kept = key, self.quantized_kernel()
     return self._kept[1]
 
+# %% ../nbs/06_layers.ipynb #g001
+class FixedQuantizer(nn.Module):
+    "What an initialised `LSQ` computes, its step a buffer: `step·round(clamp(v/step, qn, qp))` in plain operations, no gradients of its own"
+    initialized, per_channel = True, False
+    def __init__(self, step:Tensor, # 0-d, positive
+                 qn:int, qp:int,    # the smallest and the largest integer
+                 bits:int):         # of the grid
+        super().__init__()
+        check_grid(qn, qp)
+        self.bits, self.qn, self.qp = bits, qn, qp
+        self.register_buffer('step', step.detach().clone())
+        self.register_buffer('qrange', torch.tensor([qn, qp], dtype=torch.int32, device=step.device)) # travels with state dicts
+
+    @property
+    def signed(self): return self.qn < 0
+    def extra_repr(self): return f'bits={self.bits}, signed={self.signed}, step={self.step.item():.3g}'
+    _apply = LSQ._apply # the step stays in float32 at least
+
+    def forward(self, v:Tensor) -> Tensor: # v's shape and type
+        if not v.is_floating_point(): raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')
+        dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+        step = self.step.to(dtype)
+        return ((v.to(dtype)/step).clamp(self.qn, self.qp).round()*step).to(v.dtype)
+
+QUANTIZERS = (LSQ, FixedQuantizer) # for isinstance
+
+def copy_quantizer(q:LSQ) -> FixedQuantizer:
+    "`q` with its step fixed, sharing nothing with it; None of None"
+    if q is None: return None
+    if not q.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
+    return FixedQuantizer(q.step, q.qn, q.qp, q.bits).train(q.training)
+
+# %% ../nbs/06_layers.ipynb #g005
+@patch
+def _load_from_state_dict(self:FixedQuantizer, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    raw, init = (state_dict.pop(f'{prefix}{n}', None) for n in ('raw_step', 'init_step')) # an LSQ's
+    if raw is not None and init is not None: state_dict[f'{prefix}step'] = positive_step(raw, init).reshape(())
+    qn, qp = state_dict.get(f'{prefix}qrange', self.qrange).tolist()
+    if (qn, qp) not in (grid(self.bits, True), grid(self.bits, False)):
+        errors.append(f'{prefix.rstrip(".")}: the checkpoint quantizes to {qn}..{qp}, this quantizer has {self.bits} bits')
+        return
+    nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)
+    self.qn, self.qp = self.qrange.tolist()
+
 # %% ../nbs/06_layers.ipynb #c020
 class IntegerKernel(nn.Module):
     "A kernel stored as integers with a scale per output channel: `weight = integers·scale`"
     statistics = 'exact'
+    names = ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode') # what code around a layer may ask
     def __init__(self, source,       # what it replaces: gives geometry and groups
                  integers:Tensor,    # (out, in/groups, kh, kw), an integer dtype
                  scale:Tensor,       # (out,), or one for all
@@ -167,7 +211,7 @@ class IntegerKernel(nn.Module):
         super().__init__()
         self.bits = bits
         self.geometry, self.groups = source.geometry, source.groups
-        for n in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode'):
+        for n in self.names:
             if hasattr(source, n): setattr(self, n, getattr(source, n))
         self.register_buffer('integers', integers.contiguous()); self.register_buffer('scale', scale)
         self.register_buffer('bias', scale.new_zeros(len(integers)) if bias is None else bias.detach().clone())
@@ -179,7 +223,7 @@ class IntegerKernel(nn.Module):
 
     @torch.no_grad()
     def absorb(self, bn:nn.BatchNorm2d,
-               input_quantizer:LSQ=None): # given: the bias is rounded to units of the accumulator
+               input_quantizer:FixedQuantizer=None): # given: the bias is rounded to units of the accumulator
         "Take over a batch norm that follows, the integers unchanged: its factor goes into the scale (a negative gamma as well), the rest into the bias"
         scale, shift = fold(bn, *running_stats(bn))
         self.scale, self.bias = self.scale*scale, self.bias*scale + shift
@@ -190,15 +234,12 @@ class IntegerKernel(nn.Module):
 @torch.no_grad()
 def deploy(self:RepQLayer) -> nn.Module:
     "The layer for inference: `IntegerKernel` inside, or torch's own layer where nothing is quantized"
-    if self.weight_quantizer is None: return self.block if isinstance(self.block, IntegerKernel) else self.block.deploy()
-    wq = self.weight_quantizer
-    if not wq.initialized or (self.input_quantizer is not None and not self.input_quantizer.initialized):
-        raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
+    if self.stage == 'deployed': return self
+    if self.weight_quantizer is None: return self.block.deploy()
+    iq, wq = copy_quantizer(self.input_quantizer), self.weight_quantizer
+    if not wq.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
-    res = RepQLayer(IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), self.rounded_bias(b), wq.bits), None, copy_quantizer(self.input_quantizer)).train(self.training)
+    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), self.rounded_bias(b), wq.bits)
+    res = RepQLayer(kernel, None, iq).train(self.training)
     res.integer_bias = self.integer_bias
     return res
-
-def copy_quantizer(q):
-    "A copy that shares nothing with `q`, without gradients"
-    return None if q is None else copy.deepcopy(q).requires_grad_(False)

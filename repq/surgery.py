@@ -17,12 +17,11 @@ import torch, torch.nn as nn
 from torch import Tensor, fx
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrize import is_parametrized
 from .kernels import Geometry, Kernel
 from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from .quantizers import LSQ, check_bits
 from .blocks import Block, RepVGGBlock, computes, hooked
-from .layers import FullyConnected, RepQLayer
+from .layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
 from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, live_nodes, nonnegative, norm_rest, read, readers, rest_graph, trace_graph,
                          why_not_integer)
 
@@ -253,7 +252,7 @@ def _why_not(node, model, site, absorbed) -> str:
     if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, _BN): return _why_not_rest(m) if absorbed else 'a batch norm that no layer absorbs: none precedes it alone'
-    if isinstance(m, LSQ): return ''
+    if isinstance(m, QUANTIZERS): return ''
     try: return why_not_integer(read(node, model))
     except ValueError as e: return str(e)
 
@@ -342,7 +341,6 @@ def reparametrize(model:nn.Module,
     sites = [s for s in sites if isinstance(s.module, nn.Conv2d) and (where is None or where(s.name, s.module))]
     ties = tied(model)
     for s in sites:
-        if is_parametrized(s.module): s.left = s.left or 'its weight is parametrized'
         if s.name in ties: s.left = s.left or f"shares its weight with '{ties[s.name][0]}'"
     blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
@@ -635,6 +633,43 @@ def _with_bn(m, bn) -> nn.Module:
     else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
     return m
 
+# %% ../nbs/07_surgery.ipynb #g008
+def _operation(node, model):
+    "What a call of the graph does, None where it is not understood"
+    try: return read(node, model) if node.op.startswith('call') else None
+    except ValueError: return None
+
+def _submodule(node, model): return model.get_submodule(node.target) if node.op == 'call_module' else None
+
+_PASSES = (*MOVES, 'same', 'reshape', 'corner') # what they give can be on the grid of what they take
+
+def _fixed_grids(model, sites) -> dict:
+    "Quantizers outside of layers, as `quantize_sums` sets them, with their steps fixed"
+    inside = {m for s in sites for m in s.module.modules()}
+    return {m: _named(n, copy_quantizer, m) for n, m in model.named_modules() if isinstance(m, LSQ) and m not in inside}
+
+def _on_grid(node, model, live) -> bool:
+    "Is a value read by quantizers alone?"
+    def quantizes(reader):
+        m, o = _submodule(reader, model), _operation(reader, model)
+        if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return True
+        return o is not None and o.kind in _PASSES and _on_grid(reader, model, live)
+    return all(map(quantizes, readers(node, live)))
+
+def _float_sums(model) -> int:
+    "How many sums stay in floating point, None where the model cannot be traced"
+    try: graph = trace_graph(model, False)
+    except Exception: return None
+    live, constants = live_nodes(graph), constant_nodes(graph)
+    sums = [n for n in graph.nodes if n in live and n not in constants and (o := _operation(n, model)) is not None and o.kind == 'add']
+    return sum(not _on_grid(n, model, live) for n in sums)
+
+def _in_floats(model) -> str:
+    "What a deployed model still computes in floating point"
+    modules, sums = list(model.modules()), _float_sums(model)
+    norms, layers = (sum(isinstance(m, kind) for m in modules) for kind in (_BN, (nn.modules.conv._ConvNd, nn.Linear)))
+    return f'left in floats: {_count(norms, "batch norm")}, {"sums not known" if sums is None else _count(sums, "sum")}, {_count(layers, "layer")}'
+
 # %% ../nbs/07_surgery.ipynb #c067
 def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` for inference: integer weights where it is quantized, single convolutions elsewhere, batch norms after them absorbed; in evaluation mode"
@@ -650,21 +685,12 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     ties = _tied_pairs(model, [s.name for s in sites if s.module in new])
     integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
     merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
-    model, hooks = _replace(model, {**new, **identities})
+    model, hooks = _replace(model, {**new, **identities, **_fixed_grids(model, sites)})
     _report('deploy', verbose, untraced, f'{_count(integers, "layer")} → integers', merged and f'{_count(merged, "block")} → convolutions',
-            identities and f'{_count(len(identities), "batch norm")} absorbed', ties and f'tied weights become copies: {ties}', left=left, hooks=hooks)
+            identities and f'{_count(len(identities), "batch norm")} absorbed', verbose and _in_floats(model), ties and f'tied weights become copies: {ties}', left=left, hooks=hooks)
     return model.eval()
 
 # %% ../nbs/07_surgery.ipynb #d102
-def _operation(node, model):
-    "What a call of the graph does, None where it is not understood"
-    try: return read(node, model) if node.op.startswith('call') else None
-    except ValueError: return None
-
-def _submodule(node, model): return model.get_submodule(node.target) if node.op == 'call_module' else None
-
-_PASSES = (*MOVES, 'same', 'reshape', 'corner') # what they give can be on the grid of what they take
-
 def _float_values(graph, model) -> set: # of nodes
     "What stays in floats: constants, what only passes on or adds to the network's input, and a linear layer at the end"
     res, live = constant_nodes(graph), live_nodes(graph)
@@ -683,14 +709,14 @@ def _between(graph, model) -> list: # of nodes
     floats, live, grid = _float_values(graph, model), live_nodes(graph), {}   # node -> whose grid it can have: a module's, or its own
     def wish(reader):
         m, o = _submodule(reader, model), _operation(reader, model)
-        if isinstance(m, LSQ) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
+        if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
         passes = isinstance(m, _BN) or o is not None and o.kind in _PASSES
         return grid[reader] if passes and reader.op.startswith('call') else None
     for n in reversed(graph.nodes):
         if n not in live: continue
         wishes = {wish(r) for r in readers(n, live)}
         grid[n] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else n
-    quantized = lambda n: isinstance(_submodule(n, model), LSQ)
+    quantized = lambda n: isinstance(_submodule(n, model), QUANTIZERS)
     return [n for n in graph.nodes if n in live and grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
 
 # %% ../nbs/07_surgery.ipynb #d103

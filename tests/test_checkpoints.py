@@ -125,6 +125,37 @@ def test_wrappings():
     state = to_official(A0())
     for wrapped in {'model': state, 'epoch': 3}, {'state_dict': {f'module.{k}': v for k, v in state.items()}, 'optimizer': {'lr': 1.}}, {f'module.module.{k}': v for k, v in state.items()}: assert unwrap(wrapped).keys() == state.keys()
 
+def before(prefix, state): return {f'{prefix}{k}': v for k, v in state.items()}
+
+def test_nested_wrappings():
+    "Every pair of a dictionary and of prefixes, and counters beside"
+    m = A0(); state = to_official(m)
+    keys = 'module. _orig_mod. model. net. module._orig_mod.model. model.module. ema.module. ema_model. averaged_model. student. network. module.module. _fsdp_wrapped_module. model._orig_mod.'.split()
+    dicts = (lambda s: s, lambda s: dict(model=s, optimizer=dict(state={}), epoch=3), lambda s: dict(state_dict=s, hyper_parameters=dict(lr=.1)), lambda s: dict(ema=s, updates=7), lambda s: dict(model_state_dict=dict(module=s)), lambda s: dict(shadow=s, decay=.999))
+    for p in ('', *keys):
+        for wrap in dicts: assert unwrap(wrap(before(p, state))).keys() == state.keys(), p
+    averaged = torch.optim.swa_utils.AveragedModel(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 1))), use_buffers=True).state_dict()
+    assert set(unwrap(averaged)) == {'0.weight', '0.bias'}
+    assert set(unwrap(dict(state_dict={**before('model.', state), 'criterion.weight': torch.ones(10), 'metric.total': torch.ones(())}))) == set(state)
+    inner = {k.replace('stage1.', 'stage1._orig_mod.'): v for k, v in state.items()}
+    load_official(fresh := A0(), dict(model=before('module.', inner)))
+    same_state(fresh.state_dict(), m.state_dict())
+
+@pytest.mark.parametrize('wrap', [lambda a, b: dict(ema=a, state_dict=b), lambda a, b: dict(state_dict=b, state_dict_ema=a), lambda a, b: dict(params=b, params_ema=a), lambda a, b: dict(model=b, model_ema=dict(module=a)),
+                                  lambda a, b: {**before('model.', b), **before('model_ema.', a)}, lambda a, b: {**before('online_model.', b), **before('ema_model.', a), 'step': torch.tensor(5), 'initted': torch.tensor(True)}])
+def test_averages_are_taken_and_it_is_said(wrap):
+    average, other = to_official(randomize(A0())), to_official(A0())
+    with pytest.warns(UserWarning, match='the average is taken'): got = unwrap(wrap(average, other))
+    same_state(got, average)
+
+def test_two_networks_are_for_the_reader_to_choose():
+    state = to_official(A0())
+    for both in dict(teacher=state, student=state), before('teacher.', state) | before('student.', state), dict(ema=state, swa_model=state), dict(state_dict=before('student.', state) | before('teacher.', state)):
+        with pytest.raises(ValueError, match='several networks') as e: unwrap(both)
+        assert 'teacher' in str(e.value) or 'swa_model' in str(e.value)
+    with pytest.raises(ValueError, match="give checkpoint.'generator'"): unwrap(dict(generator=state, epoch=1))
+    assert set(unwrap(before('backbone.', state) | before('model.', state))) == set(before('backbone.', state) | before('model.', state)) # what is not understood stays
+
 def test_half_precision_checkpoints():
     m = A0()
     load_official(m, {k: v.half() if v.is_floating_point() else v for k, v in to_official(A0()).items()})
