@@ -97,10 +97,10 @@ class _Graph:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile='integers'): self.nodes, self.constants, self.profile = [], [], profile
     def constant(self, value, name=None) -> str:
-        self.constants.append(_onnx().numpy_helper.from_array(np.asarray(value), name or f'c{len(self.constants)}'))
+        self.constants.append(_onnx().numpy_helper.from_array(np.asarray(value), name or f'constant/{len(self.constants)}'))
         return self.constants[-1].name
     def op(self, kind, *inputs, name=None, label=None, **attributes) -> str:
-        out = name or f'v{len(self.nodes)}'
+        out = name or f'value/{len(self.nodes)}' # with a slash, which no layer's name has
         self.nodes.append(_onnx().helper.make_node(kind, list(inputs), [out], name=label or f'{kind}_{out}', **attributes))
         return out
 

@@ -56,15 +56,17 @@ _RAISES = ('LOAD_ASSERTION_ERROR', 'LOAD_COMMON_CONSTANT') # what an assertion t
 @lru_cache(1024)
 def _instructions(code): return list(dis.get_instructions(code))
 
-def _asserted(frame) -> bool:
-    "Is `frame` about to jump on the value of an assertion?"
+def _asserted(frame): # True or False, None where it is no assertion
+    "The value that lets an assertion of `frame` hold, which is about to jump on it"
     code = _instructions(frame.f_code)
     here = next(i for i, o in enumerate(code) if o.offset >= frame.f_lasti)
-    jump = next((i for i in range(here, min(here + 3, len(code))) if 'JUMP' in code[i].opname), None)
-    if jump is None: return False
-    if 'IF_TRUE' in code[jump].opname: return code[jump + 1].opname in _RAISES
+    jump = next((i for i in range(here, min(here + 3, len(code))) if 'JUMP' in code[i].opname and '_IF_' in code[i].opname), None)
+    if jump is None: return None
+    jumps_on = 'IF_TRUE' in code[jump].opname
     target = next((o for o in code if o.offset == code[jump].argval), None)
-    return 'IF_FALSE' in code[jump].opname and target is not None and target.opname in _RAISES # `assert a and b`
+    if code[jump + 1].opname in _RAISES: return jumps_on                        # around the error
+    if target is not None and target.opname in _RAISES: return not jumps_on     # to the error: `assert a and b`
+    return None
 
 # %% ../nbs/06a_graphs.ipynb #a055
 _OPERATORS = ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', 'or', 'xor', 'matmul', 'lshift', 'rshift')
@@ -123,7 +125,8 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj):
         frame = inspect.currentframe().f_back
         while not _is_models(frame): frame = frame.f_back
-        return True if _asserted(frame) else super().to_bool(obj)
+        wanted = _asserted(frame)
+        return super().to_bool(obj) if wanted is None else wanted
 
     def create_node(self, *args, **kwargs):
         node = super().create_node(*args, **kwargs)
@@ -196,6 +199,8 @@ def _trace(model, training, defaults, buffers):
     with untouched(model), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         known = set(vars(model)) | set(model._buffers)
+        for m in model.modules():
+            if isinstance(m, _BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
         graph = _Tracer(buffers).trace(model.train(training), defaults)
         graph.constants = {n: getattr(model, n) for n in (*vars(model), *model._buffers) if n not in known and n.startswith('_tensor_constant')}
     return graph

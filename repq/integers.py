@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy, json, operator
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from math import floor, log2
 from dataclasses import asdict, dataclass, field, replace
 import numpy as np
@@ -258,7 +258,7 @@ def _why_norm(m) -> str:
             'which integers of one step per output cannot hold')
 
 # %% ../nbs/12a_integers.ipynb #n072
-def _read(node, model) -> _Node:
+def _read(node, model, constants=()) -> _Node:
     "What a node does; `Refusal` where that is nothing that integers know"
     where = node.target if node.op == 'call_module' else node.name
     try:
@@ -267,6 +267,7 @@ def _read(node, model) -> _Node:
         if res is None: res = _read_operation(node, model)
         elif 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
         else: res.inputs = [i.name for i in node.all_input_nodes[:1]]
+        if any(i.name in res.inputs for i in constants): raise ValueError('reads a constant tensor: integers have only what comes from the input')
     except ValueError as e: raise Refusal(where, str(e), node.meta.get('line', '')) from None
     res.where = where
     return res
@@ -284,7 +285,7 @@ def _read_all(graph, model) -> tuple: # nodes whose values reach the output, ref
     live, constants, nodes, refused = live_nodes(graph), constant_nodes(graph), [], []
     for n in graph.nodes:
         if n not in live or n in constants or n.op in ('placeholder', 'output'): continue
-        try: nodes.append(_read(n, model))
+        try: nodes.append(_read(n, model, constants))
         except Refusal as e: refused.append(e)
     return nodes, refused
 
@@ -434,8 +435,6 @@ def _names(nodes, input) -> dict:
     "Name of a node -> name of the value that it is; the nodes' inputs are renamed on the way"
     names = {input: input}
     for n in nodes:
-        unknown = [i for i in n.inputs if i not in names]
-        if unknown: raise Refusal(n.where, f"reads '{unknown[0]}', which comes from constants alone: integers have only what comes from the input")
         n.inputs = [names[i] for i in n.inputs]
         names[n.name] = n.inputs[0] if n.op == 'same' else n.name
     return names
@@ -473,7 +472,8 @@ def _compare_layers(model, deployed, x):
 @torch.no_grad()
 def _in_evaluation(model, x) -> Tensor:
     "What `model` gives in evaluation mode, on its own device; modes stay"
-    like, modes = next(model.parameters(), next(model.buffers(), x)), {m: m.training for m in model.modules()}
+    like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), x)
+    modes = {m: m.training for m in model.modules()}
     try: return model.eval()(x.to(like.device, like.dtype)).cpu().float()
     finally:
         for m, t in modes.items(): m.training = t

@@ -781,12 +781,18 @@ def _calibrating(model, norms):
 def _averaging(norms):
     "Running statistics of `norms` begin anew and average over all batches alike; what nothing reaches keeps its own, as all do after an error"
     own = {m: (m.momentum, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in norms}
+    calls = Counter()
+    def share(m, args): # of the next batch: classes of others do not all know momentum=None
+        calls[m] += 1
+        m.momentum = 1/calls[m]
     for m in norms: m.reset_running_stats(); m.momentum = None
+    hooks = [m.register_forward_pre_hook(share) for m in norms if not is_norm(m)]
     reached = ()
     try:
-        yield
-        reached = [m for m in norms if m.num_batches_tracked > 0]
+        yield calls.clear
+        reached = [m for m in norms if m.num_batches_tracked > 0 or calls[m]]
     finally:
+        for h in hooks: h.remove()
         for m, (momentum, stats) in own.items():
             m.momentum = momentum
             if m in reached: continue
@@ -812,11 +818,12 @@ def calibrate(model:nn.Module,
     norms, n = _free_norms(_own(model, True)), 0
     head, batches = _restartable(batches)
     if _pending(model): _adapt(model, head, forward, {m for m in model.modules() if isinstance(m, _BN)} - norms)
-    with _calibrating(model, norms), _averaging(norms):
+    with _calibrating(model, norms), _averaging(norms) as begin_anew:
         for n, b in enumerate(batches, 1):
             if n == 1: # to set the steps
                 feed(model, b, forward)
                 for m in norms: m.reset_running_stats()
+                begin_anew()
             feed(model, b, forward)
         if not n: raise ValueError('calibrate needs at least one batch, and an iterator that was read before has none')
     return model

@@ -47,10 +47,7 @@ def test_in_place(forward):
     assert error(q(X), m(X)) < .02 and error(to_integer(q, X)(X), m(X)) < .03
     s = calibrate(quantize_sums(quantize(m, 8, 8, verbose=False)), [X]).eval()
     assert error(s(X), m(X)) < .03 and error(to_integer(s)(X), m(X)) < .03
-    with torch.no_grad(): inputs = {n: q.get_submodule(n).input_quantizer.signed for n in ('mid', 'tail')}
-    want = {n: s.nonnegative for s in find_sites(m)[0] for n in [s.name] if n in inputs}
-    ran = {s.name for s in find_sites(m)[0] if s.runs}
-    assert all(inputs[n] != want[n] for n in ran & set(inputs))
+    assert all(q.get_submodule(s.name).input_quantizer.signed is not s.nonnegative for s in find_sites(m)[0] if s.runs)
 
 def below_zero(s, x): x = s.stem(x).relu(); x.sub_(.3); return rest(s, x)
 def halved(s, x): x = s.stem(x).relu(); x *= .5; return rest(s, x)
@@ -58,7 +55,6 @@ def negated(s, x): x = s.stem(x).relu(); x.neg_(); return rest(s, x)
 def assigned(s, x): x = s.stem(x).relu(); x[:, :4] = -1; return rest(s, x)
 def sliced(s, x): x = s.stem(x); x[:, :4].relu_(); return rest(s, x)
 def reshaped(s, x): x = s.stem(x); x.flatten(1).relu_(); return rest(s, x)
-def chunked(s, x): x = s.stem(x).relu(); a, b = x.chunk(2, 1); a.sub_(1); return rest(s, x)
 def scaled(s, x): x = s.stem(x).relu(); return rest(s, torch.add(x, s.mid(x), alpha=.5))
 def scaled_method(s, x): x = s.stem(x).relu(); return rest(s, x.add(s.mid(x), alpha=2))
 def smooth(s, x): return rest(s, F.interpolate(s.stem(x).relu(), scale_factor=2, mode='bilinear', align_corners=True))
@@ -71,7 +67,7 @@ def corner(s, x): return s.head(s.tail(s.stem(x).relu()).relu()[:, :, 0, 0])
 def random(s, x): return rest(s, F.dropout(s.stem(x).relu(), .5))
 def constant(s, x): return rest(s, s.stem(x).relu() + torch.ones(8, 1, 1))
 
-@pytest.mark.parametrize('forward', [below_zero, halved, negated, assigned, sliced, reshaped, chunked, scaled, scaled_method, smooth, sized, over_rows, ceil, border, padded, corner, random, constant])
+@pytest.mark.parametrize('forward', [below_zero, halved, negated, assigned, sliced, reshaped, scaled, scaled_method, smooth, sized, over_rows, ceil, border, padded, corner, random, constant])
 def test_what_is_not_understood_is_refused_by_name_and_line(forward):
     m = net(forward)
     q = ready(m)
@@ -81,17 +77,21 @@ def test_what_is_not_understood_is_refused_by_name_and_line(forward):
     assert found and any('test_graphs.py' in o.line for o in found) and all(o.instead for o in found)
 
 def test_what_nothing_reads_is_no_obstacle():
-    def forward(s, x):
-        assert x.ndim == 4 and x.shape[1] == 3, 'images'
-        y = s.stem(x).relu()
-        torch._assert(y.min() >= 0, 'a ReLU')
-        F.silu(y)                                       # nobody reads it
-        return rest(s, y)
-    m = net(forward)
-    assert not [o for o in check_integers(m, X) if o.name != 'mid'] and find_sites(m)[1] == ''
+    code = """
+def forward(s, x):
+    assert x.ndim == 4 and x.shape[1] == 3, 'images'
+    y = s.stem(x).relu()
+    torch._assert(y.min() >= 0, 'a ReLU')
+    assert not y.shape[0] < 0
+    F.silu(y)                       # nobody reads it
+    return rest(s, y)"""
+    names = dict(torch=torch, F=F, rest=rest)
+    exec(code, names) # pytest rewrites the assertions of this file
+    m = net(names['forward'])
+    assert find_sites(m)[1] == '' and not check_integers(m, X)
 
 @pytest.mark.parametrize('flat', [lambda y: torch.flatten(y, 1), lambda y: y.view(y.size(0), -1), lambda y: y.reshape(y.shape[0], -1), lambda y: y.view(-1, 8), lambda y: y.squeeze(-1).squeeze(-1), lambda y: y[:, :, 0, 0],
-                                  lambda y: y.view(y.size()[0], 8), lambda y: y.flatten(-3), lambda y: y.squeeze(3).squeeze(2), lambda y: nn.Flatten()(y), lambda y: y.reshape((-1, 8))])
+                                  lambda y: y.view(y.size()[0], 8), lambda y: y.flatten(-3), lambda y: y.squeeze(3).squeeze(2), lambda y: y.reshape((-1, 8))])
 def test_ways_to_flatten_are_one(flat):
     m, same = net(lambda s, x: s.head(flat(s.pool(s.stem(x).relu())))), net(lambda s, x: s.head(torch.flatten(s.pool(s.stem(x).relu()), 1)))
     q, want = ready(m), ready(same)
@@ -128,7 +128,7 @@ class NormAct(nn.BatchNorm2d):
     def forward(self, x):
         torch._assert(x.ndim == 4, 'a map')
         if self.training and self.num_batches_tracked is not None: self.num_batches_tracked.add_(1)
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps) # momentum=None would fail
         return self.act(self.drop(x))
 class NormTwice(nn.BatchNorm2d):
     def forward(self, x): return super().forward(x) + x
@@ -139,6 +139,7 @@ class NormWide(nn.BatchNorm2d):
 def test_norms_with_something_inside(Norm, absorbed, capsys):
     m = randomize(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Norm(8), nn.Conv2d(8, 8, 3, bias=False), Norm(8), nn.Flatten(), nn.Linear(128, 4))).eval()
     assert (norm_rest(m[1]) is not None) == absorbed
+    calibrate(m, [X]) # running statistics that further calibrations find again
     for model in (m, reparametrize(m, RepVGGBlock, verbose=False)):
         assert error(model.eval()(X), m(X)) < 1e-4
         q = ready(model)
@@ -188,12 +189,12 @@ def test_hooks_are_part_of_what_a_layer_gives(capsys):
     def outputs_negated(m, args, y): return -y
     for where in 0, 3, 6:
         for attach in (lambda l: l.register_forward_hook(outputs_negated), lambda l: l.register_forward_pre_hook(inputs_halved), lambda l: l.register_forward_hook(lambda m, a, k, y: y + 1, with_kwargs=True)):
-            m = model(); attach(m[where])
+            m = model(); attach(m[where]); calibrate(m, [X])
             q = calibrate(quantize(m, 8, 8), [X]).eval()
             assert 'hooks moved to the new layers' in capsys.readouterr().out
             assert error(q(X), m(X)) < .05 and error(deploy(q, verbose=False)(X), m(X)) < .05 and error(reparametrize(m, verbose=False).eval()(X), m(X)) < 1e-4
             with pytest.raises(ValueError, match='hooks'): to_integer(q, X)
-    m = model(); m[2].register_forward_hook(outputs_negated)       # on what is no layer
+    m = model(); m[2].register_forward_hook(outputs_negated); calibrate(m, [X])       # on what is no layer
     q = ready(m)
     assert error(q(X), m(X)) < .05
     with pytest.raises(ValueError, match='hooks'): to_integer(q, X)
@@ -202,11 +203,11 @@ def test_hooks_are_part_of_what_a_layer_gives(capsys):
 
 def test_linear_and_batchnorm1d():
     behind = [nn.Linear(192, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4), nn.BatchNorm1d(4)]
-    m = randomize(nn.Sequential(nn.Flatten(), *behind)).eval()
+    m = calibrate(randomize(nn.Sequential(nn.Flatten(), *behind)), [X]).eval()
     d = deploy(ready(m), verbose=False)
     assert not any(isinstance(b, nn.BatchNorm1d) for b in d.modules()) and error(d(X), m(X)) < .05 and error(to_integer(ready(m), X)(X), m(X)) < .05
     with pytest.raises(AssertionError, match='BatchNorm1d'): nn.Sequential(*list(d.children())[2:3])(torch.randn(2, 16, 5))
-    before = randomize(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(.25), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))).eval()
+    before = calibrate(randomize(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(.25), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))), [X]).eval()
     assert error(deploy(ready(before), verbose=False)(X), before(X)) < .05
     with pytest.raises(ValueError, match=r'BatchNorm1d.*inputs'): to_integer(ready(before), X)
 
@@ -252,15 +253,13 @@ def test_tied_weights_stay_tied_or_are_named(capsys):
     assert reparametrize(m, verbose=False)[1] is not None
 
 def test_a_trace_that_is_not_the_model_is_refused():
-    class Counts(nn.Module):
-        "Computes something else each time"
-        def __init__(self): super().__init__(); self.a, self.b, self.n = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), 0
-        def forward(self, x):
-            self.n += 1
-            return self.b(self.a(x).relu() if self.n % 2 else self.a(x))
-    q = calibrate(quantize(Counts(), 8, 8, verbose=False), [X])
-    with pytest.raises(ValueError, match='part|trace|something else'):
-        for _ in range(2): to_integer(q, X); q(X)
+    class Otherwise(nn.Module):
+        "Computes something else when it is traced"
+        def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        def forward(self, x): return self.b(self.a(x).relu() if isinstance(x, torch.fx.Proxy) else self.a(x))
+    q = calibrate(quantize(Otherwise(), 8, 8, verbose=False, first_last_bits=None), [X])
+    q.b.input_quantizer = copy.deepcopy(q.a.input_quantizer)      # a sign that both can have
+    with pytest.raises(ValueError, match='part from the model|trace of the model'): to_integer(q, X)
 
 def test_quantize_says_what_will_not_become_integers(capsys):
     m = net(lambda s, x: rest(s, F.silu(s.stem(x))))
