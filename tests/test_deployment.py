@@ -29,6 +29,9 @@ def test_from_full_precision_to_a_file(fp, tmp_path):
     y = run_onnx(onnx_session(tmp_path/'ptq'/'model.onnx'), x)
     assert torch.equal(y, load_integers(tmp_path/'ptq'/'model.integers.safetensors')(x))
     assert optimized_ops(tmp_path/'ptq'/'model.onnx', tmp_path)['QLinearConv'] == 15
+    assert 'layers can saturate on any processor (' in text and 'with unsigned weights)' in text
+    text = export_run(tmp_path/'ptq', profile='vnni')
+    assert 'model-vnni.onnx' in text and 'layers can saturate on x86 without VNNI (unless loaded with session.x64quantprecision=1)' in text and 'equals the integer reference in all 640 values' in text
 
 def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
     from repq import deployment
