@@ -297,7 +297,7 @@ def reparametrize(model:nn.Module,
     if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
     model = _own(model, inplace)
     sites, untraced = find_sites(model)
-    sites = [s for s in sites if type(s.module) is nn.Conv2d and (where is None or where(s.name, s.module))]
+    sites = [s for s in sites if (type(s.module) is nn.Conv2d or s.left and isinstance(s.module, nn.Conv2d)) and (where is None or where(s.name, s.module))]
     blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
         if s.left: continue
