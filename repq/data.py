@@ -99,7 +99,7 @@ def channel_stats(
 # %% ../nbs/10_data.ipynb #c025
 class _Labelled:
     "What both kinds of dataset have: labels `y`, class names `vocab`, and the loss that fits them"
-    loss_func = CrossEntropyLossFlat()
+    loss_func,labelled = CrossEntropyLossFlat(),True
     def __len__(self): return len(self.y)
     def __getitem__(self, i): x,y = self.batch([i]); return x[0],y[0]
     def new_empty(self): return self.subset(torch.zeros(0, dtype=torch.long))
@@ -177,7 +177,8 @@ class ImageDL(DataLoader):
         self._mean,self._std = [torch.tensor(o)[:,None,None]*255 for o in (mean, std)]
 
     def new(self, dataset=None, cls=None, **kwargs):
-        "A loader like this one, but for `kwargs`"
+        "A loader like this one, but for `kwargs`; `dataset` may be a list of images without labels"
+        if dataset is not None and not hasattr(dataset, 'batch'): dataset = self.dataset.unlabelled(dataset)
         return super().new(dataset, cls, **{**dict(augment=self.augment, stats=self.stats, seed=self.seed), **kwargs})
 
     def before_iter(self): self.epoch += 1
@@ -218,7 +219,8 @@ def after_batch(self:ImageDL, b):
     if moves: x = move(x, *moves, self.dataset.pad)
     if x.is_cuda: x = x.contiguous(memory_format=torch.channels_last)
     if self._mean.device != x.device: self._mean,self._std = self._mean.to(x.device),self._std.to(x.device)
-    return x.float().sub_(self._mean).div_(self._std), y
+    x = x.float().sub_(self._mean).div_(self._std)
+    return (x, y) if self.dataset.labelled else (x,)
 
 @patch
 def one_batch(self:ImageDL):
@@ -229,13 +231,30 @@ def one_batch(self:ImageDL):
 
 # %% ../nbs/10_data.ipynb #c037
 @patch
+def pixels(self:ImageDL, x:Tensor) -> Tensor: # (n, c, h, w), 0..1, on the CPU
+    "Images of a batch in their own colours"
+    return ((x*self._std.to(x.device) + self._mean.to(x.device)).cpu()/255).clamp(0, 1)
+
+def _show(x, titles, nrows=None, **kwargs):
+    if x.shape[1]==1: x = x.expand(-1, 3, -1, -1) # grey, not a colour map
+    show_images(x, nrows=nrows or max(1, int(math.sqrt(len(x)))), titles=titles, **kwargs)
+
+@patch
 def show_batch(self:ImageDL, b=None, max_n=9, nrows=None, **kwargs):
     "The first `max_n` images of a batch, as the network sees them but in their own colours"
     x,y = self.one_batch() if b is None else b
-    x = ((x*self._std + self._mean)[:max_n].cpu()/255).clamp(0, 1)
-    if x.shape[1]==1: x = x.expand(-1, 3, -1, -1) # grey, not a colour map
-    titles = [self.dataset.vocab[i] for i in y[:max_n].tolist()]
-    show_images(x, nrows=nrows or max(1, int(math.sqrt(len(x)))), titles=titles, **kwargs)
+    _show(self.pixels(x[:max_n]), [self.dataset.vocab[i] for i in y[:max_n].tolist()], nrows, **kwargs)
+
+@patch
+def show_results(self:ImageDL, b, out, max_n=9, nrows=None, **kwargs):
+    "Images of a batch with what they are and what was predicted, for `Learner.show_results`"
+    titles = [f'{self.dataset.vocab[i]}\n{self.dataset.vocab[j]}' for i,j in zip(b[1].tolist(), out.tolist())]
+    _show(self.pixels(b[0][:max_n]), titles[:max_n], nrows, **kwargs)
+
+@patch
+def decode_batch(self:ImageDL, b, max_n=9, full=True) -> list: # of (image, class name)
+    "Images in their own colours and names of classes, for `Learner.predict`"
+    return list(zip(self.pixels(b[0][:max_n]), *([self.dataset.vocab[int(i)] for i in y[:max_n]] for y in b[1:])))
 
 # %% ../nbs/10_data.ipynb #c044
 def random_box(
@@ -466,6 +485,43 @@ def _skip(self:ImageFiles, i, e):
     self.bad[i] = True
     if len(self.unreadable) > len(self)/10: _tolerate(self.unreadable, len(self))
     warnings.warn(f'{self.files[i]} cannot be read ({e}); skipped, number {len(self.unreadable)} so far')
+
+# %% ../nbs/10_data.ipynb #g002
+def _pixels(item, channels) -> Tensor: # (channels, h, w) uint8
+    "The pixels of a file, a Pillow image, or an array (h, w) or (channels, h, w)"
+    if isinstance(item, (str, os.PathLike)): item = open_rgb(item)
+    if isinstance(item, Image.Image):
+        x = torch.from_numpy(np.array(item.convert('L') if channels==1 else _rgb(item.copy())))
+        return x[None] if channels==1 else x.permute(2,0,1)
+    x = torch.as_tensor(item)
+    if x.dtype != torch.uint8: raise TypeError(f'pixels are uint8, 0 to 255, not {x.dtype}')
+    return x[None] if x.ndim==2 else x
+
+class _Drawn:
+    "An image in memory as a file"
+    def __init__(self, item):
+        data = io.BytesIO()
+        (item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item, 3).permute(1,2,0).numpy())).save(data, 'png')
+        self.data = data.getvalue()
+    def read_bytes(self): return self.data
+    def __str__(self): return 'an image in memory'
+
+@patch
+def unlabelled(self:ImageArray, items):
+    "Images without labels, of the size of these"
+    x = [_pixels(o, self.in_channels) for o in items]
+    if odd := [o for o in x if o.shape != self.x.shape[1:]]: raise ValueError(f'an image of {tuple(odd[0].shape)} (channels, height, width), and the network was made for {tuple(self.x.shape[1:])}')
+    res = type(self)(torch.stack(x), torch.zeros(len(x), dtype=torch.int64), self.vocab, self.flip)
+    res.labelled = False
+    return res
+
+@patch
+def unlabelled(self:ImageFiles, items):
+    "Images without labels, cropped as validation crops these"
+    files = [o if isinstance(o, (str, os.PathLike)) or hasattr(o, 'read_bytes') else _Drawn(o) for o in items]
+    res = type(self)(files, torch.zeros(len(files), dtype=torch.int64), self.vocab, self.size, self.ratio)
+    res.labelled = False
+    return res
 
 # %% ../nbs/10_data.ipynb #c061
 IMAGE_EXTENSIONS = '.jpg .jpeg .png .webp .bmp .ppm .pgm .gif .tif .tiff'.split()

@@ -156,7 +156,7 @@ def evaluation_kernel(self:RepQLayer) -> tuple:
 
 # %% ../nbs/06_layers.ipynb #g001
 class FixedQuantizer(nn.Module):
-    "What an initialised `LSQ` computes, its step a buffer: `step·round(clamp(v/step, qn, qp))` in plain operations, no gradients of its own"
+    "What an initialised `LSQ` computes, its step fixed: `step·round(clamp(v/step, qn, qp))` in plain operations, no gradients of its own"
     initialized, per_channel = True, False
     def __init__(self, step:Tensor, # 0-d, positive
                  qn:int, qp:int,    # the smallest and the largest integer
@@ -164,7 +164,7 @@ class FixedQuantizer(nn.Module):
         super().__init__()
         check_grid(qn, qp)
         self.bits, self.qn, self.qp = bits, qn, qp
-        self.register_buffer('step', step.detach().clone())
+        self.step = nn.Parameter(step.detach().clone(), requires_grad=False) # not a buffer: much code asks a model's first parameter for its device
         self.register_buffer('qrange', torch.tensor([qn, qp], dtype=torch.int32, device=step.device)) # travels with state dicts
 
     @property

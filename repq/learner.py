@@ -4,10 +4,12 @@
 
 # %% ../nbs/11_learner.ipynb #c003
 from __future__ import annotations
-import warnings
+import os, warnings
 from itertools import islice
+from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
+from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.learner import Learner
 from fastai.callback.core import Callback
@@ -18,7 +20,7 @@ from .layers import RepQLayer
 from . import surgery
 
 # %% auto #0
-__all__ = ['RepQCallback', 'Distill', 'soft_cross_entropy']
+__all__ = ['RepQCallback', 'Deployed', 'Distill', 'soft_cross_entropy']
 
 # %% ../nbs/11_learner.ipynb #c006
 class _WithoutDecay:
@@ -130,9 +132,38 @@ def merge(self:Learner, verbose=True):
     return _changed(self)
 
 @patch
-def deploy(self:Learner, verbose=True) -> nn.Module:
-    "The model for inference, as `repq.surgery.deploy` makes it; the learner keeps its own"
-    return surgery.deploy(self.model, verbose=verbose)
+def deploy(self:Learner,
+           learner=False, # a learner around it, with these data, loss and metrics?
+           verbose=True): # -> nn.Module, or Learner
+    "The model for inference, as `repq.surgery.deploy` makes it, in evaluation mode; this learner keeps its own"
+    model = surgery.deploy(self.model, verbose=verbose)
+    if not learner: return model
+    return Learner(self.dls, model, self.loss_func, metrics=self.metrics, path=self.path, model_dir=self.model_dir, cbs=Deployed())
+
+# %% ../nbs/11_learner.ipynb #g002
+class Deployed(Callback):
+    "Refuses to train"
+    def before_train(self): raise ValueError('a deployed network has nothing to train: train the learner that it was made of, and deploy it again')
+
+_create_opt, _export = Learner.create_opt, Learner.export # fastai's
+
+@patch
+def create_opt(self:Learner):
+    "fastai's `create_opt`, and an optimizer of nothing where there is no parameter to train"
+    if isinstance(self.opt_func, OptimWrapper) or len(L(self.splitter(self.model))): return _create_opt(self)
+    self.opt = Optimizer([[]], [], lr=self.lr)
+
+@patch
+@delegates(_export)
+def export(self:Learner, fname='export.pkl', **kwargs):
+    "fastai's `export`, after which learner and file are either done or what they were"
+    own, part = (self.dls, self.opt), Path(fname).with_name(f'{Path(fname).name}.{os.getpid()}.tmp')
+    try:
+        _export(self, part, **kwargs)
+        if (self.path/part).exists(): os.replace(self.path/part, self.path/fname) # only the first of several processes writes
+    finally:
+        self.dls, self.opt = own
+        (self.path/part).unlink(missing_ok=True)
 
 # %% ../nbs/11_learner.ipynb #n002
 class Distill(Callback):

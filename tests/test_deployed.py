@@ -282,3 +282,98 @@ def test_files_run_nothing(tmp_path):
         assert not mark.exists()
     write(path, changed(header, ('modules', 'up', 'type'), 'Module'), tensors)
     with pytest.raises(ValueError): load_deployed(path)
+
+# fastai
+
+@pytest.fixture
+def pictures(tmp_path):
+    "A folder of a few image files of two classes"
+    from PIL import Image
+    rng = torch.Generator().manual_seed(0)
+    for split in 'train', 'valid':
+        for c, colour in enumerate(('blue', 'red')):
+            (tmp_path/'pictures'/split/colour).mkdir(parents=True)
+            for i in range(4):
+                x = torch.randint(0, 120, (32, 32, 3), generator=rng, dtype=torch.uint8); x[..., 2 - 2*c] += 100
+                Image.fromarray(x.numpy()).save(tmp_path/'pictures'/split/colour/f'{i}.png')
+    return tmp_path/'pictures'
+
+def learner(kind, pictures):
+    "(learner with a quantized network, an item to predict)"
+    import fastai.callback.progress, repq.learner
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
+    from repq.data import get_dls
+    if kind == 'digits': dls, channels = get_dls('digits', bs=64, seed=0, device='cpu'), 1
+    elif kind == 'files': dls, channels = get_dls(pictures, size=32, bs=4, seed=0, device='cpu', cache=False), 3
+    else:
+        from fastai.vision.data import ImageDataLoaders
+        dls, channels = ImageDataLoaders.from_folder(pictures, bs=4, num_workers=0, device=torch.device('cpu')), 3
+    item = dls.valid_ds[0][0] if kind == 'digits' else pictures/'valid'/'red'/'0.png'
+    learn = Learner(dls, create_model('resnet18_tiny', len(dls.vocab), channels), CrossEntropyLossFlat(), metrics=accuracy, path=pictures)
+    with learn.no_bar(), learn.no_logging(): learn.quantize(4, 4, n_batches=1, **quiet)
+    return learn, item
+
+@pytest.mark.parametrize('kind', ['digits', 'files', 'fastai'])
+@pytest.mark.filterwarnings('ignore')
+def test_learner(kind, pictures):
+    import matplotlib; matplotlib.use('Agg')
+    from fastai.learner import load_learner
+    learn, item = learner(kind, pictures)
+    d = learn.deploy(learner=True, **quiet)
+    with learn.no_bar(), d.no_bar(), d.no_logging():
+        want = learn.get_preds()[0]
+        assert any(isinstance(m, LSQ) for m in learn.model.modules()) and d.validate() == pytest.approx(learn.validate(), abs=1e-4)
+        torch.testing.assert_close(d.get_preds()[0], want)
+        name, index, probs = d.predict(item)
+        assert name == d.dls.vocab[int(index)] and len(probs) == len(d.dls.vocab) and probs.argmax() == index
+        d.show_results(max_n=4); matplotlib.pyplot.close('all')
+        dls, opt = d.dls, d.opt
+        d.export('net.pkl')
+        assert d.dls is dls and d.opt is opt and len(d.dls.valid_ds)
+        torch.testing.assert_close(d.get_preds()[0], want)
+        again = load_learner(pictures/'net.pkl')
+        with again.no_bar():
+            assert torch.equal(again.predict(item)[2], probs)
+            torch.testing.assert_close(again.get_preds(dl=d.dls.valid)[0], want)
+        with pytest.raises(ValueError, match='nothing to train'): d.fit(1)
+        d.validate()
+
+@pytest.mark.filterwarnings('ignore')
+def test_aborted_export(pictures):
+    "A learner whose export fails is what it was, and so is the file"
+    learn, item = learner('digits', pictures)
+    d = learn.deploy(learner=True, **quiet)
+    d.export('net.pkl'); before = (pictures/'net.pkl').read_bytes()
+    class Unpicklable:
+        def __reduce__(self): raise RuntimeError('not to be pickled')
+    for l in learn, d:
+        l.create_opt()
+        l.extra, dls, opt = Unpicklable(), l.dls, l.opt
+        with pytest.raises(RuntimeError, match='not to be pickled'): l.export('net.pkl')
+        assert l.dls is dls and l.opt is opt and (pictures/'net.pkl').read_bytes() == before and not list(pictures.glob('*.tmp'))
+        with l.no_bar(), l.no_logging(): l.validate(); l.get_preds()
+    from fastai.learner import Learner
+    plain = Learner(d.dls, d.model, d.loss_func, path=pictures)
+    plain.export('plain.pkl')
+    with plain.no_bar(), plain.no_logging(): plain.validate()
+
+@pytest.mark.filterwarnings('ignore')
+def test_images_without_labels(pictures):
+    "Files, Pillow images and pixels are the same to predict; another size is refused"
+    from PIL import Image
+    learn, file = learner('files', pictures)
+    d = learn.deploy(learner=True, **quiet)
+    im = Image.open(file)
+    with d.no_bar():
+        probs = [d.predict(o)[2] for o in (file, str(file), im, torch.tensor(__import__('numpy').array(im)).permute(2, 0, 1))]
+        assert all(torch.equal(p, probs[0]) for p in probs)
+        preds, targets = d.get_preds(dl=d.dls.test_dl([file]*3))
+        assert preds.shape == (3, 2) and targets is None
+        with pytest.raises(ValueError, match='cannot be read'): d.predict(pictures/'nothing.png')
+    digits, item = learner('digits', pictures)
+    with digits.no_bar():
+        with pytest.raises(ValueError, match='was made for .1, 8, 8.'): digits.predict(torch.zeros(9, 9, dtype=torch.uint8))
+        with pytest.raises(TypeError, match='uint8'): digits.predict(torch.zeros(8, 8))
+        assert torch.equal(digits.predict(item)[2], digits.predict(Image.fromarray(item[0].numpy()))[2])
