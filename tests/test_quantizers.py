@@ -3,6 +3,7 @@ import copy, importlib.util, json, math, subprocess, sys
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from repq import quantizers
 from repq.quantizers import LSQ, check_bits, fake_quantize, grid, min_error_step, positive_step, quantize_to_int
 
 GRIDS = [(b, s) for b in (2, 3, 4, 8) for s in (True, False)]
@@ -134,12 +135,89 @@ def test_min_error_per_channel(dtype):
         assert math.isclose(s[0], w.double().abs().max()/grid(bits, signed)[1], rel_tol=1e-5)
         for o in range(1, 6): assert math.isclose(s[o], min_error_step(w[o], *grid(bits, signed)), rel_tol=1e-6)
 
+def tensors(dtype=torch.float32):
+    "Tensors of many kinds, each with enough values to be sorted at 2 bits, most at 8"
+    gen = torch.Generator().manual_seed(3)
+    normal = torch.randn(20_000, generator=gen, dtype=torch.float64)
+    outlier = normal.clone(); outlier[7] = 1e4
+    kinds = {'normal': normal, 'relu': normal.relu(), 'uniform': torch.rand(20_000, generator=gen).double(), 'skewed': normal.exp(), 'negative': -normal.abs()-3,
+             'few values': (normal*3).round()/7, 'on a grid': (normal*30).round().clamp(-128, 127)*.037, 'midpoints': ((normal*40).round()+.5)/15,
+             'constant': torch.full((20_000,), .3), 'two values': torch.tensor([-1., 4.]).repeat(10_000), 'zeros': torch.zeros(20_000), 'outlier': outlier,
+             'tiny': normal*1e-12, 'smaller than float32 divides by': normal*1e-38, 'huge': normal*1e30, 'far from zero': normal+1e4, 'one': torch.tensor([.7]),
+             'negative one': torch.tensor([-2.]), 'short': normal[:1000], 'float16': normal.half(), 'heavy tails': normal/normal.roll(1), 'cancelling': torch.cat([normal*1e4, -normal*1e4])}
+    return {k: v.to(dtype) for k, v in kinds.items()}
+
+def direct_choice(x, qn, qp, n=300):
+    "(candidates, errors of each in double precision, element by element): what MinError minimizes"
+    size = x.double().abs().max().item()
+    if size == 0: size = 1.
+    k = torch.linspace(0, 1, n, dtype=torch.float64)
+    steps = 1e-7*(1-k) + max(size/qp, 1e-30)*k
+    return steps, torch.stack([(x.double()/s).clamp(qn, qp).round().sub(x.double()/s).square().sum()*s**2 for s in steps])
+
+def is_choice(s, x, qn, qp):
+    "Is `s` the candidate that the direct sum in double precision chooses (any of those that are as good up to its rounding)?"
+    steps, e = direct_choice(x, qn, qp)
+    at = (steps.to(s.dtype) == s).nonzero()
+    if not len(at): return False
+    if x.max() <= 0 and qn == 0: return at[-1].item() == len(steps)-1             # nothing above zero: the largest
+    clear = (e > e.min()*(1+1e-13)).sum() == len(e)-1
+    return at[0].item() == e.argmin().item() if clear else bool((e[at] <= e.min()*(1+1e-13)).any())
+
+@pytest.mark.parametrize('bits', [2, 3, 4, 6, 8])
+@pytest.mark.parametrize('signed', [True, False])
+def test_min_error_chooses_what_the_direct_sum_chooses(bits, signed):
+    qn, qp = grid(bits, signed)
+    for dtype in (torch.float32, torch.float64):
+        for kind, x in tensors(dtype).items():
+            s = min_error_step(x, qn, qp)
+            assert is_choice(s, x, qn, qp), (kind, dtype, s)
+
+def test_min_error_of_16_bits():
+    for kind, x in tensors().items():
+        for signed in (True, False):
+            s = min_error_step(x[:4000], *grid(16, signed))
+            assert is_choice(s, x[:4000], *grid(16, signed)), (kind, s)
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_min_error_of_each_channel_is_that_of_the_channel_alone(bits):
+    rows = torch.stack([x for x in tensors().values() if len(x) == 20_000])
+    for signed in (True, False):
+        each = min_error_step(rows, *grid(bits, signed), per_channel=True)
+        for s, row in zip(each, rows):
+            if row.any(): assert is_choice(s, row, *grid(bits, signed))
+
+def test_sorted_errors_keep_their_bounds():
+    "Sums from sorted values, whole and in pieces, lie within their bounds of sums over elements in exact arithmetic"
+    from fractions import Fraction
+    for kind, x in tensors(torch.float64).items():
+        if kind == 'zeros': continue
+        x = x[:300]
+        for qn, qp in ((-8, 7), (0, 3), (-128, 127)):
+            steps = torch.tensor([[.3, .51, 1.]], dtype=torch.float64)*x.abs().max()/qp
+            exact = []
+            for s in map(Fraction, steps[0].tolist()): exact.append(sum((v - min(max(round(v/s), qn), qp)*s)**2 for v in map(Fraction, x.tolist())))
+            for part in (300, 64):
+                e, bound = quantizers._sorted_errors(x[None], steps, qn, qp, part=part)
+                for got, b, want in zip(e[0].tolist(), bound[0].tolist(), exact): assert abs(Fraction(got)-want) <= Fraction(b), (kind, qn, part)
+            for dtype in (torch.float32, torch.float64):
+                if dtype == torch.float32 and not x.float().double().equal(x): continue
+                e, bound = quantizers._errors(x[None].to(dtype), steps, qn, qp)
+                for got, b, want in zip(e[0].tolist(), bound[0].tolist(), exact): assert abs(Fraction(got)-want) <= Fraction(b), (kind, qn, dtype)
+
+def test_min_error_in_pieces(monkeypatch):
+    "Tensors that are sorted in several pieces have the step of the whole"
+    whole = {k: min_error_step(x, -8, 7) for k, x in tensors().items()}
+    monkeypatch.setattr(quantizers._sorted_errors, '__defaults__', (1500,))
+    for kind, x in tensors().items(): assert torch.equal(min_error_step(x, -8, 7), whole[kind]), kind
+
 def test_min_error_bad_input():
     x = torch.randn(3, 4)
     with pytest.raises(ValueError, match='qn=8'): min_error_step(x, 8, 7)
     with pytest.raises(ValueError, match='empty'): min_error_step(x[:0], -8, 7, per_channel=True)
     with pytest.raises(ValueError, match='non-finite'): min_error_step(x/0, -8, 7)
     with pytest.raises(TypeError, match='int64'): min_error_step(x.long(), -8, 7)
+    with pytest.raises(ValueError, match='overflow'): min_error_step(x.double()*1e200, -8, 7)
     for bits in (1, 17, 4., True, '4'):
         with pytest.raises(ValueError, match='from 2 to 16'): check_bits(bits)
 
@@ -235,6 +313,10 @@ dist.init_process_group('gloo', init_method='file://'+store, rank=rank, world_si
 x = torch.randn(2, 500, generator=torch.Generator().manual_seed(0)).abs(); x[1] *= -2
 q = LSQ(3, signed=None); q(x[rank])
 assert q.signed and torch.allclose(q.step, min_error_step(x, -4, 3), rtol=1e-6), (q, min_error_step(x, -4, 3))
+y = torch.randn(3000, generator=torch.Generator().manual_seed(1))
+for kind in (y, y.relu()+.1, (y*3).round()/7, y.clone().fill_(.3)):      # few values here, so that one process sorts and the other does not
+    for grid in ((-8, 7), (0, 15)):
+        assert torch.equal(min_error_step(kind[:100] if rank else kind[100:], *grid, over_ranks=True), min_error_step(kind, *grid)), grid
 try: LSQ(3)(x[rank]*(float('nan') if rank else 1)); raise SystemExit('nan went through')
 except ValueError: pass
 dist.destroy_process_group()
