@@ -4,7 +4,7 @@
 
 # %% ../nbs/06a_graphs.ipynb #a002
 from __future__ import annotations
-import builtins, copy, dis, inspect, linecache, math, operator, sys, warnings
+import builtins, copy, dis, inspect, linecache, operator, sys, warnings
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from .kernels import Geometry, Kernel
 from .batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from .quantizers import LSQ, check_bits
-from .blocks import Block, RepVGGBlock, computes, hooked
+from .blocks import Block, RepVGGBlock, hooked
 from .layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
 from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, live_nodes, nonnegative, norm_rest, read, readers, rest_graph, trace_graph,
                          why_not_integer)
