@@ -102,7 +102,7 @@ def _line() -> str:
 # %% ../nbs/06a_graphs.ipynb #a014
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
-    def __init__(self, buffers:bool): # are buffers values?
+    def __init__(self, buffers:bool=True): # are buffers values?
         super().__init__()
         self.buffers = buffers
 
