@@ -26,24 +26,31 @@ __all__ = ['RepQCallback', 'Deployed', 'Distill', 'soft_cross_entropy']
 class _WithoutDecay:
     "Hooks of a torch optimizer: while it takes a step, `params` stand in groups of their own, without weight decay"
     def __init__(self, opt, params):
-        self.params, self.own, self.parts = params, None, []
+        self.opt, self.params, self.own, self.depth = opt, params, None, 0
         self.handles = opt.register_step_pre_hook(self.before), opt.register_step_post_hook(self.after)
 
-    def before(self, opt, *args):
-        self.own = self.own or opt.param_groups # still there if the last step raised an error
+    def before(self, *args):
+        self.depth += 1
+        if self.depth > 1: return # a step that calls its base class's
+        self.own = self.opt.param_groups
         self.parts = [self._apart(g) for g in self.own]
-        opt.param_groups = [p for parts in self.parts for p in parts]
+        self.opt.param_groups = [p for parts in self.parts for p in parts]
 
     def _apart(self, g) -> list:
         free, rest = ([p for p in g['params'] if (p in self.params) == f] for f in (True, False))
         return ([{**g, 'params': rest}] if rest else []) + ([{**g, 'params': free, 'weight_decay': 0.}] if free else [])
 
-    def after(self, opt, *args):
+    def after(self, *args):
+        self.depth -= 1
+        if not self.depth: self._together()
+
+    def _together(self):
         for g, parts in zip(self.own, self.parts): # what optimizers note in a group, such as how many steps they took
             for p in parts: g.update({k: v for k, v in p.items() if k not in ('params', 'weight_decay')})
-        opt.param_groups, self.own = self.own, None
+        self.opt.param_groups, self.own = self.own, None
 
     def remove(self):
+        if self.own is not None: self._together() # the last step raised an error
         for h in self.handles: h.remove()
 
 # %% ../nbs/11_learner.ipynb #s201

@@ -435,9 +435,8 @@ def feed(model:nn.Module,
     "`model` on a batch as loaders give them; ValueError where it is unclear what of it the model takes"
     if forward is not None: return forward(model, batch)
     if isinstance(batch, (tuple, list)):
-        args = _by_place(model, batch)
-        if len(args) > 1 or not isinstance(args[0], Mapping): return model(*args)
-        batch = args[0]
+        if not batch or not isinstance(batch[0], Mapping): return model(*_by_place(model, batch))
+        batch = batch[0]
     return model(**_by_name(model, batch)) if isinstance(batch, Mapping) else model(batch)
 
 # %% ../nbs/07_surgery.ipynb #c045
