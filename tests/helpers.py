@@ -126,6 +126,15 @@ def blocks(draw, kinds=tuple(KINDS), **kw):
     torch.manual_seed(c.seed)
     return randomize(KINDS[kind](c).to(c.dtype), c.seed), c
 
+def with_steps(q, x):
+    "`q` with steps from what evaluation computes for `x`; nothing else of it changes"
+    from repq.quantizers import LSQ
+    modes = {m: m.training for m in q.modules()}
+    for m in modes: m.training = isinstance(m, LSQ)
+    with torch.no_grad(): q(x)
+    for m, t in modes.items(): m.training = t
+    return q
+
 def states(module): return {k: v.clone() for k, v in module.state_dict().items()}
 
 def same_state(a, b):

@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from helpers import BN, close, randomize, same_state, states
+from helpers import BN, close, randomize, same_state, states, with_steps
 from repq.batchnorm import STATISTICS, fold, running_stats
 from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
@@ -287,7 +287,7 @@ def test_surgery(name):
         again = merge(merged, **quiet); same_state(states(again), states(merged))
         close(deploy(merged, **quiet)(x), want, 1e-5, 'deploy without quantizers')
         q = fewer_candidates(quantize(rep, 8, 8, statistics='corrected', **quiet)).double() # in float32 some roundings flip where a batch norm is absorbed
-        q_want = q(x.double())
+        q_want = with_steps(q, x.double())(x.double())
         assert (q_want - want).abs().max() < .2*want.abs().max()
         q_before = states(q)
         q2 = quantize(q, 2, 2, **quiet); same_state(states(q2), q_before)
@@ -320,7 +320,7 @@ def test_inplace(name):
         assert apart is not model
         res = f(model, inplace=True, **quiet)
         assert res is model
-        with torch.no_grad(): close(model(x), apart(x), 1e-3); # the reference shares the first batch, which sets the steps
+        with torch.no_grad(): close(with_steps(model, x)(x), with_steps(apart, x)(x), 1e-3) # the reference shares the batch that sets the steps
     sole = nn.Conv2d(3, 4, 3)
     assert isinstance(quantize(sole, 8, 8, inplace=True, **quiet), RepQLayer), 'a model that is one layer is returned wrapped'
 
@@ -499,7 +499,7 @@ def test_last_layer_is_the_last_executed():
 def test_deploy_with_an_unused_layer():
     q = quantize(Auxiliary().eval(), 8, 8, **quiet)
     x = torch.randn(2, 3, 6, 6)
-    with torch.no_grad(): close(deploy(q.eval() if q(x) is not None else q, **quiet)(x), q(x), 1e-5)
+    with torch.no_grad(): close(deploy(with_steps(q, x), **quiet)(x), q(x), 1e-5)
 
 class ReadsWeights(nn.Module):
     "Takes a layer's weight instead of calling it, as torchvision's Swin and torch's TransformerEncoderLayer do"
@@ -509,7 +509,7 @@ class ReadsWeights(nn.Module):
 @pytest.mark.parametrize('make', [lambda: (ReadsWeights(), torch.randn(2, 3, 4, 4)), lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))])
 def test_models_that_read_weights_still_run(make):
     model, x = make()
-    with torch.no_grad(): quantize(model.eval(), 8, 8, **quiet)(x)
+    with torch.no_grad(): with_steps(quantize(model.eval(), 8, 8, **quiet), x)(x)
 
 def test_identities_take_over_the_mode():
     assert not any(m.training for m in reparametrize(own().eval(), **quiet).modules())
@@ -576,7 +576,7 @@ def test_torchvision_models_still_run(name):
     model = fewer_candidates(quantize(tv(name, **kw)().eval(), 8, 8, inplace=True, **quiet))
     x = torch.randn(2, 3, *((32, 32) if name == 'vit_b_16' else (64, 64)))
     with torch.no_grad():
-        model(x)
+        with_steps(model, x)
         d = deploy(model, **quiet)
         assert sum(isinstance(m, RepQLayer) and m.stage == 'deployed' for m in d.modules()) > 10
         assert (d(x) - model(x)).norm() <= .05*model(x).norm() # a new ViT gives zeros
