@@ -14,6 +14,7 @@ from .kernels import Geometry, Kernel, pair
 from .quantizers import LSQ
 from .layers import RepQLayer
 from .surgery import deploy, operation, trace_graph
+from .files import check_output
 from .checkpoints import write_checkpoint
 
 # %% auto #0
@@ -440,8 +441,10 @@ def unpack(packed:Tensor, bits:int, shape) -> Tensor: # int8, of `shape`
     return torch.from_numpy((np.packbits(rows, axis=1)[:, 0].astype(np.int16) - 2**(bits - 1)).astype(np.int8).reshape(shape))
 
 # %% ../nbs/12a_integers.ipynb #n114
-def save_integers(net:IntegerNetwork, path): # .safetensors
-    "Write an integer network, its weights packed, so that the file is either the old one or the new one"
+def save_integers(net:IntegerNetwork, path, # .safetensors
+                  overwrite:bool=True): # a file that repq made?
+    "Write an integer network, its weights packed, whole or not at all"
+    check_output(path, overwrite)
     tensors, steps = {}, []
     for s in net.steps:
         own = {k: v for k, v in s.params.items() if isinstance(v, Tensor)}
@@ -449,7 +452,7 @@ def save_integers(net:IntegerNetwork, path): # .safetensors
         tensors |= {f'{s.name}.{k}': pack(v, rest['bits']) if k == 'weight' else v for k, v in own.items()}
         steps.append(dict(name=s.name, op=s.op, inputs=s.inputs, grid=s.grid and asdict(s.grid), params=rest, tensors=list(own)))
     text = json.dumps(dict(input=net.input, output=net.output, steps=steps)).encode()
-    write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)}, overwrite)
 
 def load_integers(path) -> IntegerNetwork:
     "Read what `save_integers` wrote"
