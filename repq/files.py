@@ -4,7 +4,7 @@
 
 # %% ../nbs/08a_files.ipynb #w002
 from __future__ import annotations
-import csv, errno, json, math, os, re, secrets, shutil, socket, stat, sys, time, warnings, zipfile
+import csv, errno, hashlib, json, math, os, re, secrets, shutil, socket, stat, sys, time, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union
@@ -288,7 +288,8 @@ def _key(path) -> Path:
     "The lock of an output: one for OUT and OUT.part"
     path, name = Path(os.path.abspath(path)), Path(os.path.abspath(path)).name or 'root'
     while name.endswith('.part') and name != '.part': name = name[:-5]
-    return path.with_name(f'.{name[:50] if len(name) > 50 else name}.repq.lock') if path.name else path/'.root.repq.lock'
+    if len(os.fsencode(name)) > 200: name = hashlib.sha256(os.fsencode(name)).hexdigest()[:40]
+    return path.with_name(f'.{name}.repq.lock') if path.name else path/'.root.repq.lock'
 
 def _lock(fd) -> bool: # is it ours now?
     "Take the operating system's lock on an open file"
@@ -353,6 +354,7 @@ def _parents(folder):
 def locked(path, wait:float=1.): # seconds for another command to end
     "Keep other commands from the output `path`, and from PATH.part, meanwhile; FileExistsError says who is at it"
     file, me = _key(path), os.getpid()
+    with naming(path): _checked_parent(path, True)
     with naming(path), _parents(file.parent):
         fd = _taken(path, file, wait)
         _held.add(fd)
@@ -383,6 +385,7 @@ def part_of(out) -> Path:
     "Where the folder `out` is made"
     out = Path(out)
     if not out.name: raise FileExistsError(f'{out.resolve()} exists: give another folder, nothing is overwritten')
+    if len(os.fsencode(out.name)) > 240: raise OSError(f'{out} cannot be written: give a shorter name')
     return out.with_name(f'{out.name}.part')
 
 def take_away(folder, patterns):
@@ -395,20 +398,25 @@ def take_away(folder, patterns):
         try: f.rmdir()
         except OSError: pass
 
+def _not_ours(folder) -> list:
+    "Files and links in a folder that repq does not make there"
+    own = {f for p in _OWN for f in folder.glob(p) if not f.is_symlink()}
+    return sorted(f for f in folder.rglob('*') if f not in own and (f.is_symlink() or not f.is_dir()))
+
 def check_part(out):
-    "FileExistsError where OUT.part is not ours to be used: another's, or with checkpoints"
+    "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} exists and is no folder of repq: move it away, or give another folder than {out}')
     if any((part/'checkpoints').glob('step-*.pt')): raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) of repq train goes on with it; to start anew, delete it')
     if any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
+    if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
 
 def open_part(out) -> Path:
     "OUT.part, empty; what an earlier attempt left there is taken away"
     check_part(out)
     part = part_of(out)
     if part.exists(): take_away(part, _OWN)
-    if part.exists() and any(part.iterdir()): raise FileExistsError(f'{part} holds {min(f.name for f in part.iterdir())}, which is not of repq: move it away, or give another folder than {out}')
     with naming(out): part.mkdir(parents=True, exist_ok=True)
     return part
 
