@@ -4,7 +4,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check-export check-clean check-readme test-notebooks test-pytest export readme docs lab test-wheel clean
+.PHONY: help env demo test fuzz check-export check-clean check-readme test-notebooks test-pytest export readme docs lab test-wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-notebooks: env  ## execute every notebook (cells flagged slow or cuda excep
 
 test-pytest: env  ## the tests in tests/ (options: ARGS="-k merge")
 	@$(PY) scripts/check.py pytest -- $(ARGS)
+
+fuzz: env  ## try commands on anything at all, for MINUTES=10; what fails is kept in .hypothesis and tried first the next time
+	@OMP_NUM_THREADS=1 REPQ_FUZZ=$(or $(MINUTES),10) $(PY) -m pytest tests/test_fuzz.py -q $(ARGS)
 
 export: env  ## write repq/ from the notebooks, and clean them
 	.venv/bin/nbdev_export

@@ -10,13 +10,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
+from .files import check_memory, check_whole
 from .batchnorm import recompute_exact
 from .quantizers import LSQ, fake_quantize, grid
 from .blocks import ACBlock, Block
 from .orepa import OREPA, OREPALargeKernel
 from .layers import RepQLayer
 from .models import create_model, image_size, task
-from .recipes import METHODS, build, get_recipe
+from .recipes import METHODS, build, get_recipe, nearest
 from .export import bench_inference, instructions, profile_onnx, to_onnx
 from .runs import environment, step_times
 
@@ -86,9 +87,19 @@ def official(model:str, folder) -> nn.Module: # `folder`: a checkout of the auth
     return net
 
 # %% ../nbs/15a_bench.ipynb #c014
+def _admit(device='cpu', **sizes) -> torch.device:
+    "Raise for a device that is not there, and for sizes that cannot be meant: from 1, rounds up to 10,000, other sizes up to a million"
+    for n, v in sizes.items(): check_whole(n, v, 1, 10_000 if n == 'rounds' else 10**6)
+    try: d = torch.device(device)
+    except RuntimeError: raise ValueError(f'there is no device {device!r}: cpu, cuda or cuda:N') from None
+    if d.type not in ('cpu', 'cuda', 'mps') or d.type == 'mps' and not torch.backends.mps.is_available(): raise ValueError(f'there is no device {device!r} here: cpu, cuda or cuda:N')
+    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): raise ValueError(f'there is no device {device!r} here: {torch.cuda.device_count()} CUDA devices')
+    return d
+
 def _batch(model, batch_size, size, device):
     "A random batch for a model's task, and its loss"
     g = torch.Generator().manual_seed(0)
+    check_memory(4*32*batch_size*size**2, f'batches of {batch_size} images of {size} pixels', 'smaller batches or images')
     if task(model) == 'super-resolution':
         return torch.rand(batch_size, 1, size, size, generator=g).to(device)*255, torch.rand(batch_size, 1, 2*size, 2*size, generator=g).to(device)*255, F.l1_loss
     return torch.randn(batch_size, 3, size, size, generator=g).to(device), torch.randint(0, 10, (batch_size,), generator=g).to(device), F.cross_entropy
@@ -120,7 +131,10 @@ def train_step(model:str='ac_resnet18',
                official_code=None,                 # folder of the authors' code, see `official`; None: without
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
-    if rounds < 1: raise ValueError(f'rounds must be 1 or more, got {rounds}')
+    _admit(device, rounds=rounds, batch_size=batch_size, size=size)
+    known = [m for _, m in step_cases(model, bits)] + ['repq-bn, recomputed']
+    for m in only or ():
+        if m not in known: raise ValueError(nearest(m, dict.fromkeys(known), 'method'))
     batch_size, size = batch_size or (64 if device == 'cpu' else 128), size or (min(image_size(model), 112) if device == 'cpu' else image_size(model))
     x, y, loss = _batch(model, batch_size, size, device)
     wanted = lambda k: only is None or k[1] == 'plain' or k[1] in only
@@ -232,6 +246,8 @@ class _Alone(nn.Module):
 # %% ../nbs/15a_bench.ipynb #c021
 def peers(batch_size:int=16, width:int=64, depth:int=8, size:int=56, rounds:int=10, bits:int=4, device:str='cpu', compiled:bool=True) -> list:
     "A training step of `depth` convolutions with each fake quantizer, relative to none: rows of quantizer, step_ratio, spread, memory_ratio, quantizer_ms (forward and backward on one input alone), numerics"
+    _admit(device, batch_size=batch_size, width=width, depth=depth, size=size, rounds=rounds)
+    check_memory(16*depth*batch_size*width*size**2 + 36*depth*width**2, f'batches of {batch_size}×{width}×{size}×{size} through {depth} layers', 'smaller ones')
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(batch_size, width, size, size, generator=g).to(device), torch.randint(0, width, (batch_size,), generator=g).to(device)
     def stack(f): torch.manual_seed(0); return _Stack(f, width, depth, bits).to(device)
@@ -260,6 +276,7 @@ AXES = dict(batch_size=(4, 8, 16, 32), size=(14, 28, 56), width=(32, 64, 128), b
 
 def scaling(rounds:int=5, kinds=('plain', 'branched', 'exact', 'estimated', 'sampled'), axes:dict=None, device:str='cpu', base=dict(batch_size=16, size=28, width=64, branches=2)) -> list:
     "Seconds of a training step of one layer along each axis, the others as in `base`: rows of axis, value, kind, seconds"
+    _admit(device, rounds=rounds)
     rows = []
     for axis, values in (axes or AXES).items():
         for value in values:
@@ -274,6 +291,7 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
               bits:int=8, rounds:int=15, threads=(1, 0)               # 0: all cores
              ) -> list: # of rows: model, bits, threads, instructions, speedup over float32, spread, float32_ms, integers_ms, vnni_speedup and vnni_ms (None: that profile is not exact here, or the same file), time_in
     "How much faster the integers of a (randomly initialised) network are than its float32, on a processor with which instructions"
+    _admit(batch_size=batch_size, size=size, rounds=rounds)
     x, _, _ = _batch(model, batch_size, size or image_size(model), 'cpu')
     net = _ready(get_recipe(model, 'merged', bits), x).eval()
     with tempfile.TemporaryDirectory() as d:

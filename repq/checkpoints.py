@@ -4,7 +4,7 @@
 
 # %% ../nbs/09_checkpoints.ipynb #c002
 from __future__ import annotations
-import os, re, warnings
+import re, warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from .files import SIGNATURE, check_output, locked, regular, sign_archive, writing
 from .blocks import ACBlock, Block, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale
 from .orepa import OREPA, OREPA1x1, OREPALargeKernel
 from .ecb import ECB
@@ -380,7 +381,7 @@ def to_official(module:nn.Module,   # as for `load_official`
 def read_checkpoint(path) -> dict: # key -> tensor, on the CPU
     "The state dict in a file (.safetensors, or torch's format), unwrapped; nothing in it is executed"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'there is no file {path}')
+    regular(path)
     try: state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # what a damaged or a malicious file raises is of many kinds
         raise ValueError(f'{path} cannot be read as tensors ({type(e).__name__}). If it is a whole module or holds other objects, whose code would run: '
@@ -388,16 +389,15 @@ def read_checkpoint(path) -> dict: # key -> tensor, on the CPU
     try: return unwrap(state)
     except (TypeError, ValueError) as e: raise ValueError(f'{path}: {e}') from None
 
-def write_checkpoint(path, state:dict):
-    "Write a state dict to .safetensors, or to .pth or .pt in torch's format, so that the file is either the old one or the new one"
-    path = Path(path)
+def write_checkpoint(path, state:dict,
+                     overwrite:bool=False): # a file that repq made?
+    "Write a state dict to .safetensors, or to .pth or .pt in torch's format, whole or not at all"
+    path, state = Path(path), {k: v.contiguous() for k, v in state.items()}
     if path.suffix not in ('.safetensors', '.pth', '.pt'): raise ValueError(f'{path}: the name must end in .safetensors, .pth or .pt')
-    if not path.parent.is_dir(): raise FileNotFoundError(f'there is no folder {path.parent}')
-    part, state = Path(f'{path}.{os.getpid()}.tmp'), {k: v.contiguous() for k, v in state.items()}
-    try:
-        save_file(state, part) if path.suffix == '.safetensors' else torch.save(state, part)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with writing(path, overwrite) as part:
+        if path.suffix == '.safetensors': return save_file(state, part, dict(format='pt', made_by=SIGNATURE))
+        with open(part, 'wb') as f: torch.save(state, f)
+        sign_archive(part)
 
 # %% ../nbs/09_checkpoints.ipynb #c035
 def from_official(state_dict:Mapping) -> tuple: # network, `Origin`
@@ -410,13 +410,15 @@ def from_official(state_dict:Mapping) -> tuple: # network, `Origin`
     return load_official(next(filter(fits, forms)), state), origin
 
 # %% ../nbs/09_checkpoints.ipynb #n002
-def convert(checkpoint, out,      # files; `out` must not exist yet
+def convert(checkpoint, out,      # files
             to:str='repq',        # 'repq', 'authors', or a key of `LAYOUTS`
             deployed:bool=False,  # merge the branches first
             model:str=None,       # needed where the checkpoint is in repq's own layout
+            overwrite:bool=False, # a file that repq made?
            ) -> str:              # what was done
     "Write the network in `checkpoint` to `out` in another layout"
-    if Path(out).exists(): raise FileExistsError(f'{out} exists: give another name, nothing is overwritten')
+    check_output(out, overwrite)
+    if Path(out).exists() and Path(out).samefile(checkpoint): raise FileExistsError(f'{out} is what is read: give another name')
     if to not in ('repq', 'authors', *LAYOUTS): raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
     state = read_checkpoint(checkpoint)
     if _is_ours(state):
@@ -426,7 +428,7 @@ def convert(checkpoint, out,      # files; `out` must not exist yet
         m, text = from_official(state)
         if model not in (None, text.model): raise ValueError(f'{checkpoint} is {text}, not {model}')
     if deployed: m = deploy(m, verbose=False) if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge(m, verbose=False)
-    write_checkpoint(out, m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to))
+    with locked(out): write_checkpoint(out, m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to), overwrite)
     return f'{checkpoint}: {text} → {out}: {to}, {"deployed" if deployed else "as it was"}, {sum(p.numel() for p in m.parameters()):,} parameters'
 
 # %% ../nbs/09_checkpoints.ipynb #n005

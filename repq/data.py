@@ -11,7 +11,7 @@ __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'hol
            'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, tarfile, tempfile, threading, torch, warnings
+import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
 import numpy as np, torch.nn.functional as F
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from torch import Tensor
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from .files import SHARDS, check_memory, read_json, replacing, check_whole, writing
 from fastcore.basics import chunked, patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.data.external import URLs, untar_data
@@ -528,13 +529,37 @@ IMAGE_EXTENSIONS = '.jpg .jpeg .png .webp .bmp .ppm .pgm .gif .tif .tiff'.split(
 
 def _subfolders(path) -> list:
     "Sorted names of the folders in `path`, without hidden ones"
-    try: return sorted(o.name for o in os.scandir(path) if o.is_dir() and not o.name.startswith('.'))
-    except PermissionError: raise PermissionError(f'no permission to read the folder {path}') from None
+    return sorted(o.name for o in _scan(path) if os.path.isdir(o) and not o.name.startswith('.'))
 
-def _walk(folder) -> list:
-    "Sorted paths of the files below `folder`, without hidden ones"
-    def fail(e): raise PermissionError(f'no permission to read the folder {e.filename}') from None
-    return sorted(os.path.join(d, f) for d,_,fs in os.walk(folder, onerror=fail, followlinks=True) for f in fs if f[0] != '.')
+def _scan(folder) -> list:
+    "What is in a folder"
+    try:
+        with os.scandir(folder) as found: return list(found)
+    except OSError as e: raise type(e)(f'{"no permission to read the folder" if isinstance(e, PermissionError) else e.strerror + ":"} {folder}') from None
+
+def _counted_elsewhere(folder, split) -> bool:
+    "Does a linked folder lead into the split that it is in, or to one above it? Its images are counted where they are"
+    if not os.path.islink(folder): return False
+    real,root = os.path.realpath(folder),os.path.realpath(split)
+    return os.path.commonpath([real, root]) in (real, root)
+
+def _walk(folder, split) -> tuple:
+    "Sorted paths of the files below `folder`, without hidden ones; and those passed over: pipes, sockets, devices, and links to folders that are counted where they are"
+    files,others,todo,seen = [],[],[str(folder)],set()
+    while todo:
+        d = todo.pop()
+        s = os.stat(d)
+        if (s.st_dev, s.st_ino) in seen: others.append(d); continue
+        seen.add((s.st_dev, s.st_ino))
+        for o in _scan(d):
+            if os.path.isdir(o): (others if _counted_elsewhere(o.path, split) else todo).append(o.path)
+            elif o.name[0] != '.': (files if _may_be_read(o) else others).append(o.path)
+    return sorted(files),sorted(others)
+
+def _may_be_read(entry) -> bool:
+    "A file, or a link to nowhere, which counts as unreadable; no pipe, which would block"
+    try: return stat.S_ISREG(entry.stat().st_mode) if entry.is_symlink() else entry.is_file()
+    except OSError: return True
 
 # %% ../nbs/10_data.ipynb #c062
 def list_images(
@@ -542,16 +567,19 @@ def list_images(
     vocab:list=None, # class names that must be the folder's; None: take the folder's
 ) -> tuple: # (files, y (n,) int64, vocab)
     "The images of one split in a fixed order, labelled by the folder they are in"
-    classes = _subfolders(folder)
+    linked = [c for c in _subfolders(folder) if _counted_elsewhere(os.path.join(folder, c), folder)]
+    classes,odd = [c for c in _subfolders(folder) if c not in linked],[os.path.join(folder, c) for c in linked]
     if not classes: raise ValueError(f'{folder} has no class folders: expected {folder}/CLASS/image.jpg')
     if vocab is not None: _same_classes(classes, vocab, folder)
     files,y,others = [],[],0
     for i,c in enumerate(classes):
-        found = _walk(os.path.join(folder, c))
+        found,passed = _walk(os.path.join(folder, c), folder)
+        odd += passed
         images = [o for o in found if os.path.splitext(o)[1].lower() in IMAGE_EXTENSIONS]
         if not images and vocab is None: raise ValueError(f'class folder {folder}/{c} has no images ({", ".join(IMAGE_EXTENSIONS)})')
         files += images; y += [i]*len(images); others += len(found)-len(images)
     if not files: raise ValueError(f'{folder} has no images ({", ".join(IMAGE_EXTENSIONS)})')
+    if odd: warnings.warn(f'{folder}: {len(odd)} passed over that are no files (pipes, sockets, devices, or links to folders that are counted where they are): {", ".join(odd[:3])}' + ', ...'*(len(odd) > 3), stacklevel=2)
     if others: warnings.warn(f'{folder}: files ignored because they are no images: {others}', stacklevel=2)
     return files, torch.tensor(y), classes
 
@@ -620,7 +648,9 @@ INDEX = 'index.json'
 
 def find_tars(path) -> list:
     "The tar files in a folder or one level below"
-    return sorted(str(o.relative_to(path)) for pattern in ('*.tar', '*/*.tar') for o in Path(path).glob(pattern))
+    found = [o for pattern in ('*.tar', '*/*.tar') for o in Path(path).glob(pattern)]
+    if odd := [str(o) for o in found if not o.is_file()]: warnings.warn(f'{path}: {len(odd)} passed over that are no files: {", ".join(odd[:3])}', stacklevel=2)
+    return sorted(str(o.relative_to(path)) for o in found if o.is_file())
 
 def _split_of(tar) -> str:
     "The split that a tar file's path tells"
@@ -708,20 +738,54 @@ def index_shards(
     return dict(format='repq shards 1', splits=res)
 
 # %% ../nbs/10_data.ipynb #p019
-def _index(path) -> dict:
-    "The index of a folder of shards, made and kept if there is none; None for a folder of images"
+def _index(path) -> tuple:
+    "The index of a folder of shards and its file, made and kept in `cache_dir()` if there is none beside them; (None, None) for a folder of images"
     file = Path(path)/INDEX
-    if file.is_file():
-        try: index = json.loads(file.read_text())
-        except ValueError as e: raise ValueError(f'{file} is damaged ({e}): delete it, it is made again from the tar files') from None
-        if isinstance(index, dict) and str(index.get('format')).startswith('repq shards'): return index
-    if 'train' in _subfolders(path) and _subfolders(Path(path)/'train'): return None
+    if (index := _index_beside(path)) is not None: return index,file
+    if _of_images(path): return None,None
     _none_compressed(path)
-    if not find_tars(path): return None
-    index = index_shards(path)
-    try: write_index(path, index)
-    except OSError as e: warnings.warn(f'{file} cannot be written ({e}): the next run makes it again')
+    tars = find_tars(path)
+    return _kept_index(Path(path), [Path(path)/o for o in tars]) if tars else (None, None)
+
+def _of_images(path) -> bool: return 'train' in _subfolders(path) and bool(_subfolders(Path(path)/'train'))
+
+def _index_beside(path) -> dict:
+    "The index that `repq shard` wrote; None where there is none, or one of another program, which stays as it is"
+    file = Path(path)/INDEX
+    if not file.is_file(): return None
+    try: index = read_json(file)
+    except ValueError as e:
+        if _of_images(path): return None
+        raise ValueError(f'{file} is damaged ({e}): delete it, it is made again from the tar files') from None
+    if not (isinstance(index, dict) and str(index.get('format')).startswith('repq shards')): return None
+    return _check_index(read_json(file, SHARDS), file)
+
+def _check_index(index, file) -> dict:
+    "`index`, if it only tells of images inside of shards that are beside it, and of classes that there are"
+    for name,o in index['splits'].items():
+        if sum(len(s['images']) for s in o['shards']) != o['images']: raise ValueError(f'{file} cannot be used: splits.{name}.images is {o["images"]:,}, but its shards tell of others')
+        for s in o['shards']:
+            if os.path.isabs(s['file']) or '..' in Path(s['file']).parts: raise ValueError(f'{file} cannot be used: splits.{name}: the shard {s["file"]} is not beside it')
+            for n,label,start,length in s['images']:
+                if label >= len(o['classes']): raise ValueError(f'{file} cannot be used: splits.{name}: {n} is of class {label} of {len(o["classes"])}')
+                if start + length > s['bytes']: raise ValueError(f'{file} cannot be used: splits.{name}: {n} ends at byte {start + length:,} of {s["bytes"]:,} of {s["file"]}')
     return index
+
+def _kept_index(path, tars) -> tuple:
+    "The index of others' shards, as it was made last time if they are the same; of those that it tells of none may be missing or cut off"
+    name = path.resolve()
+    file,mark = cache_dir()/f'{name.parent.name}-{name.name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}.index.json',fingerprint(tars)
+    try: kept = _check_index(read_json(file, SHARDS), file)
+    except (OSError, ValueError): kept = None # none there, or damaged
+    for o in kept['splits'].values() if kept else ():
+        for s in o['shards']: _whole_shard(path/s['file'], s['bytes'], file)
+    if kept and kept.get('fingerprint') == mark: return kept,file
+    index = index_shards(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part: part.write_text(json.dumps(dict(index, fingerprint=mark)))
+    except OSError as e: warnings.warn(f'the index of {path} cannot be kept ({e}): the next run makes it again; REPQ_CACHE names another folder')
+    return index,file
 
 def _none_compressed(path):
     "Raise for shards whose images can't be read one by one"
@@ -733,39 +797,50 @@ def _none_compressed(path):
 # %% ../nbs/10_data.ipynb #w003
 def write_index(path, index:dict):
     "Keep an index beside the shards, whole or not at all"
-    part = Path(path)/f'{INDEX}.{os.getpid()}.tmp'
-    part.write_text(json.dumps(index)); os.replace(part, Path(path)/INDEX)
+    with writing(Path(path)/INDEX) as part: part.write_text(json.dumps(index))
 
 def read_shards(
     path, # a folder
 ) -> dict: # split -> (files, y, classes), as from `list_images`; None: no folder of shards
     "The images in a folder of shards"
-    index,res = _index(path),{}
+    (index,made),res = _index(path),{}
     if index is None: return None
     for split,o in index['splits'].items():
-        for s in o['shards']: _whole_shard(Path(path)/s['file'], s['bytes'])
+        for s in o['shards']: _whole_shard(Path(path)/s['file'], s['bytes'], made)
         rows = sorted((c, n, os.path.join(path, s['file']), start, length) for s in o['shards'] for n,c,start,length in s['images'])
         res[split] = [Packed(f'{tar}/{n}', tar, start, length) for _,n,tar,start,length in rows], torch.tensor([r[0] for r in rows]), o['classes']
     return res
 
-def _whole_shard(tar, length):
+def _whole_shard(tar, length, index):
     "Raise unless a shard is there, with the length that the index tells"
-    if not tar.is_file(): raise FileNotFoundError(f'{tar} is missing, but {INDEX} tells of it: copy it again, or delete {tar.parent/INDEX} to go on without it')
+    if not tar.is_file(): raise FileNotFoundError(f'{tar} is missing, but {index} tells of it: copy it again, or delete {index} to go on without it')
     if (have := tar.stat().st_size) != length:
-        raise ValueError(f'{tar} has {have:,} bytes, but {INDEX} tells of {length:,}: {"it is cut off, " if have < length else "it has changed: "}copy it again, or make the shards again (repq shard)')
+        raise ValueError(f'{tar} has {have:,} bytes, but {index} tells of {length:,}: {"it is cut off, " if have < length else "it has changed: "}copy it again, or make the shards again (repq shard), or delete {index}')
 
 # %% ../nbs/10_data.ipynb #c071
+_SMALL = 64 # pixels a side of images that are kept in memory
+
+def _claimed_size(file):
+    "(width, height) that an image's header tells; None where it can't be read"
+    try:
+        with Image.open(_source(file)) as im: return im.size
+    except _unreadable: return None # decoding counts them
+
+def _can_be_read(file) -> bool:
+    try: open_rgb(file); return True
+    except _unreadable: return False
+
 def probe_sizes(
     files:list, # image files
     n:int=64,   # look at so many, evenly spaced
 ) -> Counter: # (width, height) -> how many
     "The sizes of a sample of the images, read from their headers"
     sample = [files[i*len(files)//min(n, len(files))] for i in range(min(n, len(files)))]
-    sizes = Counter()
-    for f in sample:
-        try:
-            with Image.open(_source(f)) as im: sizes[im.size] += 1
-        except _unreadable: pass # decoding counts them
+    with _quiet(): there = {f: _claimed_size(f) for f in sample}
+    sizes = Counter(o for o in there.values() if o)
+    if len(sizes) > 1 and min(map(max, sizes)) <= _SMALL: # much depends on it: a header alone is not believed
+        usual = sizes.most_common(1)[0][0]
+        with _quiet(): sizes = Counter(o for f,o in there.items() if o and (o==usual or _can_be_read(f)))
     if not sizes: raise ValueError(f'none of {len(sample)} images can be read, e.g. {sample[0]}')
     return sizes
 
@@ -778,12 +853,7 @@ def _one_size(sizes:Counter):
 
 def _fits_memory(n, w, h):
     "Raise rather than be killed halfway: the images as bytes must fit in the machine's memory"
-    need = n*3*w*h
-    try: have = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError): return # not known on this system
-    if need > 0.8*have:
-        raise ValueError(f'{n} images of {w}×{h} need {need/2**30:.1f} GiB in memory, the machine has {have/2**30:.1f}: '
-                         'cache=False reads files instead')
+    check_memory(n*3*w*h, f'{n} images of {w}×{h}', 'cache=False reads files instead')
 
 # %% ../nbs/10_data.ipynb #c074
 def decode_images(
@@ -829,20 +899,21 @@ def fingerprint(
     return h.hexdigest()
 
 # %% ../nbs/10_data.ipynb #c080
-def _read_cache(path, mark):
-    "The tensors in `path` if it carries the fingerprint `mark`, else None"
+def _read_cache(path, mark, n):
+    "The tensors of `n` images in `path` if it carries the fingerprint `mark`, else None"
+    if not path.is_file(): return None
     try:
         with safe_open(path, 'pt') as f:
-            if (f.metadata() or {}).get('fingerprint')==mark: return f.get_tensor('x'), f.get_tensor('ok').bool()
-    except (OSError, SafetensorError): pass # none there, or half of one
+            if (f.metadata() or {}).get('fingerprint') != mark: return None
+            x,ok = f.get_tensor('x'),f.get_tensor('ok')
+    except (OSError, SafetensorError): return None # half of one
+    return (x, ok.bool()) if x.dtype==ok.dtype==torch.uint8 and x.ndim==4 and len(x)==len(ok)==n and ok.ndim==1 and x.shape[1]==3 else None
 
 def _write_cache(path, mark, x, ok):
     "Write atomically; a cache that can't be written costs time, not the run"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd,part = tempfile.mkstemp(dir=path.parent, suffix='.tmp'); os.close(fd)
-        try: save_file(dict(x=x, ok=ok.byte()), part, metadata=dict(fingerprint=mark)); os.replace(part, path)
-        finally: Path(part).unlink(missing_ok=True)
+        with replacing(path) as part: save_file(dict(x=x, ok=ok.byte()), part, metadata=dict(fingerprint=mark))
     except (OSError, SafetensorError) as e:
         warnings.warn(f'decoded images cannot be kept in {path.parent} ({e}); REPQ_CACHE names another folder', stacklevel=2)
 
@@ -856,7 +927,7 @@ def decode_cached(
     folder = Path(folder).resolve()
     path = cache_dir()/f'{folder.parent.name}-{folder.name}-{hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:12]}.safetensors'
     mark = fingerprint(files, size)
-    if (kept := _read_cache(path, mark)) is not None:
+    if (kept := _read_cache(path, mark, len(files))) is not None:
         _tolerate([files[i] for i in (~kept[1]).nonzero()[:,0]], len(files))
         return kept
     x,ok = decode_images(files, size)
@@ -916,7 +987,7 @@ def get_datasets(
     splits = [(train, files, y)]
     if val: splits.append((val, *_list(val, shards, vocab)[:2]))
     sizes = sum((probe_sizes(o[1]) for o in splits), Counter())
-    if cache is None: cache = max(max(s) for s in sizes) <= 64 and (size or 0) <= 64
+    if cache is None: cache = max(max(s) for s in sizes) <= _SMALL and (size or 0) <= _SMALL
     if cache and size is None: _one_size(sizes)
     dsets = [_in_memory(*o, vocab, size) if cache else ImageFiles(*o[1:], vocab, size or 224) for o in splits]
     if val: return tuple(dsets)
@@ -937,15 +1008,10 @@ def _in_memory(folder, files, y, vocab, size):
     return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab, unreadable=[files[i] for i in (~ok).nonzero()[:,0]])
 
 # %% ../nbs/10_data.ipynb #c097
-def _whole(name, v, least=1):
-    "Raise unless `v` is None or a whole number of at least `least`"
-    if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v < least):
-        raise ValueError(f'{name} must be a whole number, {least} or more, not {v!r}')
-
 def _check(size, bs, valid_bs, num_workers, seed, valid, cache, device):
     "Raise for an argument of `get_dls` that can't be meant"
-    _whole('size', size); _whole('bs', bs or 0); _whole('valid_bs', valid_bs); _whole('num_workers', num_workers, 0)
-    _whole('seed', seed, -2**63)
+    check_whole('size', size, 1, 2**14); check_whole('bs', bs or 0); check_whole('valid_bs', valid_bs); check_whole('num_workers', num_workers, 0, 1024)
+    check_whole('seed', seed, -2**63, 2**63 - 1)
     if not (valid is None or isinstance(valid, str) or isinstance(valid, float) and 0 < valid < 1):
         raise ValueError(f'valid must be the name of a folder or a fraction between 0 and 1, not {valid!r}')
     if cache not in (None, True, False): raise ValueError(f'cache must be True, False or None (decide by the size), not {cache!r}')
@@ -983,6 +1049,7 @@ def get_dls(
     "fastai `DataLoaders` for classification, with batches x (b, c, h, w) float32 and y (b,) int64"
     device = _check(size, bs, valid_bs, num_workers, seed, valid, cache, device)
     train,val = get_datasets(path, size, valid, cache)
+    check_memory(12*max(bs, valid_bs or 0)*(max(train.size, default=0) if isinstance(train.size, tuple) else train.size)**2, f'batches of {max(bs, valid_bs or 0)} images of {train.size} pixels', 'smaller batches, or a smaller size')
     if bs > len(train): raise ValueError(f'bs={bs} is more than the {len(train)} training images: there would be no full batch')
     if not len(val): raise ValueError(f'valid={valid} holds out no image of {len(train)}: give a larger fraction')
     if num_workers is None: num_workers = 0 if isinstance(train, ImageArray) else min(8, _cores())

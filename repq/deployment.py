@@ -4,19 +4,20 @@
 
 # %% ../nbs/15b_deployment.ipynb #n019
 from __future__ import annotations
-import os, shutil, time
+import json, time, warnings
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors.torch import save_file
+from .files import SIGNATURE, check_file, check_folder, check_output, check_part, locked, making, check_whole, writing
 from . import layer_report, plots, surgery
-from .export import check_saturation, instructions, onnx_session, run_onnx, to_onnx, to_pt2
+from .export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
 from .integers import save_integers, to_integer
 from .models import task
 from .recipes import METHODS, Recipe, build, get_recipe
-from .runs import results_row, starting_state, task_of, environment, evaluate, load_run, read_json, write_json, write_text
+from .runs import results_row, starting_state, task_of, environment, evaluate, load_run, read_rows, write_json, write_text, _write_own
 from .superres import evaluate_pairs
 
 # %% auto #0
@@ -43,20 +44,19 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
     out, t = Path(out), time.perf_counter()
-    if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
-    recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=input_bits or weight_bits, layer_bits=layer_bits, first_last_bits=first_last_bits, calibrate=batches)
-    if not recipe.quantized: raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits}')
+    check_whole('batches', batches)
+    if weight_bits == 32 or input_bits == 32: raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits or weight_bits} for inputs')
+    check_folder(out); check_part(out)
+    recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=weight_bits if input_bits is None else input_bits, layer_bits=layer_bits, first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
     dls = task_of(recipe).data(replace(recipe, batch_size=min(32, recipe.batch_size)))
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     surgery.calibrate(net, [torch.cat(_images(dls, batches))])
-    part = out.with_name(f'{out.name}.part')
-    shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
-    row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
-    write_json(part/'recipe.json', info); write_json(part/'results.json', [row])
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part/'model.safetensors')
-    os.replace(part, out)
+    with making(out, 'a quantized run') as part:
+        row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
+        write_json(part/'recipe.json', info); write_json(part/'results.json', [row])
+        with writing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
     return row
 
 # %% ../nbs/15b_deployment.ipynb #n025
@@ -65,18 +65,16 @@ def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     dls = task_of(recipe).data(replace(recipe, batch_size=min(n, recipe.batch_size)))
     return _images(dls, 1)[0].cpu().float()
 
-def _export_onnx(model, out, x, profile) -> str:
+def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     "Write, compare with the reference, and only then put in place; what was found"
-    part = out.with_name(f'{out.stem}.{os.getpid()}.part.onnx')
-    try:
-        net = to_onnx(model, part, x, profile)
+    net, data = onnx_bytes(model, x, profile)
+    with writing(out, overwrite) as part:
+        part.write_bytes(data)
         text = _saturation(part)
         if profile in ('integers', 'vnni'):
             differing, n = _compared(part, net, x, profile == 'vnni')
             if differing: raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values on this processor ({instructions()}), which it should on none: please report it; nothing was written')
             if n: text += f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
-        os.replace(part, out)
-    finally: part.unlink(missing_ok=True)
     return text
 
 def _saturation(path) -> str:
@@ -112,8 +110,10 @@ def _scored(recipe, run, path) -> str:
     super_resolution, file = task(recipe.model) == 'super-resolution', Path(run)/'results.json'
     value = _score(recipe, task_of(recipe).data(replace(recipe, augment=False)))(net)
     if file.exists():
-        row, *more = read_json(file)
-        write_json(file, [{**row, 'integer_psnr' if super_resolution else 'integer_accuracy': value}, *more])
+        row, *more = read_rows(file)
+        try:
+            with locked(run, wait=60): _write_own(file, json.dumps([{**row, 'integer_psnr' if super_resolution else 'integer_accuracy': value}, *more], indent=1))
+        except OSError as e: warnings.warn(f'{value:.4f} in integers is not noted: {e}')
     if super_resolution: return f'; {value:.2f} dB in integers'
     return f'; accuracy {value:.2%} in integers' + (f", {row['accuracy']:.2%} as trained" if file.exists() else '')
 
@@ -124,35 +124,47 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
                format='onnx',      # a key of `FORMATS`
                profile='integers', # of ONNX, a key of `repq.export.PROFILES`
                score=True,         # measure what the integers of an ONNX file reach on the run's validation images, and add it to its results.json?
+               overwrite=False,    # a file that repq made?
               ) -> str:            # what was done
     "Write the deployed network of a run to a file"
     if format not in FORMATS: raise ValueError(f'format must be one of {", ".join(FORMATS)}, got {format!r}')
     if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {format}')
+    if out is not None: check_output(out, overwrite)
     recipe, model, _ = load_run(run)
     if not recipe.quantized: raise ValueError(f'{run} is a full-precision run: quantize it first (repq train --weight-bits 8 --init {run}, or repq quantize {run} --ptq)')
-    out = Path(out) if out else Path(run)/f'model{"" if profile == "integers" else f"-{profile}"}{".integers" if format == "safetensors" else ""}{FORMATS[format]}'
+    out = Path(out) if out is not None else Path(run)/f'model{"" if profile == "integers" else f"-{profile}"}{".integers" if format == "safetensors" else ""}{FORMATS[format]}'
     if out.suffix != FORMATS[format]: raise ValueError(f'{out}: the name must end in {FORMATS[format]}')
-    if not out.parent.is_dir(): raise FileNotFoundError(f'there is no folder {out.parent}')
+    check_output(out, overwrite)
     x, text = example_images(recipe), ''
-    if format == 'onnx': text = _export_onnx(model, out, x, profile) + (_scored(recipe, run, out) if score and profile == 'integers' else '')
-    elif format == 'pt2': to_pt2(model, out, x)
-    else: save_integers(to_integer(model, x), out)
+    with locked(out):
+        if format == 'onnx': text = _export_onnx(model, out, x, profile, overwrite)
+        elif format == 'pt2': to_pt2(model, out, x, overwrite)
+        else: save_integers(to_integer(model, x), out, overwrite)
+    if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
 
 # %% ../nbs/15b_deployment.ipynb #n029
-def report_run(run, out=None, # folder for pictures
-               alone=True,    # evaluate each layer alone as well
+def report_run(run, out=None,   # folder for pictures
+               alone=True,      # evaluate each layer alone as well
+               overwrite=False, # files that repq made?
               ) -> str: # a table
     "Layer by layer: bits, ranges, costs, errors, and accuracy with that layer alone quantized"
+    for n in _REPORT_FILES if out is not None and Path(out).is_dir() else (): check_file(Path(out)/n, overwrite)
     recipe, model, _ = load_run(run)
     dls = task_of(recipe).data(replace(recipe, augment=False))
     model, images = model.to(dls.device), _images(dls, recipe.calibrate)
     x = images[0]
     rows, scores = layer_report.layer_report(model, x), layer_report.sensitivity(model, _score(recipe, dls), images) if alone else None
     table = layer_report.layer_table(rows, scores)
-    if out is not None:
-        out = Path(out); out.mkdir(parents=True, exist_ok=True)
-        write_text(out/'layers.md', table + '\n'); write_json(out/'layers.json', dict(layers=rows, alone=scores))
-        plots.save(layer_report.plot_layers(model, x), out/'layers.png'); plots.save(plots.plot_steps(model), out/'steps.png')
-        if alone: plots.save(layer_report.plot_sensitivity(scores), out/'sensitivity.png')
+    if out is not None: _report_files(Path(out), table, rows, scores, model, x, overwrite)
     return table
+
+_REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png')
+
+def _report_files(out, table, rows, scores, model, x, overwrite):
+    "What `report_run` shows, into the folder `out`"
+    with locked(out/'report'): # makes the folder
+        for n in _REPORT_FILES: check_file(out/n, overwrite)
+        write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n', overwrite); write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores), overwrite)
+        plots.save(layer_report.plot_layers(model, x), out/'layers.png', overwrite=overwrite); plots.save(plots.plot_steps(model), out/'steps.png', overwrite=overwrite)
+        if scores is not None: plots.save(layer_report.plot_sensitivity(scores), out/'sensitivity.png', overwrite=overwrite)

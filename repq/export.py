@@ -4,13 +4,14 @@
 
 # %% ../nbs/13_export.ipynb #c002
 from __future__ import annotations
-import json, os, platform, re, tempfile, time
+import io, json, os, platform, re, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch, torch.nn as nn
 from torch import Tensor
+from .files import SIGNATURE, check_output, sign_archive, writing
 from .kernels import pair
 from .layers import IntegerKernel, RepQLayer
 from .surgery import Site, _unquantized, copy_model, deploy, find_sites
@@ -19,9 +20,9 @@ from .integers import Grid, IntegerNetwork, Step, from_grid, load_integers, save
 _all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the device's side in one place
 
 # %% auto #0
-__all__ = ['PROFILES', 'layer_costs', 'cost', 'check_saturation', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops',
-           'layer_differences', 'to_pt2', 'instructions', 'bench_inference', 'profile_onnx', 'IntegerNetwork',
-           'to_integer', 'load_integers', 'save_integers']
+__all__ = ['PROFILES', 'layer_costs', 'cost', 'check_saturation', 'to_onnx', 'onnx_bytes', 'onnx_session', 'run_onnx',
+           'optimized_ops', 'layer_differences', 'to_pt2', 'instructions', 'bench_inference', 'profile_onnx',
+           'IntegerNetwork', 'to_integer', 'load_integers', 'save_integers']
 
 # %% ../nbs/13_export.ipynb #c005
 def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
@@ -256,19 +257,22 @@ def to_onnx(model:nn.Module,         # quantized, its steps initialised; or depl
             path,                    # the file to be written
             example_input:Tensor,    # (batch, channels, h, w): images as the model takes them; 8-bit grids of sums, means and branches come from them
             profile='integers',      # a key of `PROFILES`
+            overwrite:bool=True,     # a file that repq made?
            ) -> IntegerNetwork: # what the file computes
     "Write `model` to an ONNX file; batch and image size stay open"
-    path = Path(path)
-    if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
-    if not path.parent.is_dir(): raise FileNotFoundError(f'there is no folder {path.parent}')
-    net = to_integer(model, example_input, profile == 'symmetric')
-    graph = _model(net, example_input, profile)
-    if profile in _EXACT: _refuse_saturating(check_saturation(graph))
-    data = graph.SerializeToString()
-    part = Path(f'{path}.{os.getpid()}.tmp')
-    try: part.write_bytes(data); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    check_output(path, overwrite)
+    net, data = onnx_bytes(model, example_input, profile)
+    with writing(path, overwrite) as part: part.write_bytes(data)
     return net
+
+def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer network, its ONNX file
+    "What `to_onnx` writes"
+    if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
+    net = to_integer(model, example_input, profile == 'symmetric')
+    proto = _model(net, example_input, profile)
+    if profile in _EXACT: _refuse_saturating(check_saturation(proto))
+    proto.doc_string = SIGNATURE
+    return net, proto.SerializeToString()
 
 # %% ../nbs/13_export.ipynb #n009
 def onnx_session(path, threads:int=1, # 0: all cores
@@ -311,14 +315,15 @@ def layer_differences(net:IntegerNetwork, x:Tensor, profile='integers') -> dict:
 
 # %% ../nbs/13_export.ipynb #n040
 def to_pt2(model:nn.Module, path, # .pt2
-           example_input:Tensor): # (batch, channels, h, w)
+           example_input:Tensor, # (batch, channels, h, w)
+           overwrite:bool=True): # a file that repq made?
     "Write the deployed `model` with torch.export; the number of images stays open"
     path = Path(path)
     if path.suffix != '.pt2': raise ValueError(f'{path}: the name must end in .pt2')
+    check_output(path, overwrite)
     program = torch.export.export(deploy(model, verbose=False), (torch.cat([example_input]*2),), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    part = path.with_name(f'{path.stem}.{os.getpid()}.tmp.pt2')
-    try: torch.export.save(program, part); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    torch.export.save(program, data := io.BytesIO()) # torch's own writer of files ends the process on a full disk
+    with writing(path, overwrite) as part: part.write_bytes(data.getvalue()); sign_archive(part)
 
 # %% ../nbs/13_export.ipynb #h130
 _INSTRUCTIONS = {'AMX': ('amx_int8',), 'VNNI': ('avx512_vnni', 'avx_vnni'), 'AVX-512': ('avx512f',), 'AVX2': ('avx2',), 'dot product': ('asimddp',), 'NEON': ('asimd', 'neon')}

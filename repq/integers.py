@@ -19,6 +19,7 @@ from .layers import QUANTIZERS, RepQLayer, headroom
 from .blocks import computes, hooked
 from .graphs import KINDS, MOVES, constant_nodes, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
 from .surgery import calibrate, deploy, find_sites, obstacles, quantize
+from .files import check_output
 from .checkpoints import write_checkpoint
 
 # %% auto #0
@@ -615,8 +616,10 @@ def unpack(packed:Tensor, bits:int, shape) -> Tensor: # int8, of `shape`
 # %% ../nbs/12a_integers.ipynb #n114
 _VERSION = 2 # 1: repq 0.1.0, which filled the byte with weights of few bits and added with fused multiply-adds
 
-def save_integers(net:IntegerNetwork, path): # .safetensors
-    "Write an integer network, its weights packed, so that the file is either the old one or the new one"
+def save_integers(net:IntegerNetwork, path, # .safetensors
+                  overwrite:bool=True): # a file that repq made?
+    "Write an integer network, its weights packed, whole or not at all"
+    check_output(path, overwrite)
     tensors, steps = {}, []
     for s in net.steps:
         own = {k: v for k, v in s.params.items() if isinstance(v, Tensor)}
@@ -624,7 +627,7 @@ def save_integers(net:IntegerNetwork, path): # .safetensors
         tensors |= {f'{s.name}.{k}': pack(v, rest['bits']) if k == 'weight' else v for k, v in own.items()}
         steps.append(dict(name=s.name, op=s.op, inputs=s.inputs, grid=s.grid and asdict(s.grid), params=rest, tensors=list(own)))
     text = json.dumps(dict(version=_VERSION, input=net.input, output=net.output, steps=steps)).encode()
-    write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)}, overwrite)
 
 def load_integers(path) -> IntegerNetwork:
     "Read what `save_integers` wrote"

@@ -9,11 +9,12 @@ import torch, torch.nn as nn
 from pathlib import Path
 from statistics import median
 from fastai.torch_core import num_distrib, rank_distrib
+from .files import check_unlocked, check_finite, part_of
 from .data import describe
 from .models import image_size, task
 from .quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
-from .runs import _admit, _asked, _look, _prepare, make_learner, lr_schedule, task_of, step_times
+from .runs import _admit, _asked, _look, _only_to_be_moved, _prepare, _rehearse, _room, make_learner, lr_schedule, task_of, step_times
 
 # %% auto #0
 __all__ = ['IMAGENET', 'DIV2K', 'paper_runs', 'command', 'gpu_hours', 'training_rate', 'recipes_table', 'saved_bytes',
@@ -50,6 +51,7 @@ def gpu_hours(recipe:Recipe, images_per_second:float=None, # of training; None: 
               images:int=IMAGENET) -> float:               # None where the rate is
     "Hours of training, validation not counted"
     if images_per_second is None: return None
+    check_finite('images_per_second', images_per_second)
     if not images_per_second > 0: raise ValueError(f'images_per_second must be positive, got {images_per_second}')
     return recipe.epochs*(recipe.iterations*recipe.batch_size if recipe.iterations else images)/images_per_second/3600
 
@@ -122,14 +124,17 @@ def _group_lines(recipe, learn) -> list:
     return [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)] + \
            [f'{n} tensors, {k:,} numbers, ' + (f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient' if recipe.decouple_wd else 'in the gradient') if which == 'with' and recipe.weight_decay else 'no weight decay') + (' (steps)' if which == 'steps' else '') for (which, _), (n, k) in count.items()]
 
-def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2, skips:int=10, tensorboard=False) -> str: # None in all processes of torchrun but the first
+def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2, skips:int=10, tensorboard=False, timing:int=5) -> str: # None in all processes of torchrun but the first
     "All that `repq.runs.train` would do, in lines, after the same checks; nothing is written"
     if rank_distrib(): return None
     out, asked, processes = Path(out), _asked(init, teacher, accumulate), max(1, num_distrib())
-    _admit(recipe, asked, minutes, keep, skips)
+    _admit(recipe, asked, minutes, keep, skips, timing)
+    check_unlocked(out); part_of(out)
+    if resume and not out.exists() and _only_to_be_moved(out): return f'{out}.part is finished: it only has to be moved'
     recipe, init_state, state, row = _look(recipe, out, asked, resume)
     if row: return f'{out} is finished: nothing is left to do'
     dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, None)
+    _rehearse(recipe, model, dls, timing); _room(out, model, recipe, keep, state)
     learn, share = make_learner(recipe, dls, model, '.', skips, accumulate), recipe.batch_size//(processes*accumulate)
     memory = step_memory(learn.model.to(dls.device), dls.one_batch()[0][:4], share, 2 if recipe.optimizer == 'adam' else 1)
     steps, lr = len(dls.train)*recipe.epochs, lr_schedule(recipe)['lr']

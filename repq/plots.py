@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_plots.ipynb #c002
 from __future__ import annotations
-import csv, os, re, tempfile
+import re
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
+from .files import FIGURES, SIGNATURE, check_finite, read_csv, writing
 from .kernels import Kernel, pair
 from .batchnorm import STATISTICS
 from .blocks import Batch, Block, extend
@@ -37,15 +38,15 @@ def _color(name, i=0): return METHOD_COLORS.get(name, _MORE_COLORS[i % len(_MORE
 # %% ../nbs/14_plots.ipynb #c008
 def save(fig,  # a figure, or axes of one
          path, # its suffix says the format: png, svg, pdf, ..
-         dpi=120) -> Path:
-    "Write a picture to `path`, atomically, and close it; FileNotFoundError without the folder, ValueError for an unknown format"
+         dpi=120,
+         overwrite:bool=False) -> Path: # a picture that repq made?
+    "Write a picture to `path`, whole or not at all, and close it; FileNotFoundError without the folder, FileExistsError where it is taken, ValueError for an unknown format"
     fig, path = fig if isinstance(fig, Figure) else np.ravel(fig)[0].figure, Path(path)
     known = fig.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known: raise ValueError(f'{path}: cannot write {path.suffix or "a file without suffix"}, only {", ".join(sorted(known))}')
-    if not path.parent.is_dir(): raise FileNotFoundError(f'{path}: the folder {path.parent} does not exist')
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.plot') as tmp: # same file system: the move is atomic
-        fig.savefig(part := Path(tmp)/path.name, dpi=dpi, bbox_inches='tight')
-        os.replace(part, path)
+    kind = path.suffix[1:].lower()
+    remark = {'png': dict(Software=SIGNATURE), **dict.fromkeys(('svg', 'pdf', 'ps', 'eps'), dict(Creator=SIGNATURE))}.get(kind) # not all formats have room for one
+    with writing(path, overwrite) as part: fig.savefig(part, format=kind, dpi=dpi, bbox_inches='tight', metadata=remark)
     plt.close(fig)
     return path
 
@@ -283,11 +284,16 @@ def _large(v) -> str:
 def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model, to tell networks apart
                 ) -> tuple: # name of the file without suffix, rows
     "Figures to be shown beside one's own, a paper's for example; ValueError for what is missing or no number"
-    with open(path, newline='') as f: rows = list(csv.DictReader(f))
-    if not rows or not {'method', 'weight_bits'} <= rows[0].keys(): raise ValueError(f'{path}: the first line must name the columns method, weight_bits and what is measured (accuracy, or benchmarks)')
+    rows = read_csv(path)
+    if not {'method', 'weight_bits'} <= rows[0].keys(): raise ValueError(f'{path}: the first line must name the columns method, weight_bits and what is measured (accuracy, or benchmarks)')
+    rows = read_csv(path, FIGURES)
     keys = [k for k in rows[0] if k not in ('method', 'weight_bits', 'model')]
-    try: return Path(path).stem, [dict(method=r['method'], model=r.get('model') or None, weight_bits=int(r['weight_bits']), **{k: float(r[k]) for k in keys if r[k]}) for r in rows]
-    except (ValueError, TypeError) as e: raise ValueError(f'{path}: a figure is no number ({e})') from None
+    try: res = [dict(method=r['method'], model=r.get('model') or None, weight_bits=int(r['weight_bits']), **{k: float(r[k]) for k in keys if r[k].strip()}) for r in rows]
+    except ValueError as e: raise ValueError(f'{path}: a figure is no number ({e})') from None
+    for i, r in enumerate(res):
+        for k in keys: check_finite(f'{path}: {i}.{k}', r.get(k))
+        if any((o['method'], o['model'], o['weight_bits']) == (r['method'], r['model'], r['weight_bits']) for o in res[:i]): raise ValueError(f'{path}: {r["method"]} at {r["weight_bits"]} bits comes twice')
+    return Path(path).stem, res
 
 def _beside(figures, r, key):
     "The figure of others for a summary row, None where they give none"

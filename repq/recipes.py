@@ -4,7 +4,7 @@
 
 # %% ../nbs/12_recipes.ipynb #c003
 from __future__ import annotations
-import ast, json, math
+import ast, json, math, re
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import torch.nn as nn
@@ -50,8 +50,9 @@ def get_method(name:str) -> Method:
 
 # %% ../nbs/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'), str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
-_RANGES = dict(lr=(0, None, '0'), bias_lr=(0, None, '0'), warmup=(0, 1, '1'), momentum=(0, 1, '1'), weight_decay=(0, None, ''), distill=(0, 1, '0'), label_smoothing=(0, 1, '1'), valid=(0, 1, '01'),
-               sqr_mom=(0, 1, '1'), eps=(0, None, '0'), epochs=(0, None, ''), batch_size=(1, None, ''), calibrate=(1, None, ''), image_size=(1, None, '')) # name -> (least, greatest, which of these are themselves too much)
+_RANGES = dict(lr=(0, 1e38, '0'), bias_lr=(0, 1e38, '0'), warmup=(0, 1, '1'), momentum=(0, 1, '1'), weight_decay=(0, 1e38, ''), distill=(0, 1, '0'), label_smoothing=(0, 1, '1'), valid=(0, 1, '01'),
+               sqr_mom=(0, 1, '1'), eps=(0, 1e38, '0'), epochs=(0, 10**6, ''), batch_size=(1, 10**6, ''), calibrate=(1, 10**6, ''), image_size=(1, 2**14, ''),
+               seed=(-2**63, 2**63 - 1, ''), scale=(1, 16, ''), crop=(1, 2**14, ''), iterations=(1, 10**7, '')) # name -> (least, greatest, which of these are themselves too much)
 QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
 
@@ -73,6 +74,9 @@ def _check_bits(r):
         raise ValueError(f'weights and inputs are quantized together: {r.weight_bits} and {r.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
     if r.quantized:
         for b in (r.weight_bits, r.input_bits, r.first_last_bits or 8): check_bits(b)
+        for name, bits in (r.layer_bits or {}).items():
+            if isinstance(bits, (list, tuple)) and len(bits) != 2: raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
+            for b in bits if isinstance(bits, (list, tuple)) else [bits]: check_bits(b)
 
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
@@ -207,6 +211,7 @@ def parse_fields(pairs) -> dict: # of `Recipe`'s fields
         name, equals, text = pair.partition('=')
         if not equals: raise ValueError(f"a field is set by name=value, e.g. momentum=0.8; got {pair!r}")
         if name not in kinds: raise ValueError(nearest(name, [*kinds], 'field'))
+        if name in res: raise ValueError(f'{name} is set twice: {res[name]!r} and {text!r}')
         res[name] = _value(text, kinds[name])
     return res
 
@@ -220,10 +225,13 @@ def _value(text, kind):
 # %% ../nbs/12_recipes.ipynb #n002
 def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
     "'a=8,b=4/8' -> {'a': 8, 'b': [4, 8]}"
-    try:
-        pairs = [part.split('=') for part in text.split(',')]
-        return {n.strip(): int(b) if '/' not in b else [int(v) for v in b.split('/')] for n, b in pairs}
-    except ValueError: raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}") from None
+    res = {}
+    for part in text.split(','):
+        name, _, bits = (o.strip() for o in part.partition('='))
+        if not name or not re.fullmatch('[0-9]{1,2}(/[0-9]{1,2})?', bits): raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}")
+        if name in res: raise ValueError(f'layer {name} comes twice in the layer bits {text!r}')
+        res[name] = [int(v) for v in bits.split('/')] if '/' in bits else int(bits)
+    return res
 
 # %% ../nbs/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
@@ -248,4 +256,14 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
     if text := differences({k: v.shape for k, v in model.state_dict().items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := _unusable_values(model.state_dict(), state): raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
     model.load_state_dict(state)
+
+def _unusable_values(own, state) -> str:
+    "What is wrong with the values of a state dict, which loading would take as they are"
+    for n, t in state.items():
+        if t.is_floating_point() != own[n].is_floating_point() or t.is_complex(): return f'{n} has values of type {str(t.dtype).removeprefix("torch.")}, {str(own[n].dtype).removeprefix("torch.")} are expected'
+        layer = n.rpartition('.')[0]
+        if t.is_floating_point() and not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {n}'
+        if n.endswith('running_var') and (t < 0).any(): return f'layer {layer} has a negative variance, in {n}'
+    return ''

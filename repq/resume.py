@@ -4,7 +4,8 @@
 
 # %% ../nbs/11a_resume.ipynb #n026
 from __future__ import annotations
-import copy, errno, os, random, re, signal, threading, time, warnings
+import copy, os, random, re, signal, threading, time, warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
@@ -12,52 +13,52 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
-from safetensors import SafetensorError
+from .files import STATE, checked, naming, replacing, regular, writing
 
 # %% auto #0
-__all__ = ['naming', 'writing', 'write_state', 'read_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state',
+__all__ = ['write_state', 'read_state', 'check_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state',
            'Checkpoints', 'ResumableLearner', 'SkipNonFinite']
-
-# %% ../nbs/11a_resume.ipynb #d401
-def _why(e) -> str: # None: it is no matter of the disk
-    "Why a file could not be written, and what to do about it"
-    if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError): e = e.__context__ # torch's writer, which fails again in closing the file
-    text = getattr(e, 'strerror', None) or (str(e).splitlines() or [''])[0]
-    if isinstance(e, OSError) and e.errno is None or isinstance(e, RuntimeError) and 'inline_container' not in text: return None # said already; another error, as of a loader whose worker died
-    code = int(m[1]) if (m := re.search(r'os error (\d+)', text)) else getattr(e, 'errno', None)
-    return f'({text})' + ': make room on that disk'*(code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(e, RuntimeError))
-
-@contextmanager
-def naming(path):
-    "OSErrors of what writes the file `path`, and what torch and safetensors make of them, in one line that names it"
-    try: yield
-    except (OSError, RuntimeError, SafetensorError) as e:
-        if (why := _why(e)) is None: raise
-        raise OSError(f'{path} cannot be written {why}') from e
-
-@contextmanager
-def writing(path):
-    "A path to write to, moved to `path` at the end and removed after an error"
-    part = Path(f'{path}.{os.getpid()}.tmp')
-    try:
-        with naming(path):
-            yield part
-            with open(part, 'rb+') as f: os.fsync(f.fileno())
-            os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/11a_resume.ipynb #n029
 def write_state(path, state:dict):
     "Write a training state so that the file is either the old one or the new one"
-    with writing(path) as part, open(part, 'wb') as f: torch.save(state, f)
+    with replacing(path) as part, open(part, 'wb') as f: torch.save(state, f)
 
-def read_state(folder) -> dict: # None where there is none
-    "The newest training state in `folder` that can be read"
+def _first_line(e) -> str: return f'{type(e).__name__}: {(str(e).splitlines() or [""])[0][:200]}'
+
+def read_state(folder,
+               check=None # called with a state, raises where it is none of this run
+              ) -> dict:  # None where there is none
+    "The newest training state in `folder` that can be read, and passes `check`"
     files = sorted(Path(folder).glob('step-*.pt'), reverse=True)
     for f in files:
-        try: return torch.load(f, map_location='cpu', weights_only=True)
-        except Exception as e: warnings.warn(f'{f} cannot be read ({type(e).__name__}): the checkpoint before it is taken') # damage has many kinds
+        try:
+            state = torch.load(regular(f), map_location='cpu', weights_only=True)
+            if check is not None: check(state)
+            return state
+        except Exception as e: warnings.warn(f'{f} cannot be read ({_first_line(e)}): the checkpoint before it is taken') # damage has many kinds
     if files: raise ValueError(f'none of the {len(files)} checkpoints in {folder} can be read: delete the folder to start anew')
+
+# %% ../nbs/11a_resume.ipynb #w102
+def _same_shapes(state, own) -> str:
+    "What of a state dict is not as in `own`"
+    names = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape or own[n].dtype != state[n].dtype]
+    return f'{len(names)} of its tensors are of another model, e.g. {names[0]}' if names else ''
+
+def _bad_numbers(tensors) -> str:
+    "Which of these named tensors has nan or infinite values"
+    return next((f'{n} is not finite' for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all()), '')
+
+def check_state(state, model, epochs:int):
+    "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
+    checked(state, STATE, 'it')
+    text = _same_shapes(state['model'], model.state_dict()) or _bad_numbers(state['model'])
+    there, own = (Counter(tuple(t.shape) for t in ts if t is not None) for ts in ([s.get('grad_avg') for s in state['optimizer']['state']], model.parameters()))
+    if not text and not there <= own: text = 'its optimizer is of another model'
+    if not text and state['epoch'] > epochs: text = f'it is of epoch {state["epoch"]} of {epochs}'
+    if text: raise ValueError(text)
+    rng = state['rng']
+    random.Random().setstate(rng['python']); np.random.RandomState().set_state(rng['numpy']); torch.Generator().set_state(rng['torch'])
 
 # %% ../nbs/11a_resume.ipynb #n032
 def rng_state() -> dict:

@@ -4,8 +4,8 @@
 
 # %% ../nbs/15_runs.ipynb #c003
 from __future__ import annotations
-import copy, csv, json, os, platform, shutil, statistics, sys, time, warnings
-from contextlib import contextmanager, nullcontext
+import copy, json, math, os, platform, statistics, sys, time, warnings
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
@@ -21,6 +21,8 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import num_distrib, rank_distrib, set_seed, trainable_params
 from . import __version__, plots, surgery
+from .files import (HISTORY, ROWS, RUN, check_file, check_folder, check_part, check_room, check_unlocked, check_finite, locked, open_part, part_of, put_in_place,
+                        read_csv, read_json, regular, replacing, take_away, check_whole, checked, writing)
 from .batchnorm import recompute_exact
 from .checkpoints import from_official, read_checkpoint
 from .data import get_dls, unreadable
@@ -28,32 +30,32 @@ from .superres import bicubic, evaluate_pairs, get_sr_dls, load_benchmarks, psnr
 from .export import cost
 from .learner import Distill, RepQCallback, soft_cross_entropy
 from .parallel import Accumulate, DataParallel, check_alike, from_first, process_group, processes, spread, together
-from .resume import Checkpoints, ResumableLearner, SkipNonFinite, naming, read_state, writing
+from .resume import Checkpoints, ResumableLearner, SkipNonFinite, check_state, read_state, rng_state, set_rng_state
 from .models import task
 from .recipes import METHODS, QUANTIZED_ONLY, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
-__all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'read_json', 'save_picture', 'environment', 'evaluate',
-           'step_times', 'step_ratios', 'History', 'ReportEpoch', 'load_run', 'starting_state', 'lr_schedule',
-           'make_learner', 'psnrs', 'task_of', 'train', 'results_row', 'read_history', 'read_rows', 'eval_run',
-           'collect', 'report', 'demo_recipes', 'demo']
+__all__ = ['DEMO_METHODS', 'SR_DEMO', 'write_text', 'write_json', 'environment', 'evaluate', 'step_times', 'step_ratios',
+           'History', 'ReportEpoch', 'read_recipe', 'load_run', 'starting_state', 'lr_schedule', 'make_learner',
+           'psnrs', 'task_of', 'train', 'results_row', 'read_history', 'read_rows', 'eval_run', 'collect', 'report',
+           'demo_recipes', 'demo']
 
 # %% ../nbs/15_runs.ipynb #c006
-def write_text(path, text:str):
-    "Write a file so that it is either the old one or the new one, never half of it"
-    with writing(path) as part: part.write_text(text)
+def write_text(path, text:str, overwrite:bool=False):
+    "Write a file so that it is there whole or not at all; over an existing one only if `overwrite` says so and repq made it"
+    with writing(path, overwrite) as part: part.write_text(text, encoding='utf-8')
 
-def write_json(path, value): write_text(path, json.dumps(value, indent=1))
+def write_json(path, value, overwrite:bool=False): write_text(path, json.dumps(value, indent=1), overwrite)
 
-def read_json(path):
-    "The value in a JSON file; errors name the file"
-    try: return json.loads(Path(path).read_text())
-    except FileNotFoundError: raise FileNotFoundError(f'{path} is missing: is {Path(path).parent} a finished run folder?') from None
-    except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e})') from None
+def _write_own(path, text:str):
+    "Write a file of a run that this process makes"
+    with replacing(path) as part: part.write_text(text, encoding='utf-8')
 
-def save_picture(fig, path):
-    "`repq.plots.save`, whose errors name the file"
-    with naming(path): return plots.save(fig, path)
+def _of_run(run, name:str) -> Path:
+    "A file of a finished run"
+    file = Path(run)/name
+    if not os.path.lexists(file): raise FileNotFoundError(f'{file} is missing: is {run} a finished run folder?')
+    return regular(file)
 
 def environment() -> dict:
     "Where figures come from: versions, hardware, date"
@@ -98,8 +100,8 @@ class History(Callback):
     order, kept = 80, ('rows',)
     def before_fit(self): self.rows = [','.join(self.recorder.metric_names)]
     def after_epoch(self):
-        self.rows.append(','.join(map(str, self.recorder.log)))
-        if not rank_distrib(): write_text(self.path/'history.csv', '\n'.join(self.rows) + '\n')
+        self.rows.append(','.join('' if isinstance(v, float) and not math.isfinite(v) else str(v) for v in self.recorder.log)) # a gap in the curve
+        if not rank_distrib(): _write_own(self.path/'history.csv', '\n'.join(self.rows) + '\n')
 
 class ReportEpoch(Callback):
     "Call `f(epochs done, epochs in all, values)` after each epoch, and `f` with fractions of epochs in between"
@@ -118,19 +120,27 @@ def _official(recipe, file) -> dict:
     if origin.model != recipe.network: raise ValueError(f"{file} is {origin}, method '{recipe.method}' on {recipe.model} needs {recipe.network}")
     return model.state_dict()
 
+def read_recipe(run) -> tuple: # recipe, all that recipe.json says
+    "The recipe of a run, and what its data was; ValueError names file and field"
+    file = _of_run(run, 'recipe.json')
+    info = read_json(file, RUN)
+    try: recipe = recipe_from(info['recipe'])
+    except ValueError as e: raise ValueError(f'{file} cannot be used: recipe: {e}') from None
+    n, sr = info['num_classes'], task(recipe.model) == 'super-resolution'
+    if (n is None) != sr or not sr and n != len(info['classes']): raise ValueError(f'{file} cannot be used: num_classes is {n}, with {len(info["classes"])} classes, for {recipe.model}')
+    return recipe, info
+
 def load_run(path) -> tuple: # recipe, model, the run's description
     "A finished run: its recipe, its trained model, and what `recipe.json` says beside the recipe"
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f'there is no run folder {path}')
-    info = read_json(path/'recipe.json')
-    try: recipe, n, c = recipe_from(info['recipe']), info['num_classes'], info['in_channels']
-    except (KeyError, TypeError) as e: raise ValueError(f'{path/"recipe.json"} is not of this program: {e} is missing') from None
-    model = build(recipe, n, c)
-    file = path/'model.safetensors'
-    if not file.exists(): raise FileNotFoundError(f'{file} is missing: is {path} a finished run folder?')
+    recipe, info = read_recipe(path)
+    file = _of_run(path, 'model.safetensors')
     try: state = load_file(file)
     except Exception as e: raise ValueError(f'{file} is not a readable safetensors file ({e})') from None
-    load_state(model, state, f'{recipe.network} as in {path/"recipe.json"}')
+    model = build(recipe, info['num_classes'], info['in_channels'])
+    try: load_state(model, state, f'{recipe.network} as in {path/"recipe.json"}')
+    except ValueError as e: raise ValueError(f'{file}: {e}') from None
     return recipe, model, info
 
 def starting_state(recipe, init) -> tuple:
@@ -196,6 +206,9 @@ class _Classification:
     def metric(r): return accuracy
     @staticmethod
     def scores(model, deployed, dls): return dict(accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(deployed, dls.valid))
+    @staticmethod
+    def rehearse(model, deployed, dls):
+        for m in model, deployed: evaluate(m, [dls.valid.one_batch()])
 
 class _SuperResolution:
     loss, distance = staticmethod(F.l1_loss), staticmethod(F.l1_loss)
@@ -209,6 +222,8 @@ class _SuperResolution:
     def metric(r): return partial(psnr, shave=r.scale)
     @staticmethod
     def scores(model, deployed, dls): return psnrs(model, deployed, dls.benchmarks, dls.device)
+    @staticmethod
+    def rehearse(model, deployed, dls): psnrs(model, deployed, {n: [min(ps, key=lambda p: p.hr.numel())] for n, ps in dls.benchmarks.items()}, dls.device)
 
 def psnrs(model, deployed, benchmarks, device='cpu') -> dict: # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean over its images}
     "Measures of a super-resolution network on benchmarks, as trained and as deployed, and bicubic's"
@@ -228,8 +243,8 @@ def _asked(init, teacher, accumulate) -> dict: # as recipe.json has it
 
 def _unlike(path, recipe, asked) -> str:
     "In what the run in `path` is another than this, '' if in nothing"
-    info = {'accumulate': 1, **read_json(path/'recipe.json')}
-    there, place = recipe_from(info['recipe']), lambda v: Path(v).resolve() if isinstance(v, str) else v
+    there, info = read_recipe(path)
+    info, place = {'accumulate': 1, **info}, lambda v: Path(v).resolve() if isinstance(v, str) else v
     pairs = {n: (getattr(there, n), v) for n, v in asdict(recipe).items() if n != 'full_precision' or not recipe.quantized} # which `init` decides
     other = {n: (info.get(n), v) for n, v in asked.items() if place(info.get(n)) != place(v)}
     return ', '.join(f'{n} {a!r} instead of {b!r}' for n, (a, b) in (pairs | other).items() if a != b)
@@ -238,30 +253,45 @@ def _finished(path, recipe, asked={}) -> bool:
     "Is this run there? ValueError if another one has its place"
     if not path.exists(): return False
     if text := _unlike(path, recipe, asked): raise ValueError(f'{path} holds another run ({text}): give another folder')
-    return (path/'results.json').exists()
+    if not (path/'results.json').exists(): return False
+    if not (path/'model.safetensors').exists(): raise FileNotFoundError(f'{path} is finished, but its weights are missing: put {path/"model.safetensors"} back, or move the folder away to train again')
+    return True
 
-def _part(out) -> Path: return out.with_name(f'{out.name}.part')
+def _only_to_be_moved(out) -> bool:
+    "Is OUT.part a run that was cut off between its last file and its move?"
+    part = part_of(out)
+    return not any((part/'checkpoints').glob('step-*.pt')) and all((part/n).is_file() for n in _LAST_FILES)
+
+_LAST_FILES = ('recipe.json', 'history.csv', 'results.json', 'model.safetensors', 'history.png')
 
 def _begun(out, recipe, asked, resume) -> dict: # None where nothing was begun
     "The newest checkpoint of this run; FileExistsError or ValueError where its place is taken"
-    part = _part(out)
-    if out.exists(): raise FileExistsError(f'{out} exists: give another folder, nothing is overwritten')
-    if not any((part/'checkpoints').glob('step-*.pt')): return None
-    if not resume: raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) goes on with it; to start anew, delete it')
+    check_folder(out)
+    part = part_of(out)
+    there = any((part/'checkpoints').glob('step-*.pt'))
+    if not there and _only_to_be_moved(out): raise FileExistsError(f'{part} holds a run that is finished and only has to be moved: --resume (resume=True) does it; to start anew, delete it')
+    if not (there and resume): return check_part(out)
     if text := _unlike(part, recipe, asked): raise ValueError(f'{part} holds the beginning of another run ({text}): give another folder, or delete it')
-    return read_state(part/'checkpoints')
+    return read_state(part/'checkpoints', partial(_check_checkpoint, recipe, part))
+
+def _check_checkpoint(recipe, part, state):
+    "Raise where `state` is no checkpoint of the run that was begun in `part`"
+    _, info = read_recipe(part)
+    check_state(state, build(recipe, info['num_classes'], info['in_channels']), recipe.epochs)
+    if missing := {'history', 'skip_non_finite'} - set(state['callbacks']): raise ValueError(f'it has nothing of {min(missing)}')
 
 # %% ../nbs/15_runs.ipynb #d502
-def _admit(recipe, asked, minutes, keep, skips):
+def _admit(recipe, asked, minutes, keep, skips, timing):
     "Checks of numbers"
+    check_finite('minutes between checkpoints', minutes, 0); check_whole('keep', keep); check_whole('skips', skips, 0); check_whole('accumulate', asked['accumulate']); check_whole('timing', timing, 0, 1000)
     n, parts = max(processes(), num_distrib()), asked['accumulate']
-    if minutes < 0 or keep < 1 or skips < 0 or parts < 1: raise ValueError(f'minutes and skips must be 0 or more, keep and accumulate 1 or more; got {minutes}, {skips}, {keep} and {parts}')
     if recipe.batch_size % (n*parts): raise ValueError(f'batch_size={recipe.batch_size} cannot be shared by {n} processes in {parts} parts each')
 
-def _look(recipe, out, asked, resume) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
+def _look(recipe, out, asked, resume, moves=False) -> tuple: # recipe, initial state dict, newest checkpoint, row of results.json; None for what there is not
     "Where training starts: what there is of this run, and of the one that it follows"
     if not resume: _begun(out, recipe, asked, resume)
     init_state, recipe = starting_state(recipe, asked['init'])
+    if resume and moves and not os.path.lexists(out) and _only_to_be_moved(out) and not _unlike(part_of(out), recipe, asked): _put_in_place(out)
     if resume and _finished(out, recipe, asked): return recipe, None, None, read_rows(out/'results.json')[0]
     state = _begun(out, recipe, asked, resume)
     return recipe, init_state if state is None else None, state, None
@@ -271,7 +301,7 @@ def _prepare(recipe, out, init_state, state, asked, tensorboard, dls) -> tuple: 
     dls = dls or together(lambda: task_of(recipe).data(recipe))
     set_seed(recipe.seed, reproducible=True)
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), **asked, processes=processes(), environment=environment())
-    guides = ([_teacher(recipe, asked['teacher'], info)] if asked['teacher'] is not None else []) + ([_tensorboard(_part(out))] if tensorboard else [])
+    guides = ([_teacher(recipe, asked['teacher'], info)] if asked['teacher'] is not None else []) + ([_tensorboard(part_of(out))] if tensorboard else [])
     model = build(recipe, info['num_classes'], info['in_channels'], init_state) if state is None else _built(recipe, info, state)
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **{n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')})
     return dls, info, guides, model
@@ -292,15 +322,22 @@ def train(recipe:Recipe, out, # the run folder to be made
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
-    out, part, asked = Path(out), _part(Path(out)), _asked(init, teacher, accumulate)
+    with ExitStack() as held: return _train(held, recipe, Path(out), init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard, recompute, accumulate)
+
+def _train(held, recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard, recompute, accumulate):
+    "`train`, which gives back what is `held` at the end"
+    part, asked = part_of(out), _asked(init, teacher, accumulate)
     with process_group():
         check_alike(repq=__version__, teacher=teacher is not None, skips=skips, recompute=recompute, accumulate=accumulate, **{n: v for n, v in asdict(recipe).items() if n not in ('data', 'benchmarks')}) # which may lie elsewhere
-        _admit(recipe, asked, minutes, keep, skips)
-        found, init_state, state, row = from_first(lambda: _look(recipe, out, asked, resume))
+        _admit(recipe, asked, minutes, keep, skips, timing)
+        from_first(lambda: held.enter_context(locked(out))) # the others look at no files
+        found, init_state, state, row = from_first(lambda: _look(recipe, out, asked, resume, moves=True))
         if row: return None if rank_distrib() else row
         recipe = replace(found, data=recipe.data, benchmarks=recipe.benchmarks)
         dls, info, guides, model = _prepare(recipe, out, init_state, state, asked, tensorboard, dls)
-        if not rank_distrib(): _open_folder(part, info, state)
+        together(lambda: _rehearse(recipe, model, dls, timing))
+        from_first(lambda: _room(out, model, recipe, keep, state))
+        from_first(lambda: _open_folder(out, info, state))
         learn = make_learner(recipe, dls, model, part, skips, accumulate).add_cbs(guides)
         checkpoints = Checkpoints(part/'checkpoints', minutes, keep, state)
         with _told(part/'checkpoints'), spread(model, dls), recompute_exact(recompute):
@@ -338,30 +375,56 @@ def _built(recipe, info, state):
     return model
 
 # %% ../nbs/15_runs.ipynb #d503
-def _open_folder(part, info, state):
+def _open_folder(out, info, state):
     "An empty folder for a run, in the place of an attempt that had no checkpoint yet; or its folder with what was half written taken away and another number of processes noted"
-    if state is None:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    part = part_of(out)
+    if state is None: open_part(out)
     else:
-        for f in [*part.glob('**/*.tmp'), *part.glob('.plot*')]: shutil.rmtree(f) if f.is_dir() else f.unlink()
+        take_away(part, ('*.tmp', 'checkpoints/*.tmp'))
         there = read_json(part/'recipe.json')
         if there['processes'] == info['processes']: return
         print(f'{part}: going on with {info["processes"]} processes instead of {there["processes"]}')
         info = {**there, 'processes': info['processes'], 'earlier_processes': [*there.get('earlier_processes', []), there['processes']]}
-    write_json(part/'recipe.json', info)
+    _write_own(part/'recipe.json', json.dumps(info, indent=1)) # the marker, see `repq.files.is_ours`
 
 def _finish(recipe, learn, timing, seconds, info, out) -> dict:
     "Evaluate, write what a run consists of, and move it to its place"
     part, row = learn.path, results_row(recipe, learn.model, learn.dls, timing, seconds, info, len(learn.skip_non_finite.skipped))
-    with writing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, file)
-    write_json(part/'results.json', [row])
+    with replacing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, file)
+    _write_own(part/'results.json', json.dumps([row], indent=1))
     if bad := unreadable(learn.dls):
-        with writing(part/'unreadable.txt') as file: file.write_bytes(os.fsencode('\n'.join(bad) + '\n'))
-    save_picture(plots.plot_history(read_history(part)), part/'history.png')
-    os.replace(part, out)
-    shutil.rmtree(out/'checkpoints', ignore_errors=True)
+        with replacing(part/'unreadable.txt') as file: file.write_bytes(os.fsencode('\n'.join(bad) + '\n'))
+    plots.save(plots.plot_history(read_history(part)), part/'history.png', overwrite=True)
+    _put_in_place(out)
     return row
+
+def _put_in_place(out):
+    "Take the checkpoints away, the oldest first, and move the run: whenever this is cut off, `train(resume=True)` goes on"
+    part = part_of(out)
+    for f in sorted((part/'checkpoints').glob('step-*.pt')): f.unlink()
+    take_away(part, ('checkpoints/*.tmp',))
+    put_in_place(part, out)
+
+# %% ../nbs/15_runs.ipynb #w202
+@torch.no_grad()
+def _rehearse(recipe, model, dls, timing):
+    "What the end of a run does, on a copy of the model; nothing is changed"
+    rng, one = rng_state(), copy.deepcopy(model).to(dls.device).eval()
+    try:
+        x = dls.one_batch()[0][:4]
+        one(x) # sets the steps
+        deployed = surgery.deploy(one, verbose=False)
+        cost(one, x[:1])
+        task_of(recipe).rehearse(one, deployed, dls)
+        if timing: _twin(recipe, dls)
+    except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
+    finally: set_rng_state(rng)
+
+def _room(out, model, recipe, keep, state):
+    "Raise where the disk has no room for the weights and the checkpoints of a run that begins"
+    size = sum(t.numel()*t.element_size() for t in model.state_dict().values())
+    averages = 2 if recipe.optimizer == 'adam' else 1
+    if state is None: check_room(out, size*(1 + (1 + averages)*(keep + 1)))
 
 # %% ../nbs/15_runs.ipynb #n003
 def _fit(learn, recipe, checkpoints, on_epoch):
@@ -402,29 +465,32 @@ def results_row(recipe, model, dls, timing, seconds, info, skipped=0) -> dict:
 
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
-    with open(file := Path(run)/'history.csv') as f: rows = list(csv.DictReader(f))
-    if not rows: raise ValueError(f'{file} has no rows')
-    return rows
+    return read_csv(_of_run(run, 'history.csv'), HISTORY)
 
 def read_rows(path) -> list:
     "Rows of a `results.json`"
-    rows = read_json(path)
+    rows = read_json(_of_run(Path(path).parent, Path(path).name))
     if not (isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows)): raise ValueError(f'{path} has no rows of results')
-    return rows
+    return checked(rows, ROWS, path)
 
 # %% ../nbs/15_runs.ipynb #c021
 def eval_run(path, data=None, # None: what the run was trained on
              batch_size=256) -> dict:
     "Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes; PSNR of a super-resolution run on its benchmarks or on others (`data`)"
+    check_whole('batch_size', batch_size)
     recipe, model, info = load_run(path)
     if task(recipe.model) == 'super-resolution':
         tests = load_benchmarks(data, recipe.scale) if data else get_sr_dls(recipe.data, recipe.scale, recipe.crop, 1, 1, recipe.benchmarks, recipe.seed).benchmarks
         return dict(run=str(path), **psnrs(model, surgery.deploy(model, verbose=False), tests), images=sum(map(len, tests.values())))
-    dls = get_dls(data or recipe.data, recipe.image_size or (info['size'] if data else None), 1, batch_size, augment=False, seed=0, normalize=info['stats'] or False, valid=recipe.valid)
+    dls = get_dls(data or recipe.data, recipe.image_size or (info['size'] if data else None), 1, batch_size, augment=False, seed=0, normalize=False, valid=recipe.valid)
+    if dls.in_channels != info['in_channels']: raise ValueError(f'{data or recipe.data} has {_colours(dls.in_channels)} images, {path} was trained on {_colours(info["in_channels"])} ones')
     if list(map(str, dls.vocab)) != info['classes']:
         raise ValueError(f'{data or recipe.data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), {path} was trained on {info["num_classes"]} ({", ".join(info["classes"][:3])}, …)')
     model.to(dls.device)
-    return dict(run=str(path), accuracy=evaluate(model, dls.valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), dls.valid), images=dls.valid_ds.readable)
+    valid = dls.valid.new(stats=info['stats'])
+    return dict(run=str(path), accuracy=evaluate(model, valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), valid), images=dls.valid_ds.readable)
+
+def _colours(channels) -> str: return {1: 'grey', 3: 'colour'}.get(channels, f'{channels}-channel')
 
 def collect(paths) -> list:
     "The result rows of run folders, or of `results.json` files"
@@ -436,20 +502,28 @@ def collect(paths) -> list:
     return rows
 
 def report(paths, out=None, # folder for pictures
-           beside=None      # CSV of others' figures, see `repq.plots.read_figures`
+           beside=None,     # CSV of others' figures, see `repq.plots.read_figures`
+           overwrite=False  # pictures that repq made?
           ) -> str:         # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
     rows, figures = collect(paths), None if beside is None else plots.read_figures(beside)
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows): raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
-    if out is not None:
-        out = Path(out); out.mkdir(parents=True, exist_ok=True)
-        save_picture((plots.plot_psnr if sr else plots.plot_results)(rows), out/('psnr.png' if sr else 'accuracy.png'))
-        if not sr: save_picture(plots.plot_tradeoff(rows), out/'tradeoff.png')
-        if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): save_picture(plots.plot_step_ratio(rows), out/'step_ratio.png')
-        histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
-        if histories: save_picture(plots.plot_history(histories), out/'history.png')
+    if out is not None: _report_pictures(rows, paths, Path(out), overwrite)
     return (plots.psnr_table if sr else plots.results_table)(rows, figures)
+
+# %% ../nbs/15_runs.ipynb #w203
+def _report_pictures(rows, paths, out, overwrite):
+    "Draw what `report` shows into the folder `out`"
+    sr = 'psnr' in rows[0]
+    histories = {p.name: read_history(p) for p in map(Path, paths) if (p/'history.csv').exists()}
+    draw = {'psnr.png' if sr else 'accuracy.png': lambda: (plots.plot_psnr if sr else plots.plot_results)(rows)}
+    if not sr: draw['tradeoff.png'] = lambda: plots.plot_tradeoff(rows)
+    if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows): draw['step_ratio.png'] = lambda: plots.plot_step_ratio(rows)
+    if histories: draw['history.png'] = lambda: plots.plot_history(histories)
+    with locked(out/'report'): # makes the folder
+        for name in draw: check_file(out/name, overwrite)
+        for name, f in draw.items(): plots.save(f(), out/name, overwrite=overwrite)
 
 # %% ../nbs/15_runs.ipynb #c025
 DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
@@ -468,8 +542,15 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
          **kwargs # of `demo_recipes`
         ) -> list: # rows of results.json
     "Train and compare all methods into the folder `out`; finished runs in it are kept"
-    out, jobs, rows = Path(out), demo_recipes(seed=seed, quick=quick, **kwargs), []
-    say = on_progress or (lambda *a: None)
+    out, jobs = Path(out), demo_recipes(seed=seed, quick=quick, **kwargs)
+    with locked(out/'demo'): # makes the folder
+        for n in _DEMO_FILES: check_file(out/n, overwrite=True)
+        return _demo(out, jobs, quick, on_progress or (lambda *a: None))
+
+_DEMO_FILES = ('results.json', 'accuracy.png', 'psnr.png', 'tradeoff.png', 'step_ratio.png', 'history.png')
+
+def _demo(out, jobs, quick, say) -> list:
+    rows = []
     todo = [n for n, (r, _) in jobs.items() if not _finished(out/n, r)]
     first = next(iter(jobs.values()))[0]
     dls = task_of(first).data(first)
@@ -482,9 +563,9 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     if any(r['method'] == 'plain' for r in rows):
         say(len(jobs), len(jobs) + 1, 'step times')
         _time_demo(rows, jobs, out, dls, rounds=3 if quick else 15)
-    write_json(out/'results.json', rows)
-    report([out/'results.json'], out)
-    save_picture(plots.plot_history({n: read_history(out/n) for n in jobs}), out/'history.png')
+    write_json(out/'results.json', rows, overwrite=True)
+    report([out/'results.json'], out, overwrite=True)
+    plots.save(plots.plot_history({n: read_history(out/n) for n in jobs}), out/'history.png', overwrite=True)
     say(len(jobs) + 1, len(jobs) + 1, 'done')
     return rows
 
@@ -498,7 +579,7 @@ def _show_details(jobs, out, dls):
     for p in dls.valid_ds.pairs:
         lr, hr = (t[None].float()/UNIT for t in (p.lr, p.hr))
         images = {'ground truth': hr, 'bicubic': bicubic(lr, hr.shape[-2:])} | {n: m(lr) for n, m in models.items()}
-        save_picture(plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs={n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}), out/f'{p.name}.png')
+        plots.save(plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs={n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}), out/f'{p.name}.png', overwrite=True)
 
 def _time_demo(rows, jobs, out, dls, rounds):
     "Put `step_ratio` into `rows`: all methods of a stage and bit-width take turns"

@@ -4,12 +4,13 @@
 
 # %% ../nbs/10b_shards.ipynb #p104
 from __future__ import annotations
-import io, os, re, shutil, statistics, tarfile, tempfile, time, warnings
+import io, os, re, statistics, tarfile, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from fastcore.basics import chunked
+from .files import check_folder, check_part, check_finite, making, naming, check_whole
 from .data import (VALIDATION, _bytes, _folder, _quiet, _rgb, _subfolders, _tolerate, _unreadable, coarsen, get_dls, index_tar, list_images,
                        open_crop, open_rgb, random_box, read_shards, rng_at, split_folders, write_index)
 
@@ -48,7 +49,7 @@ def _add(tar, name:str, data:bytes):
     "One file into an open tar file, the same whoever packs it, and when"
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+    with naming(tar.name): tar.addfile(info, io.BytesIO(data))
 
 def _groups(lengths:list, size:float) -> list:
     "Ranges of images for the shards: as many as fit into `size` bytes"
@@ -73,7 +74,7 @@ def pack_split(
     with _quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for k,group in enumerate(_groups([_length(f) for f in files], size)):
             tar = out/f'{folder.name}-{k:06d}.tar'
-            with tarfile.open(tar, 'w') as t:
+            with naming(tar), tarfile.open(tar, 'w') as t:
                 for part in chunked(group, 64):
                     for i,(data,e) in zip(part, pool.map(_read, [files[i] for i in part])):
                         name = member_name(names[i], taken)
@@ -93,21 +94,18 @@ def write_shards(
 ) -> dict: # images, shards and bytes in all, the unreadable images
     "Pack train/ and the validation folders of a tree of images into tar files with an index"
     root,out = _folder(path),Path(out)
-    if out.exists(): raise ValueError(f'{out} exists: give the name of a folder to be made')
+    check_folder(out); check_part(out); check_finite('size', size)
     if size <= 0: raise ValueError(f'a shard must have room for something: size must be above 0, not {size}')
     if read_shards(root): raise ValueError(f'{root} is a folder of shards already')
     split_folders(root, valid=.1) # raises without a train/
     splits = [o for o in ('train', *VALIDATION) if o in _subfolders(root) and _subfolders(root/o)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part,index,bad,vocab = Path(tempfile.mkdtemp(prefix=f'{out.name}.', suffix='.part', dir=out.parent)),{},[],None
-    try:
+    index,bad,vocab = {},[],None
+    with making(out, 'shards') as part:
         for o in splits:
             index[o],unreadable = pack_split(root/o, part, size, vocab, say)
             bad += unreadable; vocab = vocab or index[o]['classes']
         _tolerate(bad, sum(o['images'] for o in index.values()), 'packed as they are; training skips them')
         write_index(part, dict(format='repq shards 1', splits=index))
-        part.chmod(0o755); part.rename(out)
-    finally: shutil.rmtree(part, ignore_errors=True)
     tars = [s for o in index.values() for s in o['shards']]
     return dict(images={k: o['images'] for k,o in index.items()}, classes=len(vocab), shards=len(tars), bytes=sum(s['bytes'] for s in tars), unreadable=bad)
 
@@ -178,8 +176,8 @@ def bench_data(
     say=None,          # f(done, of, text)
 ) -> list: # of rows: pipeline, loader, per_core, per_second, ratio, spread, ...
     "Images a second of this pipeline beside torchvision's usual one, in one interleaved run"
-    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size).items():
-        if v < 1: raise ValueError(f'{name} must be 1 or more, got {v}')
+    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size, size=size).items(): check_whole(name, v, 1, 10**5)
+    check_whole('workers', workers, 0, 256)
     path = _folder(path)
     if read_shards(path): raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of images, and the shards with --shards')
     def ours(o):

@@ -4,7 +4,7 @@
 
 # %% ../nbs/10a_superres.ipynb #c002
 from __future__ import annotations
-import math, os, struct, warnings
+import math, struct, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastai.data.core import DataLoaders
 from fastai.losses import L1LossFlat
 from fastprogress.fastprogress import progress_bar
+from .files import SIGNATURE, check_memory, check_output, locked, regular, check_whole, writing
 from .kernels import pair
 from .surgery import find_sites
 from .data import ImageDL, _generator, _upright
@@ -75,8 +76,8 @@ def _png_depth(path) -> int:
 
 def open_image(path) -> Image.Image:
     "An image, upright, in mode L, LA, RGB, RGBA or I;16 (16-bit grey); ValueError names what cannot be read"
+    regular(path)
     try: im = Image.open(path); im.load()
-    except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
     im = _upright(im)
     if im.mode == 'F': raise ValueError(f'{path} has floating-point pixels, whose range is not known')
@@ -97,10 +98,11 @@ def _tensor(im) -> Tensor: # (c, h, w) uint8
 # %% ../nbs/10a_superres.ipynb #c013
 def _images(folder, deep=False) -> list:
     "Image files in a folder, by their extensions; others are named in a warning"
-    files = sorted(p for p in (folder.rglob('*') if deep else folder.iterdir()) if p.is_file() and not p.name.startswith('.'))
-    others = [p.name for p in files if p.suffix.lower() not in SR_EXTENSIONS]
-    if others: warnings.warn(f'{len(others)} of {len(files)} files in {folder} are no images and are passed over: {", ".join(others[:3])}' + (', …' if len(others) > 3 else ''))
-    return [p for p in files if p.suffix.lower() in SR_EXTENSIONS]
+    there = sorted(p for p in (folder.rglob('*') if deep else folder.iterdir()) if not p.name.startswith('.') and not p.is_dir())
+    files = [p for p in there if p.suffix.lower() in SR_EXTENSIONS and (p.is_file() or not p.exists())] # a link to nowhere counts as unreadable
+    others = [p.name for p in there if p not in set(files)]
+    if others: warnings.warn(f'{len(others)} of {len(there)} files in {folder} are no images and are passed over: {", ".join(others[:3])}' + (', …' if len(others) > 3 else ''))
+    return files
 
 def find_pairs(folder, scale:int=2,
                split='train', # of DIV2K: 'train' or 'valid'
@@ -155,6 +157,7 @@ def _load(name, hr, lr, scale):
 def load_pairs(found:list,   # as `find_pairs` gives them
                scale:int=2,
                least:int=1,  # pixels that height and width of the large image must have
+               why='the crop', # that is so large
                progress=False,
                what='images', # are read, for the warning
                bad=None,     # a list to which files are added that cannot be read
@@ -166,11 +169,11 @@ def load_pairs(found:list,   # as `find_pairs` gives them
         except (ValueError, OSError) as e:
             problems.append(str(e))
             if bad is not None: bad.append(hr)
-    return _large(pairs, least, problems, what)
+    return _large(pairs, least, problems, what, why)
 
-def _large(pairs, least, problems=(), what='images') -> list:
+def _large(pairs, least, problems=(), what='images', why='the crop') -> list:
     "Those with `least` pixels a side; the others are named with the problems there were before"
-    small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than the crop of {least}' for p in pairs if min(p.hr.shape[-2:]) < least]
+    small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than {why} of {least}' for p in pairs if min(p.hr.shape[-2:]) < least]
     bad = [*problems, *small]
     text = f'{len(bad)} of {len(pairs) + len(problems)} {what} cannot be used: ' + '; '.join(bad[:3]) + (f'; and {len(bad) - 3} more' if len(bad) > 3 else '')
     if len(small) == len(pairs): raise ValueError(text)
@@ -240,19 +243,19 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
                benchmarks=None,     # folder of the validation images, or of folders of them; None: DIV2K's own, or every tenth photograph held out
                seed:int=None, device=None) -> DataLoaders: # with `benchmarks`: name -> list of `Pair`
     "fastai `DataLoaders` of random crops, validated on whole images: those of the first benchmark"
-    for n, v in dict(scale=scale, crop=crop, bs=bs, iterations=iterations).items():
-        if not isinstance(v, int) or v < 1: raise ValueError(f'{n} must be a whole number from 1, got {v!r}')
-    if scale < 2: raise ValueError(f'scale must be 2 or more, got {scale}')
+    check_whole('scale', scale, 2, 16); check_whole('crop', crop, 1, 2**14); check_whole('bs', bs); check_whole('iterations', iterations)
+    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones'); check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
+    measured = dict(least=_SSIM_WINDOW + 2*scale, why='what the measures need at this scale,')
     found = embedded_photos() if str(path) == 'photos' else find_pairs(path, scale)
     bad, bad_valid = [], []
     if benchmarks is not None: tests = load_benchmarks(benchmarks, scale, bad_valid)
-    elif (Path(path)/'DIV2K_valid_HR').is_dir(): tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images', bad=bad_valid)}
+    elif (Path(path)/'DIV2K_valid_HR').is_dir(): tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images', bad=bad_valid, **measured)}
     else: tests = None
     pairs = load_pairs(found, scale, 1 if tests is None else crop, what='images' if tests is None else 'training images', bad=bad)
     if tests is None:
         held, pairs = _hold_out(pairs, 3 if str(path) == 'photos' else None)
         if not pairs: raise ValueError(f'{path} has one image only that can be read: give more, or validation images of their own (benchmarks)')
-        tests, pairs = {'held out': held}, _large(pairs, crop, what='training images')
+        tests, pairs = {'held out': _large(held, **measured, what='validation images')}, _large(pairs, crop, what='training images')
     train = PairDL(Crops(pairs, iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
     dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False, drop_last=False), **({} if device is None else dict(device=device)))
     dls.benchmarks, dls.scale, dls.in_channels = tests, scale, 1
@@ -266,12 +269,14 @@ def _hold_out(pairs, last=None) -> tuple: # validation, training
     held = range(n)[-last:] if last else range(n)[9::10] or range(n)[-1:]
     return [pairs[i] for i in held], [p for i, p in enumerate(pairs) if i not in held]
 
+_SSIM_WINDOW = 11 # pixels a side that are left after `scale` are shaved at each border, see `ssim`
+
 def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `Pair`
     "The benchmark in a folder, or those in its subfolders, the one with the fewest images first"
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     single = (folder/'HR').is_dir() or any(p.suffix.lower() in SR_EXTENSIONS for p in folder.iterdir())
-    res = {f.name: load_pairs(find_pairs(f, scale), scale, what=f'validation images of {f.name}', bad=bad) for f in ([folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'))}
+    res = {f.name: load_pairs(find_pairs(f, scale), scale, _SSIM_WINDOW + 2*scale, 'what the measures need at this scale,', what=f'validation images of {f.name}', bad=bad) for f in ([folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'))}
     if not res: raise ValueError(f'no images in {folder}, and no folders of them')
     return dict(sorted(res.items(), key=lambda o: len(o[1]))) # the smallest validates training
 
@@ -342,16 +347,27 @@ def upscale(model:nn.Module, im:Image.Image, tile:int=512) -> Image.Image:
     a = out.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return Image.fromarray(a[..., 0] if a.shape[2] == 1 else a)
 
-def upscale_file(model:nn.Module, source, out, tile:int=512):
-    "Upscale the image in a file; `out` is written whole or not at all, and must not exist"
+_FORMATS = {'.png': ('PNG', {}), '.jpg': ('JPEG', dict(quality=95)), '.jpeg': ('JPEG', dict(quality=95)), '.webp': ('WEBP', dict(lossless=True)), '.bmp': ('BMP', {})}
+
+def upscale_file(model:nn.Module, source, out, tile:int=512,
+                 overwrite:bool=False): # a picture that repq made?
+    "Upscale the image in a file; `out` is written whole or not at all"
     out = Path(out)
-    if out.exists(): raise FileExistsError(f'{out} exists: give another name, nothing is overwritten')
+    check_whole('tile', tile)
+    check_output(out, overwrite)
     if out.suffix.lower() not in SR_EXTENSIONS: raise ValueError(f'{out}: the name must end in one of {", ".join(SR_EXTENSIONS)}')
-    if not out.parent.is_dir(): raise FileNotFoundError(f'there is no folder {out.parent}')
-    im = open_image(source)
+    im, (name, options) = open_image(source), _FORMATS[out.suffix.lower()]
+    _fits(im, model.scale, name, tile)
     if out.suffix.lower() in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'): raise ValueError(f'{source} has transparency, which {out.suffix} cannot hold: write .png or .webp')
     if im.mode in ('RGB', 'RGBA') and _png_depth(source) == 16: warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
     if out.suffix.lower() != '.png' and im.mode.startswith('I'): raise ValueError(f'{source} has 16 bits, which only .png can hold')
-    res, part = upscale(model, im, tile), out.with_name(f'{out.stem}.{os.getpid()}.part{out.suffix}')
-    try: res.save(part, **(dict(quality=95) if out.suffix.lower() in ('.jpg', '.jpeg') else dict(lossless=True) if out.suffix.lower() == '.webp' else {})); os.replace(part, out)
-    finally: part.unlink(missing_ok=True)
+    with locked(out):
+        res = upscale(model, im, tile)
+        if name != 'BMP': res.getexif()[0x131] = SIGNATURE # software
+        with writing(out, overwrite) as part: res.save(part, name, **options, **({} if name == 'BMP' else dict(exif=res.getexif())))
+
+def _fits(im, scale, name, tile):
+    "Raise where the result would be too large for its format, or the work for the memory"
+    most, (w, h) = dict(JPEG=65_535, WEBP=16_383).get(name, 10**9), im.size
+    if scale*max(w, h) > most: raise ValueError(f'{name} takes {most:,} pixels a side at most, not {scale*max(w, h):,}: write .png')
+    check_memory(120*min(tile, w)*min(tile, h) + 32*scale**2*w*h, f'{w}×{h} pixels {scale} times as large, in tiles of {tile},', 'a smaller --tile, or a smaller picture')

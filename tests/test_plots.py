@@ -79,7 +79,9 @@ def test_bad_input(tmp_path):
         with pytest.raises(error): plots.save(fig, path)
     (tmp_path/'old.png').write_text('old')
     fig.savefig = lambda *a, **k: 1/0                                # fails while writing: the old file stays, nothing else does
-    with pytest.raises(ZeroDivisionError): plots.save(fig, tmp_path/'old.png')
+    with pytest.raises(ZeroDivisionError): plots.save(fig, tmp_path/'new.png')
+    for overwrite in False, True:                                    # which repq did not make
+        with pytest.raises(FileExistsError, match='old.png exists'): plots.save(fig, tmp_path/'old.png', overwrite=overwrite)
     assert [p.read_text() for p in tmp_path.iterdir()] == ['old']; plt.close(fig)
     with pytest.raises(ValueError, match='no step yet'): plots.plot_quantized(RepQLayer(nn.Conv2d(3, 3, 3), LSQ(4)))
     with pytest.raises(TypeError, match='got Linear'): plots.plot_branches(nn.Linear(2, 2))

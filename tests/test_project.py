@@ -112,4 +112,4 @@ def test_readme_python(tmp_path):
 
 def test_makefile_help():
     said = run('make', 'help', cwd=ROOT)
-    for target in 'demo', 'test', 'docs', 'lab', 'test-wheel': assert f'make {target} ' in said
+    for target in 'demo', 'test', 'fuzz', 'docs', 'lab', 'test-wheel': assert f'make {target} ' in said

@@ -1,0 +1,300 @@
+"Nothing that exists is lost: places that are taken, folders shared by two commands, full disks, files of others, kills at the end."
+import json, os, resource, shutil, signal, subprocess, sys, tarfile, time, warnings
+from contextlib import contextmanager
+from pathlib import Path
+import pytest, torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+from helpers import same_state
+from repq import files, runs as runs_module
+from repq.cli import app
+from repq.data import list_images, read_shards
+from repq.deployment import export_run, post_training
+from repq.files import MARKER, SIGNATURE, locked, making, replacing, writing
+from repq.plans import plan
+from repq.recipes import get_recipe
+from repq.runs import eval_run, load_run, report, train
+
+def ignore(done, of, values): pass
+KW = dict(on_epoch=ignore, timing=0)
+TINY = dict(model='repvgg_a0_tiny', method='repq-bn', epochs=1, batch_size=240)
+def cut(done, of, values):
+    if done >= 1: raise RuntimeError('cut')
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A full-precision run and its quantization without training"
+    d, n = tmp_path_factory.mktemp('runs'), torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(get_recipe(**TINY), d/'fp', **KW); post_training(d/'fp', d/'w4', 4, batches=1)
+    torch.set_num_threads(n)
+    return d
+
+def seen(folder): return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob('*')}
+def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
+def shell(*args, **kw): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'from repq.cli import main; main()', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kw)
+
+# The four ways of 0.1.0 to lose work
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'recipe.json', 'results.json', 'history.csv'])
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_files_of_a_run_are_not_overwritten(runs, tmp_path, name, overwrite):
+    shutil.copytree(runs/'fp', tmp_path/'fp')
+    before = seen(tmp_path)
+    extra = ['--overwrite']*overwrite
+    for args in (['export', runs/'w4', '--format', 'safetensors', '--out'], ['bench', 'peers', '--json'], ['convert', runs/'fp'/'model.safetensors', '--model', 'repvgg_a0_tiny']):
+        res = run(*args, tmp_path/'fp'/name, *extra)
+        assert res.exit_code == 1 and seen(tmp_path) == before, (args, res.exception)
+        assert 'exists' in str(res.exception) or 'belongs to the run' in str(res.exception) or 'the name must end' in str(res.exception)
+
+def test_every_export_asks(runs, tmp_path):
+    for f, format, profile in (('a.onnx', 'onnx', 'packed'), ('a.safetensors', 'safetensors', 'integers'), ('a.pt2', 'pt2', 'integers')):
+        def export(path, overwrite=False): return export_run(runs/'w4', path, format, profile, overwrite=overwrite)
+        (tmp_path/f).write_text('theirs')
+        for overwrite in False, True:
+            with pytest.raises(FileExistsError, match='exists'): export(tmp_path/f, overwrite)
+        assert (tmp_path/f).read_text() == 'theirs'
+        (tmp_path/f).unlink(); export(tmp_path/f)
+        first = (tmp_path/f).stat().st_ino
+        with pytest.raises(FileExistsError, match='exists: give another name.*--overwrite'): export(tmp_path/f)
+        assert (tmp_path/f).stat().st_ino == first
+        export(tmp_path/f, True) # ours, and asked for
+        assert (tmp_path/f).stat().st_ino != first
+
+def test_a_remark_is_no_harm(runs, tmp_path):
+    "Files that say who made them are read as before"
+    assert run('convert', runs/'fp'/'model.safetensors', tmp_path/'a.pth', '--model', 'repvgg_a0_tiny').exit_code == 0
+    same_state(torch.load(tmp_path/'a.pth', weights_only=True), load_file(runs/'fp'/'model.safetensors'))
+    assert files.made_here(tmp_path/'a.pth') and not files.made_here(runs/'fp'/'model.safetensors')
+
+@pytest.mark.parametrize('command', ['quantize', 'train', 'shard'])
+def test_an_interrupted_training_and_folders_of_others_stay(runs, tmp_path, command):
+    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY), tmp_path/'x', on_epoch=cut, timing=0, minutes=0)
+    (tmp_path/'theirs.part').mkdir(); (tmp_path/'theirs.part'/'thesis.tex').write_text('years')
+    (tmp_path/'mixed.part').mkdir(); shutil.copy(runs/'fp'/'recipe.json', tmp_path/'mixed.part'); (tmp_path/'mixed.part'/'notes.txt').write_text('mine')
+    (tmp_path/'file.part').write_text('a file'); (tmp_path/'link.part').symlink_to('theirs.part')
+    for s in 'train', 'val': (tmp_path/'images'/s/'a').mkdir(parents=True); Image.new('RGB', (8, 8)).save(tmp_path/'images'/s/'a'/'0.png')
+    before = seen(tmp_path)
+    args = dict(quantize=['quantize', runs/'fp', '--ptq', '--batches', 1, '--out'], train=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', 240, '--epochs', 1, '--timing', 0, '--out'], shard=['shard', tmp_path/'images'])[command]
+    for name, words in dict(x='--resume', theirs='was not made by repq', mixed='notes.txt', file='no folder of repq', link='no folder of repq').items():
+        res = run(*args, tmp_path/name)
+        assert res.exit_code == 1 and words in str(res.exception) and f'{name}.part' in str(res.exception), (name, res.exception)
+        assert seen(tmp_path) == before, name
+
+def test_a_part_that_was_killed_early_is_ours(tmp_path):
+    for what in 'marker', 'empty', 'recipe':
+        part = tmp_path/f'{what}.part'; part.mkdir()
+        if what == 'marker': files.mark(part, 'shards'); (part/'train-000000.tar').write_bytes(b'half')
+        with making(tmp_path/what, 'a test') as p: (p/'results.json').write_text('[]')
+        assert [f.name for f in (tmp_path/what).iterdir()] == ['results.json']
+
+def pack(folder, split):
+    with tarfile.open(folder/f'{split}-0.tar', 'w') as t:
+        for c in 'ab':
+            for i in range(4): t.add(folder/'one.png', f'{c}/{i}.png')
+
+@pytest.mark.parametrize('text', ['{"shardlist": [{"url": "train-0.tar"}]}', '[]', '3'])
+def test_an_index_of_another_program_stays(tmp_path, monkeypatch, text):
+    monkeypatch.setenv('REPQ_CACHE', str(tmp_path/'cache'))
+    d = tmp_path/'data'; d.mkdir(); Image.new('RGB', (8, 8)).save(d/'one.png')
+    for split in 'train', 'val': pack(d, split)
+    (d/'one.png').unlink(); (d/'index.json').write_text(text)
+    before = seen(d)
+    assert [len(o[0]) for o in read_shards(d).values()] == [8, 8] and seen(d) == before
+    assert '8 training' in plan(get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(d), batch_size=4), tmp_path/'run') and seen(d) == before and not (tmp_path/'run.part').exists()
+    kept, = (tmp_path/'cache').glob('*.index.json')
+    kept.write_text('{}'); assert [len(o[0]) for o in read_shards(d).values()] == [8, 8] # damaged: made again
+    (d/'val-0.tar').write_bytes((d/'val-0.tar').read_bytes()[:3000])
+    with pytest.raises(ValueError, match='val-0.tar .*cut off'): read_shards(d)
+
+# Two commands
+
+def test_a_pair_of_commands_with_one_output(tmp_path):
+    "The second is refused while the first is at it, and says who; the first goes on; killed, it holds nothing"
+    cmd = ('train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', 240, '--epochs', 500, '--timing', 0, '--checkpoint-minutes', 0, '--out', tmp_path/'x')
+    p = shell(*cmd)
+    try:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob('x.part/checkpoints/step-*.pt')): assert p.poll() is None and time.monotonic() < until; time.sleep(.02)
+        for args in ([*cmd, '--resume'], [*cmd[:3], 'repq-bnest', *cmd[4:]], [*cmd[:-1], tmp_path/'x.part'], [*cmd, '--dry-run', '--resume']):
+            res = run(*args)
+            assert res.exit_code == 1 and f'is being made by another command (process {p.pid} on ' in str(res.exception) and 'since 2' in str(res.exception) and 'repvgg_a0_tiny' in str(res.exception), res.exception
+        assert p.poll() is None
+    finally: p.kill(); p.communicate()
+    assert 'going on at epoch' in plan(get_recipe(**{**TINY, 'epochs': 500}), tmp_path/'x', resume=True)
+    with locked(tmp_path/'x'): pass
+    assert not [f for f in tmp_path.iterdir() if 'lock' in f.name]
+
+@pytest.mark.parametrize('pair', [('repq-bn', 'repq-bnest'), ('repq-bn', 'plain')])
+def test_a_pair_at_the_same_moment(tmp_path, pair):
+    "One run is there at the end, and it is whole"
+    ps = [shell('train', 'repvgg_a0_tiny', '--method', m, '--batch-size', 240, '--epochs', 1, '--timing', 0, '--out', tmp_path/'x') for m in pair]
+    said = [p.communicate(timeout=120)[1] for p in ps]
+    assert sorted(p.returncode for p in ps) == [0, 1], said
+    winner = next(m for m, p in zip(pair, ps) if p.returncode == 0)
+    recipe, model, _ = load_run(tmp_path/'x')
+    row = json.loads((tmp_path/'x'/'results.json').read_text())[0]
+    assert recipe.method == row['method'] == winner and eval_run(tmp_path/'x')['accuracy'] == row['accuracy'] and [f.name for f in tmp_path.iterdir()] == ['x']
+    loser = said[[p.returncode for p in ps].index(1)].strip()
+    assert '\n' not in loser and ('being made by another command' in loser or 'exists' in loser)
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    "Also where a worker process that was forked lives on"
+    code = f'''import os, time\nfrom repq.files import locked\nwith locked({str(tmp_path/"x")!r}):\n    if not os.fork(): time.sleep(30); os._exit(0)\n    print('here', flush=True); os.kill(os.getpid(), 9)'''
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert p.stdout.readline() == 'here\n'; p.wait()
+        with locked(tmp_path/'x'): pass
+    finally: os.killpg(p.pid, signal.SIGKILL)
+
+# Disks
+
+@contextmanager
+def no_file_longer_than(n):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)); signal.signal(signal.SIGXFSZ, old)
+
+@pytest.mark.parametrize('args', [['quantize', '{0}/fp', '--ptq', '--batches', '1', '--out', 'new'], ['export', '{0}/w4', '--format', 'safetensors', '--out', 'new.safetensors'], ['export', '{0}/w4', '--format', 'pt2', '--out', 'new.pt2'],
+                                  ['export', '{0}/w4', '--packed', '--out', 'new.onnx'], ['convert', '{0}/fp/model.safetensors', 'new.pth', '--model', 'repvgg_a0_tiny'], ['convert', '{0}/fp/model.safetensors', 'new.safetensors', '--model', 'repvgg_a0_tiny'], ['report', '{0}/fp', '--out', 'new'],
+                                  ['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', '240', '--epochs', '1', '--timing', '0', '--out', 'new']])
+def test_a_full_disk(runs, tmp_path, monkeypatch, args):
+    "The kernel's own refusal: one line with the file and what to do, exit code 1, nothing left but a training's folder"
+    monkeypatch.chdir(tmp_path)
+    with no_file_longer_than(6000): res = run(*(a.format(runs) for a in args))
+    assert res.exit_code == 1 and isinstance(res.exception, OSError), res.exception
+    text = str(res.exception)
+    assert 'new' in text and 'File too large' in text and 'make room on that disk' in text and '\n' not in text
+    assert [f.name for f in tmp_path.iterdir()] == (['new.part'] if args[0] == 'train' else [])
+
+def test_room_is_asked_for_before(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    for f in train, plan:
+        with pytest.raises(OSError, match='x cannot be written: it takes about .* and its disk has 0.0 MB left: make room'): f(get_recipe(**TINY), tmp_path/'a'/'x', timing=0)
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('place,words', [('file/x', 'is a file, not a folder'), ('n'*300, 'give a shorter name'), ('.', 'exists: give another folder'), ('..', 'exists: give another folder'), ('/', 'exists: give another folder'), ('file', 'exists'), ('nowhere', 'exists')])
+@pytest.mark.parametrize('command', ['train repvgg_a0_tiny --method repq-bn --batch-size 240 --epochs 1 --out', 'train repvgg_a0_tiny --method repq-bn --batch-size 240 --dry-run --out', 'quantize {0}/fp --ptq --out'])
+def test_places_that_cannot_be(runs, tmp_path, monkeypatch, command, place, words):
+    monkeypatch.chdir(tmp_path); Path('file').write_text('x'); Path('nowhere').symlink_to('nothing')
+    before = seen(tmp_path)
+    res = run(*command.format(runs).split(), place)
+    assert res.exit_code == 1 and words in str(res.exception) and '\n' not in str(res.exception), res.exception
+    assert seen(tmp_path) == before
+
+# The end of a run
+
+def test_killed_at_the_move(runs, tmp_path, monkeypatch):
+    "Before it, in the middle of taking checkpoints away, and after: --resume ends with the same run and no checkpoints"
+    class Killed(BaseException): pass
+    def at(n):
+        left = [n]
+        def unlink(self, *a, **k):
+            if self.name.startswith('step-'):
+                left[0] -= 1
+                if left[0] < 0: raise Killed
+            return real(self, *a, **k)
+        return unlink
+    real = Path.unlink
+    for n in range(3):
+        out = tmp_path/f'x{n}'
+        with monkeypatch.context() as m:
+            m.setattr(Path, 'unlink', at(n))
+            if n == 2: m.setattr(runs_module, 'put_in_place', lambda *a: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed): train(get_recipe(**TINY), out, minutes=0, keep=2 + n, **KW) if n < 2 else train(get_recipe(**TINY), out, **KW)
+        if n == 2:
+            with pytest.raises(FileExistsError, match='only has to be moved: --resume'): train(get_recipe(**TINY), out, **KW)
+            assert 'only has to be moved' in plan(get_recipe(**TINY), out, resume=True)
+        train(get_recipe(**TINY), out, resume=True, **KW)
+        same_state(load_file(out/'model.safetensors'), load_file(runs/'fp'/'model.safetensors'))
+        assert sorted(f.name for f in out.iterdir()) == sorted(f.name for f in (runs/'fp').iterdir()) and not (tmp_path/f'x{n}.part').exists()
+
+def test_a_finished_run_without_weights(runs, tmp_path):
+    shutil.copytree(runs/'fp', tmp_path/'fp'); (tmp_path/'fp'/'model.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match='its weights are missing'): train(get_recipe(**TINY), tmp_path/'fp', resume=True, **KW)
+
+def test_the_end_is_rehearsed(tmp_path, monkeypatch):
+    "What fails at the end fails before the first step, in a plan as well; the generators are where they were"
+    for what, change in (('deploy', lambda m: m.setattr(runs_module.surgery, 'deploy', lambda *a, **k: (_ for _ in ()).throw(ValueError('no such deployment')))), ('cost', lambda m: m.setattr(runs_module, 'cost', lambda *a: (_ for _ in ()).throw(ValueError('no such deployment'))))):
+        for f in train, plan:
+            with monkeypatch.context() as m:
+                change(m)
+                with pytest.raises(ValueError, match='no such deployment'): f(get_recipe(**TINY), tmp_path/'x', timing=0)
+    for timing in -1, 10**9:
+        for f in train, plan:
+            with pytest.raises(ValueError, match='timing must be a whole number'): f(get_recipe(**TINY), tmp_path/'x', timing=timing)
+    assert not list(tmp_path.iterdir())
+
+def test_images_that_the_measure_cannot_take(tmp_path):
+    for n, size in (('a', 64), ('b', 64), ('c', 64)): Image.effect_noise((size, size), 60).save(tmp_path/f'{n}.png')
+    (tmp_path/'valid').mkdir(); Image.effect_noise((12, 40), 60).save(tmp_path/'valid'/'small.png')
+    recipe = get_recipe('ecbsr_m4c8', 'repq', data=str(tmp_path), benchmarks=str(tmp_path/'valid'), crop=32, iterations=2, batch_size=2, epochs=1)
+    for f in train, plan:
+        with pytest.raises(ValueError, match='small.*smaller than what the measures need at this scale, of 15'): f(recipe, tmp_path/'x', timing=0)
+
+# What is read
+
+def state_of(path): return torch.load(path, weights_only=True)
+
+@pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]),
+                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan'))])
+def test_a_wrong_but_readable_checkpoint(runs, tmp_path, change):
+    "The one before it is tried, and the run ends with the same weights"
+    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY), tmp_path/'x', on_epoch=cut, timing=0, minutes=0, keep=3)
+    last = max((tmp_path/'x.part'/'checkpoints').iterdir())
+    state = state_of(last); change(state); torch.save(state, last)
+    with pytest.warns(UserWarning, match=f'{last.name} cannot be read .*the checkpoint before it is taken'): train(get_recipe(**TINY), tmp_path/'x', resume=True, **KW)
+    same_state(load_file(tmp_path/'x'/'model.safetensors'), load_file(runs/'fp'/'model.safetensors'))
+
+@pytest.mark.parametrize('file,change,words', [
+    ('recipe.json', lambda v: v.update(num_classes=10**12), 'num_classes'), ('recipe.json', lambda v: v.update(in_channels='1'), 'in_channels'), ('recipe.json', lambda v: v.update(classes=['a']), 'num_classes is 10, with 1 classes'), ('recipe.json', lambda v: v.pop('recipe'), 'recipe: Field required'),
+    ('recipe.json', lambda v: v['recipe'].update(lr=float('nan')), 'lr must be'), ('recipe.json', lambda v: v['recipe'].update(seed=2**63), 'seed must be'), ('results.json', lambda v: v[0].update(accuracy=float('inf')), '0.accuracy'), ('results.json', lambda v: v[0].pop('seed'), '0.seed: Field required'), ('results.json', lambda v: v[0].update(weight_bits=4.5), '0.weight_bits')])
+def test_json_of_runs(runs, tmp_path, file, change, words):
+    shutil.copytree(runs/'fp', tmp_path/'fp')
+    value = json.loads((tmp_path/'fp'/file).read_text()); change(value); (tmp_path/'fp'/file).write_text(json.dumps(value))
+    res = run('report' if file == 'results.json' else 'eval', tmp_path/'fp')
+    assert res.exit_code == 1 and words in str(res.exception) and file in str(res.exception) and '\n' not in str(res.exception), res.exception
+
+@pytest.mark.parametrize('change,words', [(lambda t, n: t[n].to(torch.int64), 'int64'), (lambda t, n: torch.full_like(t[n], float('nan')), 'not finite'), (lambda t, n: t[n].to(torch.complex64), 'complex64')])
+@pytest.mark.parametrize('command', ['eval', 'init', 'export'])
+def test_weights_that_are_none(runs, tmp_path, change, words, command):
+    "The layer is named"
+    source = runs/('w4' if command == 'export' else 'fp')
+    shutil.copytree(source, tmp_path/'r')
+    t = load_file(source/'model.safetensors')
+    name = next(n for n in t if n.startswith('stages.0') and n.endswith('weight'))
+    save_file({**t, name: change(t, name)}, tmp_path/'r'/'model.safetensors')
+    args = dict(eval=['eval', tmp_path/'r'], init=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--weight-bits', 4, '--init', tmp_path/'r', '--dry-run', '--out', tmp_path/'x'], export=['export', tmp_path/'r', '--out', tmp_path/'x.onnx'])[command]
+    res = run(*args)
+    assert res.exit_code == 1 and words in str(res.exception) and name.rpartition('.')[0] in str(res.exception), res.exception
+
+# Numbers and messages
+
+@pytest.mark.parametrize('args,words', [
+    ('train repvgg_a0_tiny --out x --checkpoint-minutes nan', '--checkpoint-minutes takes a finite number'), ('train repvgg_a0_tiny --out x --lr inf', '--lr takes a finite number'), ('train repvgg_a0_tiny --out x --seed 9223372036854775808', '--seed takes a whole number'),
+    ('quantize {0}/fp --ptq --out x --input-bits 0', '0'), ('quantize {0}/fp --ptq --out x --weight-bits 32', 'needs 2 to 16 bits, got 32'), ('quantize {0}/fp --ptq --out x --layer-bits stem.conv=4,stem.conv=8', 'stem.conv comes twice'),
+    ('train repvgg_a0_tiny --out x --set lr=1 --set lr=2', 'lr is set twice'), ('bench train-step repvgg_a0_tiny --only zzz', "unknown method 'zzz'"), ('bench train-step repvgg_a0_tiny --batch-size 0', 'batch_size must be'), ('bench peers --device cuda:7', 'there is no device'),
+    ('bench peers --device zzz', "there is no device 'zzz'"), ('bench scaling --rounds 0', 'rounds must be'), ('bench inference repvgg_a0_tiny --size 0', 'size must be'), ('bench peers --width 900000 --size 900000', 'in memory'), ('shard nowhere x --size nan', '--size takes a finite number'),
+    ('train repvgg_a0_tiny --out x --batch-size 64 --image-size 20000', 'image_size must be'), ('eval {0}/fp --batch-size 0', 'batch_size must be'), ('recipes --images-per-second inf', 'finite')])
+def test_numbers(runs, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    res = run(*args.format(runs).split())
+    assert res.exit_code == 1 and words in str(res.exception) and '\n' not in str(res.exception), res.exception
+    assert not list(tmp_path.iterdir())
+
+def test_grey_and_colour(runs, tmp_path):
+    for s in 'train', 'val':
+        for c in range(10): (tmp_path/'d'/s/str(c)).mkdir(parents=True); Image.new('RGB', (8, 8), (c, 0, 0)).save(tmp_path/'d'/s/str(c)/'0.png')
+    with pytest.raises(ValueError, match='has colour images, .*fp was trained on grey ones'): eval_run(runs/'fp', str(tmp_path/'d'))
+
+def test_links_in_a_circle(tmp_path):
+    for c in 'ab': (tmp_path/'train'/c).mkdir(parents=True); Image.new('RGB', (8, 8)).save(tmp_path/'train'/c/'0.png')
+    (tmp_path/'elsewhere').mkdir(); Image.new('RGB', (8, 8)).save(tmp_path/'elsewhere'/'1.png')
+    for n, to in dict(me='.', up='..', other='../b', above='../..', away='../../elsewhere').items(): (tmp_path/'train'/'a'/n).symlink_to(to, target_is_directory=True)
+    (tmp_path/'elsewhere'/'back').symlink_to('../train/a/away', target_is_directory=True)
+    (tmp_path/'train'/'c').symlink_to('a', target_is_directory=True); os.mkfifo(tmp_path/'train'/'b'/'pipe.png')
+    with pytest.warns(UserWarning, match='passed over that are no files'): found, y, vocab = list_images(tmp_path/'train')
+    assert [os.path.relpath(f, tmp_path) for f in found] == ['train/a/0.png', 'train/a/away/1.png', 'train/b/0.png'] and vocab == ['a', 'b']
