@@ -25,7 +25,11 @@ class Signs(nn.Module):
     def forward(self, x): return self.head(self.b(self.a(x).relu()).flatten(1)) if x.sum() > -1e9 else x
 MADE['signs'] = Signs
 
-def made(kind, **kw): torch.manual_seed(0); return quantize(MADE[kind](), 4, 4, **quiet, **kw)
+def made(kind, **kw):
+    torch.manual_seed(0)
+    q = quantize(MADE[kind](), 4, 4, **quiet, **kw)
+    for m in quantizers(q).values(): m.n_candidates = 20 # time is short, and how good a step is does not matter here
+    return q
 def images(n=16, seed=0): return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 def quantizers(m): return {n: q for n, q in m.named_modules() if isinstance(q, LSQ)}
 
