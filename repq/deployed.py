@@ -16,7 +16,7 @@ from .kernels import Geometry
 from .quantizers import check_bits, grid
 from .layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block
 from .blocks import Block
-from .surgery import WithNorm, deploy, trace_graph
+from .surgery import WithNorm, deploy, trace_graph, without_norm
 from .checkpoints import differences, write_checkpoint
 from .integers import pack, unpack
 
@@ -351,7 +351,8 @@ def _layer_for(m, name, new:RepQLayer) -> RepQLayer:
 def _module_for(m, name, text) -> nn.Module:
     "What stands in the place of `m` for the module that the file has there; ValueError where they do not fit"
     merged = isinstance(m, (Block, RepQLayer)) and text['type'] in ('Conv2d', 'Linear')
-    if merged or text['type'] == 'Identity' and isinstance(m, _BN): return _module(text)
+    if merged: return _module(text)
+    if isinstance(m, _BN) and text['type'] != type(m).__name__ and type(rest := without_norm(m)).__name__ == text['type']: return rest # absorbed
     if type(m).__name__ != text['type']: raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a {text['type']} in the file")
     if not _of_torch(m) or 'args' not in text: return m
     own, theirs = _arguments(m), _decode(text['args'], {})

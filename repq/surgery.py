@@ -26,9 +26,9 @@ from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, liv
                          why_not_integer)
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'copy_model', 'tied', 'obstacles', 'Rows', 'reparametrize', 'merge', 'feed', 'WithNorm',
-           'adapt_statistics', 'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups', 'calibrate',
-           'add_norms']
+__all__ = ['Site', 'find_sites', 'copy_model', 'tied', 'obstacles', 'Rows', 'without_norm', 'reparametrize', 'merge', 'feed',
+           'WithNorm', 'adapt_statistics', 'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups',
+           'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -321,7 +321,7 @@ class Rows(nn.Module):
         torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds for (batch, features) only')
         return x
 
-def _gone(bn) -> nn.Module:
+def without_norm(bn) -> nn.Module:
     "What stands in the place of an absorbed batch norm: nothing, or what its class goes on with"
     stays = nn.Identity() if is_norm(bn) else norm_rest(bn)
     if isinstance(bn, nn.BatchNorm1d): stays = nn.Sequential(Rows(), stays) if not is_norm(bn) else Rows()
@@ -347,7 +347,7 @@ def reparametrize(model:nn.Module,
         if s.left: continue
         try: blocks[s.module], bn = _as_block(s.module, _absorbable(model, s), block, init)
         except ValueError as e: left.append((s.name, e)); continue
-        if bn is not None: identities[bn] = _gone(bn)
+        if bn is not None: identities[bn] = without_norm(bn)
     model, hooks = _replace(model, {**blocks, **identities})
     rest = sum('rest' in b.branches for b in blocks.values())
     _report('reparametrize', verbose, untraced, f'{_count(len(blocks), "convolution")} → {_called(block)}',
@@ -679,7 +679,7 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
         if isinstance(s.module, RepQLayer) and s.runs is False and not _has_steps(s.module): left.append((s.name, 'evaluation never runs it, and it has no steps')); continue
         m, bn = _named(s.name, _final, s.module), _absorbable(model, s)
         absorbed = None if bn is None else _with_bn(m, bn)
-        if absorbed is not None: identities[bn] = _gone(bn)
+        if absorbed is not None: identities[bn] = without_norm(bn)
         new[s.module] = m if absorbed is None else absorbed
     ties = _tied_pairs(model, [s.name for s in sites if s.module in new])
     integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
