@@ -447,10 +447,12 @@ def _steps(nodes, input, output, values, symmetric) -> IntegerNetwork:
     return IntegerNetwork(w.steps, input, w.on(made[output], None))
 
 # %% ../nbs/12a_integers.ipynb #a204
-def _parts(got, want, grid:Grid=None) -> float:
+def _parts(got, want, grid:Grid=None,
+           rounded=0. # by how many steps more a value may be off, for the rounding of a bias
+          ) -> float:
     "The share of values that differ by more than rounding explains: one step of the grid, or a hundredth of the largest value"
     got = got.reshape(want.shape)
-    if grid is not None: return ((got - to_grid(want, grid)).abs() > 1).float().mean().item()
+    if grid is not None: return ((got - to_grid(want, grid)).abs() > 1 + rounded).float().mean().item()
     return ((got - want).abs() > .01*want.abs().max().clamp_min(1e-12)).float().mean().item()
 
 @torch.no_grad()
@@ -484,6 +486,7 @@ class _Comparer(fx.Interpreter):
     "Runs the graph of the deployed model and, at each node that has a step, compares the two"
     def __init__(self, module, net:IntegerNetwork, nodes):
         super().__init__(module)
+        self.extra_traceback = False # what is refused is named by us
         self.net, self.steps, self.grids = net, {s.name: s for s in net.steps}, {net.input: None, **{s.name: s.grid for s in net.steps}}
         self.nodes, self.seen = {n.name: n for n in nodes}, {}
 
@@ -506,7 +509,8 @@ class _Comparer(fx.Interpreter):
         means = {node: ints[i] if grids[i] is None else from_grid(ints[i], grids[i]).reshape(self.env[node].shape) for node, i in pairs}
         want = self._run_on(n, means)
         got = _REFERENCE[step.op](step, *(ints[i.split('/')[0]] for i in step.inputs), [self.grids[i] for i in step.inputs])
-        if (share := _parts(got, want, step.grid)) > 1e-3: self._refuse(n, f'{share:.1%} of its values')
+        rounded = _bias_steps(step, got, self.grids) if step.op == 'layer' and step.grid else 0.
+        if (share := _parts(got, want, step.grid, rounded)) > 1e-3: self._refuse(n, f'{share:.1%} of its values')
 
     def _run_on(self, n, values):
         "The node on other values"
@@ -516,6 +520,11 @@ class _Comparer(fx.Interpreter):
     def _refuse(self, n, what):
         where = self.nodes[n.name].where if n.name in self.nodes else n.name
         raise ValueError(f"'{where}': integers part from the model here ({what}), by more than rounding explains: the model computes something that was not understood" + (f" ({n.meta['line']})" if n.meta.get('line') else ''))
+
+def _bias_steps(step, like, grids) -> Tensor:
+    "Half the unit of a layer's accumulator, in steps of its output: by so much the rounding of its bias can move a value"
+    unit = grids[step.inputs[0]].step*step.params['scale'].abs()
+    return _per_channel(unit/2/step.grid.step, like)
 
 @torch.no_grad()
 def _compare(model, deployed, graph, net, nodes, x):

@@ -409,10 +409,10 @@ def _put_in_place(out):
 @torch.no_grad()
 def _rehearse(recipe, model, dls, timing):
     "What the end of a run does, on a copy of the model; nothing is changed"
-    rng, one = rng_state(), copy.deepcopy(model).to(dls.device).eval()
+    rng, one = rng_state(), surgery.copy_model(model).to(dls.device).eval()
     try:
         x = dls.one_batch()[0][:4]
-        one(x) # sets the steps
+        surgery.calibrate(one, [x])
         deployed = surgery.deploy(one, verbose=False)
         cost(one, x[:1])
         task_of(recipe).rehearse(one, deployed, dls)
