@@ -159,7 +159,8 @@ def _check_module(name:str, m:nn.Module):
     if m._forward_hooks or m._forward_pre_hooks: raise ValueError(f"'{name}' has hooks")
     twin = _module(_module_text(m))
     shapes = lambda o: {k: v.shape for k, v in o.state_dict().items()}
-    if _settings(twin) != _settings(m) or shapes(twin) != shapes(m) or len(shapes(m)) != sum(1 for o in m.modules() for _ in (*o._parameters, *o._buffers) if getattr(o, _) is not None):
+    held = [t for o in m.modules() for t in (*o._parameters.values(), *o._buffers.values()) if t is not None] # also what a state dict leaves out
+    if _settings(twin) != _settings(m) or shapes(twin) != shapes(m) or len(held) != len(shapes(m)):
         raise ValueError(f"'{name}' is a {type(m).__name__} with settings that its arguments do not tell")
 
 # %% ../nbs/12b_deployed.ipynb #g122
@@ -230,9 +231,11 @@ def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other m
     named = dict(model.named_modules())
     layers = {n: m for n, m in named.items() if isinstance(m, RepQLayer)}
     inside = {m for l in layers.values() for m in l.modules()}
-    done, rest = {n: m for n, m in layers.items() if _is_deployed(m)}, {n: m for n, m in named.items() if m not in inside}
+    done = {n: m for n, m in layers.items() if _is_deployed(m)}
+    rest = {n: m for n, m in named.items() if n and m not in inside}
     quantizers = {n: m for n, m in rest.items() if isinstance(m, QUANTIZERS)}
-    return done, quantizers, {n: m for n, m in layers.items() if n not in done}, {n: m for n, m in rest.items() if n and n not in quantizers and (_of_torch(m) and not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or not list(m.children()))}
+    single = lambda m: _of_torch(m) and not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or not list(m.children())
+    return done, quantizers, {n: m for n, m in layers.items() if n not in done}, {n: m for n, m in rest.items() if n not in quantizers and single(m)}
 
 # %% ../nbs/12b_deployed.ipynb #g127
 def _state(model, *but) -> tuple: # {key: tensor}, {key: the key that has the same tensor}
