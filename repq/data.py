@@ -6,8 +6,8 @@
 __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'INDEX', 'DATASETS', 'rng_at', 'holdout', 'draw_moves', 'move', 'channel_stats',
            'ImageArray', 'embedded_digits', 'ImageDL', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
            'open_rgb', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'open_centre', 'ImageFiles', 'list_images',
-           'split_folders', 'Packed', 'index_tar', 'find_tars', 'index_split', 'index_shards', 'write_index',
-           'read_shards', 'probe_sizes', 'decode_images', 'cache_dir', 'fingerprint', 'decode_cached', 'fetch',
+           'split_folders', 'Packed', 'index_tar', 'find_tars', 'index_split', 'index_shards', 'cache_dir',
+           'fingerprint', 'write_index', 'read_shards', 'probe_sizes', 'decode_images', 'decode_cached', 'fetch',
            'get_datasets', 'get_dls', 'describe', 'unreadable']
 
 # %% ../nbs/10_data.ipynb #c004
@@ -737,6 +737,24 @@ def index_shards(
         res[split] = index_split(path, images, classes)
     return dict(format='repq shards 1', splits=res)
 
+# %% ../nbs/10_data.ipynb #c078
+def cache_dir() -> Path:
+    "Where decoded images are kept: `$REPQ_CACHE`, or `repq` in the user's cache folder"
+    own,users = os.environ.get('REPQ_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(own or f'{users}/repq').expanduser()
+
+def fingerprint(
+    files:list, # what is decoded
+    size=None,  # and to which size
+) -> str: # hexadecimal
+    "Hash of names, lengths and times of change"
+    h = hashlib.sha256(f'repq images 1, size {size}'.encode())
+    for f in files:
+        try: s = os.stat(getattr(f, 'tar', f)); state = f'{s.st_size} {s.st_mtime_ns}'
+        except OSError: state = 'not there' # a link to nowhere
+        h.update(f'\n{f} {state}'.encode(errors='surrogateescape'))
+    return h.hexdigest()
+
 # %% ../nbs/10_data.ipynb #p019
 def _index(path) -> tuple:
     "The index of a folder of shards and its file, made and kept in `cache_dir()` if there is none beside them; (None, None) for a folder of images"
@@ -879,24 +897,6 @@ def decode_images(
     if odd: _one_size(odd | Counter({(w, h): int(ok.sum())}))
     _tolerate([files[i] for i in (~ok).nonzero()[0]], len(files))
     return torch.from_numpy(x), torch.from_numpy(ok)
-
-# %% ../nbs/10_data.ipynb #c078
-def cache_dir() -> Path:
-    "Where decoded images are kept: `$REPQ_CACHE`, or `repq` in the user's cache folder"
-    own,users = os.environ.get('REPQ_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(own or f'{users}/repq').expanduser()
-
-def fingerprint(
-    files:list, # what is decoded
-    size=None,  # and to which size
-) -> str: # hexadecimal
-    "Hash of names, lengths and times of change"
-    h = hashlib.sha256(f'repq images 1, size {size}'.encode())
-    for f in files:
-        try: s = os.stat(getattr(f, 'tar', f)); state = f'{s.st_size} {s.st_mtime_ns}'
-        except OSError: state = 'not there' # a link to nowhere
-        h.update(f'\n{f} {state}'.encode(errors='surrogateescape'))
-    return h.hexdigest()
 
 # %% ../nbs/10_data.ipynb #c080
 def _read_cache(path, mark, n):
