@@ -34,7 +34,7 @@ def computes(m, *classes) -> bool:
 
 def hooked(m) -> bool:
     "Has `m` hooks that see or change what it gives?"
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    return isinstance(m, nn.Module) and bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 # %% ../nbs/03_blocks.ipynb #c005
 _BN = (nn.BatchNorm2d, nn.SyncBatchNorm)
