@@ -125,10 +125,13 @@ def test_nothing_changed(call):
     with pytest.raises(ValueError): call(m)
     same_state(states(m), before); assert repr(m) == text
 
-def test_quantize_in_place_all_or_nothing():
-    m = seq(conv(3, 4, 3), conv(4, 4, 2, padding='same')); text = repr(m)
-    with pytest.raises(ValueError, match='1'): quantize(m, 4, 4, inplace=True, **quiet)
-    assert repr(m) == text
+def test_quantize_in_place_all_or_nothing(capsys):
+    m = seq(conv(3, 4, 3), conv(4, 4, 2, padding='same')); text, even = repr(m), m[1]
+    for kw in dict(layer_bits={'0': 40}), dict(layer_bits={'9': 4}), dict(statistics='none'):
+        with pytest.raises(ValueError): quantize(m, 4, 4, inplace=True, **kw, **quiet)
+        assert repr(m) == text
+    quantize(m, 4, 4, inplace=True)                     # one layer that cannot be quantized is left and named, the other is
+    assert m[1] is even and type(m[0]).__name__ == 'RepQLayer' and "left: 1 (padding='same' is asymmetric" in capsys.readouterr().out
 
 def test_deploy_in_place_all_or_nothing():
     m = quantize(model(), 4, 4, **quiet); m[0](torch.randn(2, 3, 8, 8)); text = repr(m)
