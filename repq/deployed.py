@@ -292,7 +292,7 @@ def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed
     if path.suffix != '.safetensors': raise ValueError(f'{path}: the name must end in .safetensors')
     if path.exists() and not overwrite: raise FileExistsError(f'{path} exists: give another name, or overwrite=True')
     header, tensors, why = _contents(_bare(model))
-    write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)})
+    write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)}, overwrite)
     if not verbose: return
     bits = sum(prod(t['shape'])*t['bits'] for t in header['layers'].values())
     how = f'its graph cannot be written ({why}): load_deployed(path, model) reads it, given the network in plain form' if why else 'load_deployed(path) reads it'

@@ -308,7 +308,7 @@ def _lock(fd) -> bool: # is it ours now?
 def _holder(fd) -> str: # '' where nobody has written yet; None: not a lock of ours
     "Who holds a lock, as its file says"
     os.lseek(fd, 0, os.SEEK_SET)
-    text = os.read(fd, 4096).decode(errors='replace')
+    text = os.read(fd, 4096).decode(errors='replace').lstrip('\0')
     if text and not text.startswith('made by repq'): return None
     return text.partition(': ')[2].strip()
 
@@ -359,7 +359,7 @@ def locked(path, wait:float=1.): # seconds for another command to end
         fd = _taken(path, file, wait)
         _held.add(fd)
         try:
-            os.ftruncate(fd, 0)
+            os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
             os.write(fd, f'made by repq: process {me} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'[:2000].encode(errors='replace'))
             yield
         finally:

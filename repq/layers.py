@@ -170,7 +170,7 @@ class FixedQuantizer(nn.Module):
     @property
     def signed(self): return self.qn < 0
     def extra_repr(self): return f'bits={self.bits}, signed={self.signed}, step={self.step.item():.3g}'
-    _apply = LSQ._apply # the step stays in float32 at least
+    _apply, quantized = LSQ._apply, LSQ.quantized # the step stays in float32 at least
 
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         if not v.is_floating_point(): raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')

@@ -401,13 +401,14 @@ def initialize(self:LSQ,
     self._put(min_error_step(v, *grid(self.bits, signed), self.n_candidates, self.per_channel, over_ranks=True), signed)
 
 @patch
-@torch.compiler.disable
 def start(self:LSQ, v:Tensor):
     "`initialize` on `v` if there is no step yet; RuntimeError in evaluation mode, which changes nothing"
     if self.initialized: return
     if not self.training: raise RuntimeError(_NO_STEP)
     if getattr(self, '_is_replica', False): raise RuntimeError('nn.DataParallel runs copies, whose steps would be lost: run calibrate(model, batches) first')
     self.initialize(v)
+
+LSQ.start._torchdynamo_disable = True # what `torch.compiler.disable` notes, without importing the compiler
 
 @patch
 def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
