@@ -488,7 +488,7 @@ def eval_run(path, data=None, # None: what the run was trained on
         raise ValueError(f'{data or recipe.data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), {path} was trained on {info["num_classes"]} ({", ".join(info["classes"][:3])}, …)')
     model.to(dls.device)
     if info['stats'] and any(len(s) != info['in_channels'] for s in info['stats']):
-        raise ValueError(f"{Path(run)/'recipe.json'}: 'stats' has {' and '.join(str(len(s)) for s in info['stats'])} values, the network {info['in_channels']} input channels: means and deviations are one a channel")
+        raise ValueError(f"{Path(path)/'recipe.json'}: 'stats' has {' and '.join(str(len(s)) for s in info['stats'])} values, the network {info['in_channels']} input channels: means and deviations are one a channel")
     valid = dls.valid.new(stats=info['stats'])
     return dict(run=str(path), accuracy=evaluate(model, valid), merged_accuracy=evaluate(surgery.deploy(model, verbose=False), valid), images=dls.valid_ds.readable)
 
