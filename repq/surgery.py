@@ -812,7 +812,7 @@ def calibrate(model:nn.Module,
               batches,      # iterable of batches as loaders give them, see `feed`
               forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
              ) -> nn.Module:
-    "Set steps that are not there on the first batch and estimate running statistics over all, in place; weights, frozen norms (see `_free_norms`) and those that nothing reaches stay, norms that still have to be rebased (see `adapt_statistics`) are"
+    "Set steps that are not there on the first batch and estimate running statistics over all, in place; weights, frozen norms and those that nothing reaches stay, norms that still have to be rebased (see `adapt_statistics`) are"
     _check_batches(batches)
     norms, n = _free_norms(_own(model, True)), 0
     head, batches = _restartable(batches)
