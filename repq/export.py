@@ -14,7 +14,7 @@ from torch import Tensor
 from .files import SIGNATURE, check_output, sign_archive, writing
 from .kernels import pair
 from .layers import IntegerKernel, RepQLayer
-from .surgery import Site, _unquantized, copy_model, deploy, find_sites
+from .surgery import Site, unquantized, copy_model, deploy, find_sites
 from .integers import Grid, IntegerNetwork, Step, from_grid, load_integers, save_integers, sum_factors, to_integer
 
 _all_ = ['IntegerNetwork', 'to_integer', 'load_integers', 'save_integers'] # the device's side in one place
@@ -50,7 +50,7 @@ def _positions(model, x:Tensor, names:list) -> dict:
     for n in names:
         m = twin.get_submodule(n)
         m.register_forward_hook(watch(n, len(_kernel_weight(m))))
-    with _unquantized(twin): twin(x[:1])
+    with unquantized(twin): twin(x[:1])
     return seen
 
 # %% ../nbs/13_export.ipynb #c012

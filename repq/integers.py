@@ -18,7 +18,7 @@ from .quantizers import LSQ
 from .layers import QUANTIZERS, RepQLayer, headroom
 from .blocks import computes, hooked
 from .graphs import KINDS, MOVES, constant_nodes, graph_module, is_layer, live_nodes, node_name, read, trace_graph, why_not_integer
-from .surgery import calibrate, deploy, find_sites, obstacles, quantize
+from .surgery import calibrate, deploy, find_sites, modes_kept, obstacles, quantize
 from .files import check_output
 from .checkpoints import write_checkpoint
 
@@ -476,13 +476,10 @@ def _compare_layers(model, deployed, x):
 def _in_evaluation(model, x) -> Tensor:
     "What `model` gives in evaluation mode, on its own device; modes stay"
     like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), x)
-    modes = {m: m.training for m in model.modules()}
-    try: return model.eval()(x.to(like.device, like.dtype)).cpu().float()
-    finally:
-        for m, t in modes.items(): m.training = t
+    with modes_kept(model): return model.eval()(x.to(like.device, like.dtype)).cpu().float()
 
 # %% ../nbs/12a_integers.ipynb #a205
-class _Comparer(fx.Interpreter):
+class _Comparer(_Recorder):
     "Runs the graph of the deployed model and, at each node that has a step, compares the two"
     def __init__(self, module, net:IntegerNetwork, nodes):
         super().__init__(module)
@@ -493,10 +490,7 @@ class _Comparer(fx.Interpreter):
     def run_node(self, n):
         step = self.steps.get(n.name) if n.op.startswith('call') else None
         if step is not None: self._compare(n, step)
-        res = super().run_node(n)
-        if n.target is operator.setitem: res = self.env[n.args[0]]
-        self.seen[n.name] = res.clone() if isinstance(res, Tensor) else res
-        return res
+        return super().run_node(n)
 
     def _compare(self, n, step):
         "The step on integers against the node on what they mean; what the step reads must be what the node reads"

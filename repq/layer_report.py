@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import matplotlib.pyplot as plt, numpy as np
 from torch import Tensor
 from .layers import RepQLayer
-from .surgery import _modes_kept, calibrate, copy_model, feed, find_sites
+from .surgery import modes_kept, calibrate, copy_model, feed, find_sites
 from .export import layer_costs
 from .plots import _markdown, plot_quantized
 
@@ -32,7 +32,7 @@ def layer_inputs(model, x:Tensor) -> dict: # name -> tensor
     seen, layers = {}, _quantized_layers(model)
     hooks = [m.register_forward_pre_hook(lambda m, args, n=n: seen.setdefault(n, args[0].detach().clone())) for n, m in layers.items()]
     try:
-        with _modes_kept(model): feed(model.eval(), x)
+        with modes_kept(model): feed(model.eval(), x)
     finally:
         for h in hooks: h.remove()
     return seen

@@ -26,9 +26,9 @@ from .graphs import (MOVES, constant_nodes, graph_module, is_layer, is_norm, liv
                          why_not_integer)
 
 # %% auto #0
-__all__ = ['Site', 'find_sites', 'copy_model', 'tied', 'obstacles', 'Rows', 'without_norm', 'reparametrize', 'merge', 'feed',
-           'WithNorm', 'adapt_statistics', 'train_merged', 'quantize', 'deploy', 'quantize_sums', 'param_groups',
-           'calibrate', 'add_norms']
+__all__ = ['Site', 'find_sites', 'copy_model', 'tied', 'obstacles', 'Rows', 'without_norm', 'reparametrize', 'merge',
+           'modes_kept', 'unquantized', 'feed', 'WithNorm', 'adapt_statistics', 'train_merged', 'quantize', 'deploy',
+           'quantize_sums', 'param_groups', 'calibrate', 'add_norms']
 
 # %% ../nbs/07_surgery.ipynb #c005
 @dataclass
@@ -368,7 +368,7 @@ def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
 
 # %% ../nbs/07_surgery.ipynb #c044
 @contextmanager
-def _modes_kept(model):
+def modes_kept(model):
     "Whatever modes are set here, each module has its own again afterwards"
     modes = {m: m.training for m in model.modules()}
     try: yield
@@ -378,7 +378,7 @@ def _modes_kept(model):
 def _passes_on(v): return v
 
 @contextmanager
-def _unquantized(model):
+def unquantized(model):
     "No quantizers meanwhile"
     own = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
     for m, *_ in own: m.weight_quantizer = m.input_quantizer = None
@@ -499,7 +499,7 @@ def adapt_statistics(model:nn.Module,
 def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone
     _check_batches(batches)
     n = 0
-    with _modes_kept(_own(model, True)), _unquantized(model), _noting(_watched(model)) as seen:
+    with modes_kept(_own(model, True)), unquantized(model), _noting(_watched(model)) as seen:
         model.eval()
         for n, b in enumerate(batches, 1): feed(model, b, forward)
     if not n: raise ValueError('adapt_statistics needs at least one batch')
@@ -770,7 +770,7 @@ def _free_norms(model) -> set:
 @contextmanager
 def _calibrating(model, norms):
     "Evaluation mode, but `norms` (and the layers around them) take the statistics of the batch, and quantizers may set their steps"
-    with _modes_kept(model):
+    with modes_kept(model):
         model.eval()
         for m in model.modules(): # one by one: what is inside a layer has a mode of its own
             m.training = isinstance(m, LSQ) or m in norms or isinstance(m, (Block, RepQLayer)) and not norms.isdisjoint(m.modules())
