@@ -26,10 +26,11 @@ _COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__',
 _STATE = {'weight', 'bias', 'running_mean', 'running_var', 'eps', 'stride', 'padding', 'dilation', 'groups'}   # and what they read
 
 def computes(m, *classes) -> bool:
-    "Is `m` one of these classes, also in what it computes?"
+    "Is `m` one of these classes, also in what it computes? Classes below them that say `same_kernel = True` are believed"
     base = next((c for c in classes if isinstance(m, c)), None)
     if base is None or 'forward' in vars(m): return False
-    below = [c for c in type(m).__mro__[:type(m).__mro__.index(base)] if c.__module__ != 'torch.nn.utils.parametrize']
+    below = type(m).__mro__[:type(m).__mro__.index(base)]
+    below = [c for c in below if c.__module__ != 'torch.nn.utils.parametrize' and not vars(c).get('same_kernel')]
     return not any(n in _COMPUTE or n in _STATE and isinstance(v, property) for c in below for n, v in vars(c).items())
 
 def hooked(m) -> bool:

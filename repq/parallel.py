@@ -68,6 +68,7 @@ def check_alike(**values):
 # %% ../nbs/11b_parallel.ipynb #n008
 class AllBatchNorm(nn.BatchNorm2d):
     "A batch norm with the statistics of all processes"
+    same_kernel = True # merges as the batch norm that it is
     def forward(self, x):
         if not self.training: return super().forward(x)
         mean, var = mean_var(x)
