@@ -26,13 +26,17 @@ def notebooks(folder=NBS):
     found = (p.relative_to(folder) for p in folder.rglob('*.ipynb'))
     return sorted(p for p in found if not any(s[0] in '._' for s in p.parts))
 
+def exported(path):
+    "Is this module written from a notebook? Those in repq/ itself gather chapters under the names that users import."
+    return path.parts[0] == 'repq' and path.name != '__init__.py' and (len(path.parts) > 2 or path.name == '_modidx.py')
+
 def in_copy(command, drop_modules=False):
     "Run an nbdev command in a copy of the project; return the paths that it changed, made or (of what was dropped) did not make again."
     with tempfile.TemporaryDirectory() as d:
         d = Path(d).resolve()/'repq'
         kept = [Path('settings.ini'), Path('pyproject.toml'), *(Path('nbs')/p for p in notebooks()), *(p.relative_to(ROOT) for p in LIB.rglob('*.py'))]
         for p in kept:
-            if drop_modules and p.parts[0] == 'repq' and p.name != '__init__.py': continue
+            if drop_modules and exported(p): continue
             (d/p).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT/p, d/p)
         log = run(BIN/command, cwd=d, quiet=True)
@@ -45,7 +49,7 @@ def export():
     "Exported modules are what the notebooks export, no more and no less."
     if differ := in_copy('nbdev_export', drop_modules=True):
         raise Failed('not in step with the notebooks: ' + ', '.join(differ) + '\nEdit the notebook, not the module, and run `make export`.')
-    return f"{len([p for p in LIB.rglob('*.py') if p.name[0] != '_'])} modules in step with their notebooks"
+    return f"{sum(exported(p.relative_to(ROOT)) for p in LIB.rglob('*.py')) - 1} modules in step with their notebooks"
 
 def clean():
     "Notebooks hold no metadata or execution counts that nbdev_clean would take out."

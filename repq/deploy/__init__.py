@@ -1,0 +1,1 @@
+"Deployment: the integer network and what is written of it"

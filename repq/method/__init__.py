@@ -1,0 +1,1 @@
+"The method: kernels, statistics, quantizers, blocks, the quantized layer"

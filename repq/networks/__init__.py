@@ -1,0 +1,1 @@
+"On networks: graphs, surgery, models, files, checkpoints"

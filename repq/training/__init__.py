@@ -1,0 +1,1 @@
+"Training: data, learner, recipes, runs"
