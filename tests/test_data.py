@@ -3,7 +3,7 @@ import os, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-import repq.data as D
+import repq.training.data as D
 from repq.data import *
 
 CPU = dict(device='cpu', num_workers=0)
@@ -106,19 +106,19 @@ def test_evaluation_matches_torchvision(tmp_path):
 def test_sixteen_bits_and_turned_cameras(tmp_path):
     v = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(v).save(tmp_path/'a.png'); Image.fromarray(v).save(tmp_path/'a.tif'); Image.fromarray(v.astype(np.int32)).save(tmp_path/'b.tif')
-    for f in 'a.png', 'a.tif', 'b.tif': assert np.array_equal(np.asarray(D.open_rgb(tmp_path/f))[..., 1], v//257)
+    for f in 'a.png', 'a.tif', 'b.tif': assert np.array_equal(np.asarray(open_rgb(tmp_path/f))[..., 1], v//257)
     rgb = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     for code, want in {1: rgb, 2: rgb[:, ::-1], 3: rgb[::-1, ::-1], 6: np.rot90(rgb, -1), 8: np.rot90(rgb)}.items():
         exif = Image.Exif(); exif[0x112] = code
         Image.fromarray(rgb).save(tmp_path/'c.png', exif=exif)
-        assert np.array_equal(np.asarray(D.open_rgb(tmp_path/'c.png')), want), code
+        assert np.array_equal(np.asarray(open_rgb(tmp_path/'c.png')), want), code
     Image.fromarray(rgb).save(tmp_path/'d.png', exif=b'Exif\0\0II*\0\x08\0\0\0\xff\xff')  # damaged EXIF, whole pixels
-    assert np.array_equal(np.asarray(D.open_rgb(tmp_path/'d.png')), rgb)
+    assert np.array_equal(np.asarray(open_rgb(tmp_path/'d.png')), rgb)
 
 def test_floating_point_images_are_unreadable(root):
     "Their range is not known: better named than black"
     f = root/'train/a/003.tif'; Image.fromarray(np.linspace(0, 1, 144, dtype=np.float32).reshape(12, 12)).save(f)
-    with pytest.raises(ValueError, match='floating-point'): D.open_rgb(f)
+    with pytest.raises(ValueError, match='floating-point'): open_rgb(f)
     with pytest.warns(UserWarning, match='1 of 41 images cannot be read: .*003.tif'): assert len(get_dls(root, bs=8, **CPU).train_ds) == 40
     with pytest.warns(UserWarning, match='003.tif cannot be read .floating-point'): get_dls(root, bs=41, cache=False, size=12, **CPU).one_batch()
 

@@ -3,7 +3,7 @@ import copy, importlib.util, json, math, subprocess, sys
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from repq import quantizers
+from repq.method import minerror
 from repq.quantizers import LSQ, check_bits, fake_quantize, grid, min_error_step, positive_step, quantize_to_int
 
 GRIDS = [(b, s) for b in (2, 3, 4, 8) for s in (True, False)]
@@ -198,17 +198,17 @@ def test_sorted_errors_keep_their_bounds():
             exact = []
             for s in map(Fraction, steps[0].tolist()): exact.append(sum((v - min(max(round(v/s), qn), qp)*s)**2 for v in map(Fraction, x.tolist())))
             for part in (300, 64):
-                e, bound = quantizers._sorted_errors(x[None], steps, qn, qp, part=part)
+                e, bound = minerror._sorted_errors(x[None], steps, qn, qp, part=part)
                 for got, b, want in zip(e[0].tolist(), bound[0].tolist(), exact): assert abs(Fraction(got)-want) <= Fraction(b), (kind, qn, part)
             for dtype in (torch.float32, torch.float64):
                 if dtype == torch.float32 and not x.float().double().equal(x): continue
-                e, bound = quantizers._errors(x[None].to(dtype), steps, qn, qp)
+                e, bound = minerror._errors(x[None].to(dtype), steps, qn, qp)
                 for got, b, want in zip(e[0].tolist(), bound[0].tolist(), exact): assert abs(Fraction(got)-want) <= Fraction(b), (kind, qn, dtype)
 
 def test_min_error_in_pieces(monkeypatch):
     "Tensors that are sorted in several pieces have the step of the whole"
     whole = {k: min_error_step(x, -8, 7) for k, x in tensors().items()}
-    monkeypatch.setattr(quantizers._sorted_errors, '__defaults__', (1500,))
+    monkeypatch.setattr(minerror._sorted_errors, '__defaults__', (1500,))
     for kind, x in tensors().items(): assert torch.equal(min_error_step(x, -8, 7), whole[kind]), kind
 
 def test_min_error_bad_input():

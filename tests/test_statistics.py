@@ -117,7 +117,7 @@ def test_gradients(name, groups, stride, padding, mode):
 def test_gradients_of_a_thinned_map():
     "Where the sampled patches overlap and where an incomplete cycle is added"
     x, w = torch.randn(5, 1, 16, 16).double().requires_grad_(), torch.randn(1, 1, 5, 5).double().requires_grad_()
-    from repq.batchnorm import _grid_step
+    from repq.method.batchnorm import _grid_step
     assert _grid_step(5, (16, 16)) == 2
     assert torch.autograd.gradcheck(lambda x, w: sampled_stats(x, Kernel(w), Geometry(1, 2)), (x, w), nondet_tol=1e-12)
 
@@ -210,7 +210,7 @@ def test_rebase(c, ac):
 
 def test_sampled_positions():
     "A whole cycle of images visits every phase of the grid once, at the output's own positions"
-    from repq.batchnorm import _grid_step, sample_patches
+    from repq.method.batchnorm import _grid_step, sample_patches
     n, size = 16, 16
     assert _grid_step(n, (size, size)) == 4
     where = torch.arange(size*size).view(1, 1, size, size).expand(n, 1, -1, -1).float() # each pixel says where it is

@@ -5,15 +5,15 @@
 # %% ../../nbs/1_method/07_blocks.ipynb #c002
 from __future__ import annotations
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from dataclasses import replace
+from functools import reduce
 from itertools import chain
 from math import gcd
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch.nn as nn
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
+from .batchnorm import Moments
 from .batchnorm import rebase as rebase_bn
 from .operations import BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat, footprint, run
 

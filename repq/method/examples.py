@@ -6,7 +6,7 @@
 __all__ = ['randomize', 'best_ms', 'warned', 'draw_shapes']
 
 # %% ../../nbs/1_method/00_examples.ipynb #h002
-import math, random, time, warnings
+import random, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from PIL import Image, ImageDraw

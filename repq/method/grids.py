@@ -7,12 +7,9 @@ __all__ = ['check_bits', 'grid', 'check_grid', 'fake_quantize', 'quantize_to_int
 
 # %% ../../nbs/1_method/03_grids.ipynb #c002
 from functools import lru_cache
-from typing import NamedTuple
-import numpy as np, torch
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from fastcore.basics import patch
-from .batchnorm import reduce_ranks
 
 # %% ../../nbs/1_method/03_grids.ipynb #c006
 def check_bits(bits:int): # number of bits of an integer grid

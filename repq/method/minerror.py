@@ -6,12 +6,8 @@
 __all__ = ['extremes', 'min_error_step']
 
 # %% ../../nbs/1_method/04_minerror.ipynb #c002
-from functools import lru_cache
-from typing import NamedTuple
 import numpy as np, torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from fastcore.basics import patch
+from torch import Tensor
 from .batchnorm import reduce_ranks
 from .grids import check_grid
 

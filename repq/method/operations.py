@@ -4,17 +4,12 @@
 
 # %% ../../nbs/1_method/06_operations.ipynb #c002
 from __future__ import annotations
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
-from itertools import chain
-from math import gcd
+from functools import lru_cache
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
-from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
-from .batchnorm import rebase as rebase_bn
 
 # %% auto #0
 __all__ = ['BATCH_NORMS', 'POINTWISE', 'computes', 'hooked', 'flat', 'Composite', 'kernel_owner', 'footprint', 'Footprint',

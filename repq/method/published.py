@@ -4,17 +4,11 @@
 
 # %% ../../nbs/1_method/08_published.ipynb #c002
 from __future__ import annotations
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
-from itertools import chain
-from math import gcd
-import torch, torch.nn as nn, torch.nn.functional as F
+from dataclasses import dataclass
+import torch, torch.nn as nn
 from torch import Tensor
 from fastcore.basics import patch
-from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
-from .batchnorm import rebase as rebase_bn
+from .kernels import Kernel, pair
 from .operations import Batch, Place, branch_footprint, extend, flat, footprint
 from .blocks import Block
 

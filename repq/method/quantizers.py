@@ -6,13 +6,11 @@
 __all__ = ['positive_step', 'LSQ', 'bound']
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c002
-from functools import lru_cache
 from typing import NamedTuple
-import numpy as np, torch
+import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
-from .batchnorm import reduce_ranks
 from .grids import check_bits, fake_quantize, grid, quantize_to_int
 from .minerror import extremes, min_error_step
 

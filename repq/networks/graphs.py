@@ -7,15 +7,13 @@ from __future__ import annotations
 import builtins, copy, dis, inspect, linecache, operator, sys, warnings
 from collections import OrderedDict, deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
-from ..method.kernels import pair
-from ..method.operations import computes, hooked
+from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
 

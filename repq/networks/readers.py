@@ -4,20 +4,14 @@
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a002
 from __future__ import annotations
-import builtins, copy, dis, inspect, linecache, operator, sys, warnings
-from collections import OrderedDict, deque
-from contextlib import contextmanager
+import builtins, inspect, operator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import chain
-from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..method.kernels import pair
 from ..method.operations import computes, hooked
-from ..method.blocks import Block
-from ..method.layers import QUANTIZERS, RepQLayer
+from ..method.layers import QUANTIZERS
 from .graphs import is_norm, rest_graph
 
 # %% auto #0

@@ -4,29 +4,18 @@
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c002
 from __future__ import annotations
-import copy, inspect
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import OrderedDict
 from difflib import get_close_matches
-from functools import partial
-from itertools import chain, islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 import torch, torch.nn as nn
-from torch import Tensor, fx
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 from ..method.kernels import Geometry, Kernel
 from ..method.batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from ..method.grids import check_bits
 from ..method.quantizers import LSQ
-from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
-from .graphs import constant_nodes, graph_module, is_layer, is_norm, live_nodes, norm_rest, readers, rest_graph, trace_graph
-from .readers import MOVES, nonnegative, read, why_not_integer, PASSES, module_of, operation_of
+from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, trace_graph
+from .readers import PASSES, module_of, operation_of
 from .sites import BatchNorm, find_sites, is_composite, registered, survey
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, working_copy)
