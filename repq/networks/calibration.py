@@ -4,29 +4,17 @@
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #c002
 from __future__ import annotations
-import copy, inspect
-from collections import Counter, OrderedDict, deque
+import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import partial
 from itertools import chain, islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 import torch, torch.nn as nn
-from torch import Tensor, fx
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
-from ..method.kernels import Geometry, Kernel
-from ..method.batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
-from ..method.grids import check_bits
+from torch import Tensor
 from ..method.quantizers import LSQ
-from ..method.operations import hooked
 from ..method.blocks import Block
-from ..method.published import RepVGGBlock
-from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
-from .graphs import constant_nodes, graph_module, is_layer, is_norm, live_nodes, norm_rest, readers, rest_graph, trace_graph
-from .readers import MOVES, nonnegative, read, why_not_integer
+from ..method.layers import RepQLayer
+from .graphs import is_norm
 from .sites import BatchNorm, registered
 from .surgery import WithNorm
 from .changes import modes_kept, unquantized, working_copy

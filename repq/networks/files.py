@@ -4,14 +4,9 @@
 
 # %% ../../nbs/2_networks/10_files.ipynb #w002
 from __future__ import annotations
-import csv, errno, hashlib, json, math, os, re, secrets, shutil, socket, stat, sys, time, warnings, zipfile
+import errno, hashlib, os, secrets, socket, sys, time, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional, Union
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from typing_extensions import NotRequired, TypedDict
-from torch import Tensor
 from .. import __version__
 from .schemas import RUN, naming, read_json
 try: import fcntl

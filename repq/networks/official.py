@@ -4,23 +4,15 @@
 
 # %% ../../nbs/2_networks/11_official.ipynb #c002
 from __future__ import annotations
-import re, warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 import torch, torch.nn as nn
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from .schemas import regular
-from .files import SIGNATURE, check_output, locked, sign_archive, writing
 from ..method.blocks import Block
 from ..method.published import ACBlock, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale
 from ..method.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from ..method.ecb import ECB
-from ..method.layers import RepQLayer
-from .surgery import deploy, merge
-from .models import ECBSR, MobileOne, RepVGG, ResNet18, create_model, list_models, plain_twin, task
+from .models import ECBSR, MobileOne, RepVGG, ResNet18
 from .sites import BatchNorm
 
 # %% auto #0

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/09_schemas.ipynb #w002
 from __future__ import annotations
-import csv, errno, hashlib, json, math, os, re, secrets, shutil, socket, stat, sys, time, warnings, zipfile
+import csv, errno, json, math, os, re, shutil, stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union
@@ -12,7 +12,6 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from typing_extensions import NotRequired, TypedDict
 from torch import Tensor
-from .. import __version__
 try: import fcntl
 except ImportError: fcntl = None # Windows
 
