@@ -7,28 +7,24 @@ __all__ = ['DATASETS', 'probe_sizes', 'decode_images', 'decode_cached', 'fetch',
            'describe', 'unreadable']
 
 # %% ../../nbs/3_training/05_data.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
-import numpy as np, torch.nn.functional as F
+import difflib, hashlib, os, socket, torch, warnings
+import numpy as np
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from torch import Tensor
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..networks.schemas import SHARDS, check_memory, read_json, check_whole
-from ..networks.files import replacing, writing
+from ..networks.schemas import check_memory, check_whole
+from ..networks.files import replacing
 from .loader import ImageArray, ImageDL, embedded_digits, holdout
 from .images import ImageFiles, UNREADABLE, centre_crop, open_rgb, quiet, source_of, tolerate
 from .folders import cache_dir, check_same_classes, fingerprint, list_images, split_folders
 from .packed import read_shards
-from fastcore.basics import chunked, patch, store_attr
+from fastcore.basics import chunked
 from fastai.data.core import DataLoaders
 from fastai.data.external import URLs, untar_data
-from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, show_images
+from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
 
 # %% ../../nbs/3_training/05_data.ipynb #c071

@@ -7,25 +7,8 @@ __all__ = ['IMAGE_EXTENSIONS', 'VALIDATION', 'subfolders', 'list_images', 'check
            'fingerprint']
 
 # %% ../../nbs/3_training/03_folders.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
-import numpy as np, torch.nn.functional as F
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import hashlib, os, stat, torch, warnings
 from pathlib import Path
-from torch import Tensor
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from ..networks.schemas import SHARDS, check_memory, read_json, check_whole
-from ..networks.files import replacing, writing
-from fastcore.basics import chunked, patch, store_attr
-from fastai.data.core import DataLoaders
-from fastai.data.external import URLs, untar_data
-from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, show_images
-from fastprogress.fastprogress import progress_bar
 
 # %% ../../nbs/3_training/03_folders.ipynb #c061
 IMAGE_EXTENSIONS = '.jpg .jpeg .png .webp .bmp .ppm .pgm .gif .tif .tiff'.split()

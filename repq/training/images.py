@@ -7,26 +7,14 @@ __all__ = ['UNREADABLE', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop',
            'as_rgb', 'quiet', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'open_centre', 'tolerate', 'ImageFiles']
 
 # %% ../../nbs/3_training/02_images.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
+import io, math, os, random, torch, warnings
 import numpy as np, torch.nn.functional as F
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from ..networks.schemas import SHARDS, check_memory, read_json, check_whole
-from ..networks.files import replacing, writing
 from .loader import ImageArray, Labelled, rng_at
-from fastcore.basics import chunked, patch, store_attr
-from fastai.data.core import DataLoaders
-from fastai.data.external import URLs, untar_data
-from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, show_images
-from fastprogress.fastprogress import progress_bar
+from fastcore.basics import patch, store_attr
 
 # %% ../../nbs/3_training/02_images.ipynb #c044
 def random_box(

@@ -7,25 +7,13 @@ __all__ = ['rng_at', 'generator_at', 'holdout', 'draw_moves', 'move', 'channel_s
            'embedded_digits', 'ImageDL']
 
 # %% ../../nbs/3_training/01_loader.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
+import math, os, random, signal, threading, torch
 import numpy as np, torch.nn.functional as F
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from torch import Tensor
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from ..networks.schemas import SHARDS, check_memory, read_json, check_whole
-from ..networks.files import replacing, writing
 from fastcore.basics import chunked, patch, store_attr
-from fastai.data.core import DataLoaders
-from fastai.data.external import URLs, untar_data
 from fastai.data.load import DataLoader
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, show_images
-from fastprogress.fastprogress import progress_bar
+from fastai.torch_core import show_images
 
 # %% ../../nbs/3_training/01_loader.ipynb #c008
 def rng_at(

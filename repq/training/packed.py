@@ -6,26 +6,11 @@
 __all__ = ['INDEX', 'Packed', 'index_tar', 'find_tars', 'index_split', 'index_shards', 'write_index', 'read_shards']
 
 # %% ../../nbs/3_training/04_packed.ipynb #c004
-import difflib, hashlib, io, json, math, os, random, re, signal, socket, stat, tarfile, threading, torch, warnings
-import numpy as np, torch.nn.functional as F
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import hashlib, json, os, re, tarfile, torch, warnings
 from pathlib import Path
-from torch import Tensor
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from ..networks.schemas import SHARDS, check_memory, read_json, check_whole
+from ..networks.schemas import SHARDS, read_json
 from ..networks.files import replacing, writing
 from .folders import IMAGE_EXTENSIONS, VALIDATION, cache_dir, fingerprint, subfolders
-from fastcore.basics import chunked, patch, store_attr
-from fastai.data.core import DataLoaders
-from fastai.data.external import URLs, untar_data
-from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, show_images
-from fastprogress.fastprogress import progress_bar
 
 # %% ../../nbs/3_training/04_packed.ipynb #p011
 class Packed(str):
