@@ -1,3 +1,4 @@
 "Others' checkpoints: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.networks.official import *
 from repq.networks.checkpoints import *

@@ -1,4 +1,5 @@
 "Images and loaders: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.training.loader import *
 from repq.training.images import *
 from repq.training.folders import *

@@ -1,2 +1,3 @@
 "ECB: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.method.ecb import *

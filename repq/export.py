@@ -1,2 +1,6 @@
 "ONNX: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
+from repq.networks.costs import *
+from repq.deploy.targets import *
+from repq.deploy.onnx_writer import *
 from repq.deploy.export import *

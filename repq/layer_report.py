@@ -1,2 +1,3 @@
 "Layer by layer: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.deploy.layer_report import *

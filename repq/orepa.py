@@ -1,2 +1,3 @@
 "OREPA: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.method.orepa import *

@@ -1,3 +1,4 @@
 "Checkpoints of a run: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.training.resume import *
 from repq.networks.files import naming, writing

@@ -1,3 +1,4 @@
 "Super-resolution: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.training.pairs import *
 from repq.training.superres import *

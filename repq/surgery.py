@@ -1,4 +1,5 @@
 "The verbs, and what they rest on: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
 from repq.networks.sites import *
 from repq.networks.changes import *
 from repq.networks.surgery import *

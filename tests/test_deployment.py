@@ -17,6 +17,7 @@ def fp(tmp_path_factory):
 def test_from_full_precision_to_a_file(fp, tmp_path):
     bits = {'stages.0.0.conv': [8, 4], 'head': 4}
     row = post_training(fp, tmp_path/'ptq', 8, layer_bits=bits)
+    assert row['stage'] == 'post-training' and row['method'] == 'merged'
     assert abs(row['accuracy'] - eval_run(fp)['accuracy']) < .1 and row['accuracy'] == row['merged_accuracy']
     recipe, model, _ = load_run(tmp_path/'ptq')
     assert recipe.layer_bits == bits and recipe.epochs == 0

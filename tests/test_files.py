@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from helpers import same_state
 from repq import files, runs as runs_module
+from repq.training import run_folders as folders
 from repq.cli import app
 from repq.data import list_images, read_shards
 from repq.deployment import export_run, post_training
@@ -203,7 +204,7 @@ def test_killed_at_the_move(runs, tmp_path, monkeypatch):
         out = tmp_path/f'x{n}'
         with monkeypatch.context() as m:
             m.setattr(Path, 'unlink', at(n))
-            if n == 2: m.setattr(runs_module, 'put_in_place', lambda *a: (_ for _ in ()).throw(Killed))
+            if n == 2: m.setattr(folders, 'put_in_place', lambda *a: (_ for _ in ()).throw(Killed))
             with pytest.raises(Killed): train(get_recipe(**TINY), out, minutes=0, keep=2 + n, **KW) if n < 2 else train(get_recipe(**TINY), out, **KW)
         if n == 2:
             with pytest.raises(FileExistsError, match='only has to be moved: --resume'): train(get_recipe(**TINY), out, **KW)

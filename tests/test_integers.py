@@ -68,7 +68,7 @@ def test_random_networks(tmp_path_factory, data):
 
 @pytest.mark.parametrize('zeros', [(0, 0, 0), (128, 0, 0), (128, 128, 128), (128, 0, 128), (7, 0, 15)])
 def test_sums_of_all_pairs_of_bytes(zeros, tmp_path):
-    from repq.export import _model
+    from repq.deploy.onnx_writer import onnx_model
     rng = np.random.default_rng(sum(zeros))
     a = torch.arange(256).repeat_interleave(256).view(1, 1, 256, 256)
     for i in range(8):
@@ -77,7 +77,7 @@ def test_sums_of_all_pairs_of_bytes(zeros, tmp_path):
         net = IntegerNetwork([Step('a', 'quantize', ['x'], ga), Step('t', 'take', ['x'], None, dict(index=torch.tensor([1]))), Step('b', 'quantize', ['t'], gb),
                               Step('u', 'take', ['a'], ga, dict(index=torch.tensor([0]))), Step('y', 'add', ['u', 'b'], gy), Step('out', 'dequantize', ['y'])], 'x', 'out')
         x = torch.cat([(a - ga.zero)*ga.step, (a.transpose(2, 3) - gb.zero)*gb.step], 1)
-        (tmp_path/'add.onnx').write_bytes(_model(net, x, 'integers').SerializeToString())
+        (tmp_path/'add.onnx').write_bytes(onnx_model(net, x, 'integers').SerializeToString())
         assert optimized_ops(tmp_path/'add.onnx', tmp_path)['QLinearAdd'] == 1
         assert torch.equal(run_onnx(onnx_session(tmp_path/'add.onnx', exact=False), x), net(x))
 

@@ -21,7 +21,7 @@ JOBS = { # name -> get_recipe's arguments, the run it starts from, parts
     'repq-bn': (dict(model='repvgg_a0_tiny', method='repq-bn', weight_bits=8, **DIGITS), 'branched', 1)}
 PROGRAM = '''
 import copy, json, sys, torch
-from repq import runs
+from repq.training import tasks
 from repq.data import ImageDL
 from repq.superres import PairDL
 from repq.parallel import process_group
@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 for cls in ImageDL, PairDL:
     cls.after_batch = lambda self, b, f=cls.after_batch: tuple(t.double() if t.is_floating_point() else t for t in f(self, b))
-psnrs, runs.psnrs = runs.psnrs, lambda model, deployed, *args: psnrs(copy.deepcopy(model).float(), deployed.float(), *args)
+psnrs, tasks.psnrs = tasks.psnrs, lambda model, deployed, *args: psnrs(copy.deepcopy(model).float(), deployed.float(), *args)
 jobs, whole, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 with process_group():
     for name, (kw, init, parts) in jobs.items(): train(get_recipe(**kw), f'{out}/{name}', init=init and f'{whole}/{init}', on_epoch=lambda *a: None, timing=0, accumulate=parts)

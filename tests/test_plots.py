@@ -87,3 +87,42 @@ def test_bad_input(tmp_path):
     with pytest.raises(TypeError, match='got Linear'): plots.plot_branches(nn.Linear(2, 2))
     with pytest.raises(ValueError, match='no quantized layer'): plots.plot_steps(nn.Conv2d(3, 3, 3))
     with pytest.raises(ValueError, match=r'got \(2, 4, 8, 8\)'): plots.plot_statistics(RepVGGBlock(3, 3), torch.randn(2, 4, 8, 8))
+
+# What can be told apart
+
+RUNS = {f'{m}-w{b}': row(m, None if b == 32 else b) for m in ('plain', 'repq-bn') for b in (32, 4, 2)}
+CURVE = [dict(epoch=i, train_loss=190/(i + 1), valid_loss=200/(i + 1), accuracy=.5) for i in range(3)]
+
+def test_curves_have_a_colour_a_method_and_a_line_a_width():
+    loss, score = plots.plot_history({n: CURVE for n in RUNS}, results=RUNS)
+    for ax in loss, score:
+        looks = {n: (l.get_color(), l.get_linestyle()) for n, l in zip(RUNS, ax.lines)}
+        assert len(set(looks.values())) == len(ax.lines) == 6
+        for n in RUNS: assert looks[n][0] == looks[f'{RUNS[n]["method"]}-w4'][0] == plots.METHOD_COLORS[RUNS[n]['method']]
+        for b in 32, 4, 2: assert looks[f'plain-w{b}'][1] == looks[f'repq-bn-w{b}'][1]
+    assert loss.get_yscale() == 'log' and loss.get_title() and score.get_title()
+    assert [t.get_text() for t in score.get_legend().get_texts()] == ['plain', 'repq-bn', 'full precision', '4/4 bits', '2/2 bits']
+    plt.close(loss.figure)
+
+def test_series_of_a_method_have_colours_of_their_own():
+    rows = plots.labelled([row('merged', epochs=3), row('merged', epochs=0), row('merged', settings=dict(norm_after=True)), row('mine')])
+    colors = plots.series_colors(rows)
+    assert colors['merged'] == plots.METHOD_COLORS['merged'] and len(set(colors.values())) == len(colors) == 4
+
+def test_networks_of_one_cost_hide_no_other():
+    ax = plots.plot_tradeoff([row(m, bit_operations=1e6) for m in ('plain', 'merged', 'repq-bn')])
+    at = [c.lines[0].get_xdata()[0] for c in ax.containers]
+    assert len(set(at)) == 3 and max(at)/min(at) < 1.2; plt.close(ax.figure)
+
+def test_pictures_of_layers():
+    from repq.layer_report import plot_layers, plot_sensitivity
+    x = torch.randn(8, 1, 8, 8)
+    q = calibrate(quantize(create_model('repvgg_a0_tiny', 10, 1), 4, 4, verbose=False), [x])
+    fig = plot_layers(q, x)
+    width, height = fig.get_size_inches()
+    titles = [a.get_title() for a in fig.axes if a.axison]
+    assert height < width and len(titles) == 24 and len(set(titles)) == 24 and all(': weight, ' in t or ': input, ' in t for t in titles)
+    plt.close(fig)
+    fig = plot_sensitivity({'': .9, 'a': .85, 'b': .91}, 'accuracy', '%', 100)
+    assert np.allclose([p.get_height() for p in fig.axes[0].patches], [5, -1]) and fig.axes[0].get_ylabel() == 'accuracy lost, %'
+    plt.close(fig)

@@ -3,10 +3,12 @@ import json
 import numpy as np, onnx, pytest, torch, torch.nn.functional as F
 from torch import nn
 from helpers import randomize
-from repq.export import PROFILES, _model, check_saturation, onnx_session, run_onnx, to_onnx
-from repq.integers import _accumulate, load_integers, save_integers, to_integer
+from repq.export import PROFILES, check_saturation, onnx_session, run_onnx, to_onnx
+from repq.deploy.integer_grids import accumulate
+from repq.integers import load_integers, save_integers, to_integer
 from repq.layers import headroom
 from repq.models import create_model
+from repq.deploy.onnx_writer import onnx_model
 from repq.surgery import calibrate, quantize
 
 def quantized(name, bits, x, **kw): return calibrate(quantize(randomize(create_model(name, 10, 1)), bits, bits, verbose=False, **kw), [x])
@@ -31,7 +33,7 @@ def layers(path, net, x, order=None):
     for s in (s for s in net.steps if s.op == 'layer'):
         p, (i,), w = s.params, s.inputs, constants[f'{s.name}.weight']
         zero, v = grids[i].zero, values[i]
-        exact = _accumulate({**p, 'bias': torch.zeros(len(w))}, v, grids[i])
+        exact = accumulate({**p, 'bias': torch.zeros(len(w))}, v, grids[i])
         if w.ndim == 2: patches, groups, shape = v.numpy()[:, None], 1, exact.shape
         else:
             h, width = p['padding']
@@ -58,10 +60,10 @@ def as_version_1(net, path):
         p, more = s.params, 2**(8 - s.params['bits'])//s.params['room']
         p['bias'], p['scale'] = p['bias']*more, p['scale']/more
         del p['room']
-    from repq import integers
-    version, integers._VERSION = integers._VERSION, 1
+    from repq.deploy import integer_files
+    version, integer_files._VERSION = integer_files._VERSION, 1
     try: save_integers(net, path)
-    finally: integers._VERSION = version
+    finally: integer_files._VERSION = version
     return path
 
 @pytest.mark.parametrize('bits', [8, 4, 2])
@@ -74,10 +76,10 @@ def test_files_of_the_old_form_saturate_and_the_new_ones_do_not(name, bits, tmp_
         if profile == 'integers': assert not saturating(tmp_path/'new.onnx', net, x)
         assert all(r['safe'] for r in check_saturation(tmp_path/'new.onnx'))
     old = load_integers(as_version_1(to_integer(q, x), tmp_path/'old.safetensors'))
-    (tmp_path/'old.onnx').write_bytes(_model(old, x, 'vnni').SerializeToString())           # what 0.1.0 wrote
+    (tmp_path/'old.onnx').write_bytes(onnx_model(old, x, 'vnni').SerializeToString())           # what 0.1.0 wrote
     bad = {r['layer'] for r in check_saturation(tmp_path/'old.onnx') if not r['safe']}
     assert bad and set(saturating(tmp_path/'old.onnx', old, x)) and set(saturating(tmp_path/'old.onnx', old, x)) <= bad
-    (tmp_path/'again.onnx').write_bytes(_model(old, x, 'integers').SerializeToString())     # an old network in a new file
+    (tmp_path/'again.onnx').write_bytes(onnx_model(old, x, 'integers').SerializeToString())     # an old network in a new file
     assert not saturating(tmp_path/'again.onnx', old, x)
 
 @pytest.mark.parametrize('bits', range(2, 9))
@@ -103,10 +105,10 @@ def test_any_file_is_exact_with_the_option(bits, tmp_path):
     assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx'), x), net(x))
 
 def test_what_could_saturate_is_not_written(tmp_path, monkeypatch):
-    from repq import export
+    from repq.deploy import onnx_writer
     x = torch.rand(2, 1, 16, 16)
     q = quantized('repvgg_a0_tiny', 8, x)
-    monkeypatch.setattr(export, '_stored', lambda p, profile: (p['weight'].numpy()*np.int8(p['room']), np.int8(0), p['scale'].numpy()))
+    monkeypatch.setattr(onnx_writer, '_stored', lambda p, profile: (p['weight'].numpy()*np.int8(p['room']), np.int8(0), p['scale'].numpy()))
     for profile in PROFILES:
         if profile in ('integers', 'packed'):
             with pytest.raises(ValueError, match="layer '.*': a pair of its products could reach [0-9,]+, and on x86 without VNNI"): to_onnx(q, tmp_path/'no.onnx', x, profile)

@@ -11,7 +11,7 @@ from repq.kernels import Geometry, Kernel
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ, bound
 from repq.recipes import get_recipe
-from repq.runs import _optimizer
+from repq.training.fitting import get_optimizer
 from repq.surgery import adapt_statistics, add_norms, calibrate, deploy, find_sites, merge, param_groups, quantize, reparametrize
 
 quiet = dict(verbose=False)
@@ -217,7 +217,7 @@ def test_the_authors_optimizers_are_those_of_torch(name, theirs):
     "fastai's step with a recipe of the paper, decay included"
     r = get_recipe(name, 'plain')
     a, b = ([nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64))] for _ in range(2))
-    ours, theirs = _optimizer(r)(a, lr=r.lr, wd=.05 if r.optimizer == 'sgd' else r.weight_decay), theirs(b, r)
+    ours, theirs = get_optimizer(r)(a, lr=r.lr, wd=.05 if r.optimizer == 'sgd' else r.weight_decay), theirs(b, r)
     for _ in range(20):
         for opt, (p,) in (ours, a), (theirs, b):
             (p.sin() + p**2).sum().backward(); opt.step(); opt.zero_grad()

@@ -21,7 +21,7 @@ from ..method.layers import RepQLayer
 from ..networks.models import create_model, image_size, task
 from ..training.recipes import METHODS, build, get_recipe, nearest
 from ..deploy.export import bench_inference, instructions, profile_onnx, to_onnx
-from ..training.runs import environment, step_times
+from ..training.tasks import environment, step_times
 
 # %% auto #0
 __all__ = ['NUMERICS', 'AXES', 'held_bytes', 'step_cases', 'official', 'train_step', 'lsq_autograd', 'torchao_stacks',
@@ -169,7 +169,6 @@ def _torch_fixed(v, step, qn, qp): return torch.fake_quantize_per_tensor_affine(
 def _brevitas():
     "Brevitas' learned scale with straight-through rounding as such a function; ImportError where it is not installed"
     from brevitas.core.function_wrapper import RoundSte, TensorClampSte
-    from brevitas.core.bit_width import BitWidthConst
     from brevitas.core.quant import IntQuant
     def f(v, step, qn, qp):
         bits = (qp - qn + 1).bit_length() - 1

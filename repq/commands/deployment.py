@@ -10,16 +10,17 @@ from itertools import islice
 from pathlib import Path
 import torch
 from torch import Tensor
-from safetensors.torch import save_file
+from .. import layer_report, plots, surgery
 from ..networks.schemas import check_whole
 from ..networks.files import SIGNATURE, check_file, check_folder, check_output, check_part, locked, making, writing
-from .. import layer_report, plots, surgery
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
-from ..deploy.integers import save_integers, to_integer
-from ..networks.models import task
+from ..deploy.integer_files import save_integers
+from ..deploy.integers import to_integer
 from ..training.recipes import METHODS, Recipe, build, get_recipe
-from ..training.runs import results_row, starting_state, task_of, environment, evaluate, load_run, read_rows, write_json, write_text, _write_own
-from ..training.superres import evaluate_pairs
+from ..training.tasks import environment, task_of
+from ..training.run_folders import load_run, read_rows, replace_text, starting_state, write_json, write_text, write_weights
+from ..training.evaluation import results_row
+from ..networks.models import task
 
 # %% auto #0
 __all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'report_run']
@@ -29,12 +30,18 @@ def _images(dls, n) -> list: # of tensors
     "The images of the first `n` training batches"
     return [b[0] for b in islice(dls.train, n)]
 
+def _in_batches(recipe, n) -> Recipe:
+    "The recipe in batches of `n` images at most, or of as many as it has"
+    return replace(recipe, batch_size=min(n, recipe.batch_size))
+
 def _ptq_recipe(init, model, data, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
         first = load_run(init)[0]
-        return replace(first, method='merged' if METHODS[first.method].reparametrized else 'plain', epochs=0, **bits)
-    if not model or not data: raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
+        method = 'merged' if METHODS[first.method].reparametrized else 'plain'
+        return replace(first, method=method, epochs=0, **bits)
+    if not model or not data:
+        raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
     return replace(get_recipe(model, 'merged', bits['weight_bits'], bits['input_bits'], data=data), epochs=0, **bits)
 
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
@@ -46,24 +53,29 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
     out, t = Path(out), time.perf_counter()
     check_whole('batches', batches)
-    if weight_bits == 32 or input_bits == 32: raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits or weight_bits} for inputs')
-    check_folder(out); check_part(out)
-    recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=weight_bits if input_bits is None else input_bits, layer_bits=layer_bits, first_last_bits=first_last_bits, calibrate=batches)
+    input_bits = weight_bits if input_bits is None else input_bits
+    if 32 in (weight_bits, input_bits):
+        raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits} for inputs')
+    check_folder(out)
+    check_part(out)
+    recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
+                         first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
-    dls = task_of(recipe).data(replace(recipe, batch_size=min(32, recipe.batch_size)))
+    dls = task_of(_in_batches(recipe, 32)).data()
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     surgery.calibrate(net, [torch.cat(_images(dls, batches))])
     with making(out, 'a quantized run') as part:
         row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
-        write_json(part/'recipe.json', info); write_json(part/'results.json', [row])
-        with writing(part/'model.safetensors') as file: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
+        write_json(part/'recipe.json', info)
+        write_json(part/'results.json', [row])
+        write_weights(part/'model.safetensors', net)
     return row
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n025
 def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     "Training images of a run, as its network takes them"
-    dls = task_of(recipe).data(replace(recipe, batch_size=min(n, recipe.batch_size)))
+    dls = task_of(_in_batches(recipe, n)).data()
     return _images(dls, 1)[0].cpu().float()
 
 def _export_onnx(model, out, x, profile, overwrite=False) -> str:
@@ -72,51 +84,51 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni'):
-            differing, n = _compared(part, net, x, profile == 'vnni')
-            if differing: raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values on this processor ({instructions()}), which it should on none: please report it; nothing was written')
-            if n: text += f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
+        if profile in ('integers', 'vnni'): text += _agreement(part, net, x, profile == 'vnni')
     return text
 
 def _saturation(path) -> str:
     "What the stored weights say of other processors"
     rows = check_saturation(path)
     bad, unsigned = ([r for r in rows if f(r)] for f in (lambda r: not r['safe'], lambda r: r['form'] == 'uint8'))
-    if bad: return f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI (unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first'
-    return f'; no sum of its {len(rows)} layers can saturate on any processor ({len(unsigned)} with unsigned weights)'
+    if not bad: return f'; no sum of its {len(rows)} layers can saturate on any processor ({len(unsigned)} with unsigned weights)'
+    return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
+            f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
 
-def _compared(path, net, x, exact) -> tuple: # how many values differ, of how many; (0, 0) without ONNX Runtime
+def _agreement(path, net, x, exact) -> str: # '' without ONNX Runtime
+    "That ONNX Runtime computes what the reference does; ValueError where it does not"
     try: session = onnx_session(path, exact=exact)
-    except ImportError: return 0, 0
+    except ImportError: return ''
     y = net(x)
-    return (run_onnx(session, x) != y).sum().item(), y.numel()
+    differing, n = (run_onnx(session, x) != y).sum().item(), y.numel()
+    if differing:
+        raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values on this processor '
+                         f'({instructions()}), which it should on none: please report it; nothing was written')
+    return f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #d114
-def _score(recipe, dls):
-    "A function that scores a network of a run: accuracy, or the mean PSNR over validation images"
-    if task(recipe.model) == 'super-resolution':
-        pairs = [p for ps in dls.benchmarks.values() for p in ps]
-        return lambda m: evaluate_pairs(m, pairs, dls.device)['psnr']
-    return lambda m: evaluate(m, dls.valid)
-
 class _Onnx(torch.nn.Module):
     "An ONNX file as a network"
-    def __init__(self, path): super().__init__(); self.session = onnx_session(path, threads=0)
+    def __init__(self, path):
+        super().__init__()
+        self.session = onnx_session(path, threads=0)
     def forward(self, x): return run_onnx(self.session, x.cpu()).to(x.device)
 
 def _scored(recipe, run, path) -> str:
     "What the integers reach on validation images, beside the trained network's; added to results.json"
     try: net = _Onnx(path)
     except ImportError: return ''
-    super_resolution, file = task(recipe.model) == 'super-resolution', Path(run)/'results.json'
-    value = _score(recipe, task_of(recipe).data(replace(recipe, augment=False)))(net)
-    if file.exists():
-        row, *more = read_rows(file)
-        try:
-            with locked(run, wait=60): _write_own(file, json.dumps([{**row, 'integer_psnr' if super_resolution else 'integer_accuracy': value}, *more], indent=1))
-        except OSError as e: warnings.warn(f'{value:.4f} in integers is not noted: {e}')
-    if super_resolution: return f'; {value:.2f} dB in integers'
-    return f'; accuracy {value:.2%} in integers' + (f", {row['accuracy']:.2%} as trained" if file.exists() else '')
+    kind, file = task_of(replace(recipe, augment=False)), Path(run)/'results.json'
+    value = kind.score(net, kind.data())
+    text = f'; {kind.in_words(value)} in integers'
+    if not file.exists(): return text
+    row, *more = read_rows(file)
+    trained = row['accuracy']
+    row[f'integer_{kind.measure}'] = value
+    try:
+        with locked(run, wait=60): replace_text(file, json.dumps([row, *more], indent=1))
+    except OSError as e: warnings.warn(f'{value:.4f} in integers is not noted: {e}')
+    return text if trained is None else f'{text}, {trained:.2%} as trained'
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n026
 FORMATS = {'onnx': '.onnx', 'pt2': '.pt2', 'safetensors': '.safetensors'}
@@ -132,8 +144,10 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {format}')
     if out is not None: check_output(out, overwrite)
     recipe, model, _ = load_run(run)
-    if not recipe.quantized: raise ValueError(f'{run} is a full-precision run: quantize it first (repq train --weight-bits 8 --init {run}, or repq quantize {run} --ptq)')
-    out = Path(out) if out is not None else Path(run)/f'model{"" if profile == "integers" else f"-{profile}"}{".integers" if format == "safetensors" else ""}{FORMATS[format]}'
+    if not recipe.quantized:
+        raise ValueError(f'{run} is a full-precision run: quantize it first '
+                         f'(repq train --weight-bits 8 --init {run}, or repq quantize {run} --ptq)')
+    out = Path(out) if out is not None else _usual_name(run, format, profile)
     if out.suffix != FORMATS[format]: raise ValueError(f'{out}: the name must end in {FORMATS[format]}')
     check_output(out, overwrite)
     x, text = example_images(recipe), ''
@@ -144,28 +158,42 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
 
+def _usual_name(run, format, profile) -> Path:
+    "Where a file is written whose place is not named"
+    name = 'model' if profile == 'integers' else f'model-{profile}'
+    if format == 'safetensors': name += '.integers'
+    return Path(run)/f'{name}{FORMATS[format]}'
+
 # %% ../../nbs/5_commands/01_deployment.ipynb #n029
+_MEASURES = {'classification': ('accuracy', '%', 100), 'super-resolution': ('PSNR', 'dB', 1)} # task -> what is scored, unit, scale
+_REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png')
+
 def report_run(run, out=None,   # folder for pictures
                alone=True,      # evaluate each layer alone as well
                overwrite=False, # files that repq made?
               ) -> str: # a table
     "Layer by layer: bits, ranges, costs, errors, and accuracy with that layer alone quantized"
-    for n in _REPORT_FILES if out is not None and Path(out).is_dir() else (): check_file(Path(out)/n, overwrite)
+    if out is not None and Path(out).is_dir(): _check_report(Path(out), overwrite)
     recipe, model, _ = load_run(run)
-    dls = task_of(recipe).data(replace(recipe, augment=False))
+    kind = task_of(replace(recipe, augment=False))
+    dls = kind.data()
     model, images = model.to(dls.device), _images(dls, recipe.calibrate)
-    x = images[0]
-    rows, scores = layer_report.layer_report(model, x), layer_report.sensitivity(model, _score(recipe, dls), images) if alone else None
+    rows = layer_report.layer_report(model, images[0])
+    scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
     table = layer_report.layer_table(rows, scores)
-    if out is not None: _report_files(Path(out), table, rows, scores, model, x, overwrite)
+    if out is not None: _write_report(Path(out), table, rows, scores, model, images[0], overwrite, _MEASURES[task(recipe.model)])
     return table
 
-_REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png')
+def _check_report(out, overwrite):
+    "An error where a file of a report cannot be written"
+    for n in _REPORT_FILES: check_file(out/n, overwrite)
 
-def _report_files(out, table, rows, scores, model, x, overwrite):
+def _write_report(out, table, rows, scores, model, x, overwrite, measure):
     "What `report_run` shows, into the folder `out`"
     with locked(out/'report'): # makes the folder
-        for n in _REPORT_FILES: check_file(out/n, overwrite)
-        write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n', overwrite); write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores), overwrite)
-        plots.save(layer_report.plot_layers(model, x), out/'layers.png', overwrite=overwrite); plots.save(plots.plot_steps(model), out/'steps.png', overwrite=overwrite)
-        if scores is not None: plots.save(layer_report.plot_sensitivity(scores), out/'sensitivity.png', overwrite=overwrite)
+        _check_report(out, overwrite)
+        write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n', overwrite)
+        write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores), overwrite)
+        plots.save(layer_report.plot_layers(model, x), out/'layers.png', overwrite=overwrite)
+        plots.save(plots.plot_steps(model), out/'steps.png', overwrite=overwrite)
+        if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *measure), out/'sensitivity.png', overwrite=overwrite)

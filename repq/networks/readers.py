@@ -15,8 +15,8 @@ from ..method.layers import QUANTIZERS
 from .graphs import is_norm, rest_graph
 
 # %% auto #0
-__all__ = ['MOVES', 'KINDS', 'PASSES', 'Operation', 'reads', 'read', 'node_name', 'nonnegative', 'why_not_integer',
-           'operation_of', 'module_of']
+__all__ = ['KINDS', 'Operation', 'reads', 'read', 'node_name', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer', 'moves',
+           'stays_float', 'operation_of', 'module_of']
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a030
 @dataclass
@@ -240,12 +240,38 @@ def _rest_is_nonnegative(m) -> bool:
     return all(known[i] for n in graph.nodes if n.op == 'output' for i in n.all_input_nodes)
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a052
-MOVES = ('clip', 'maxpool', 'flatten', 'shuffle', 'take', 'enlarge', 'concat')  # what they give can be on the grid of what they take
-KINDS = (*MOVES, 'add', 'mean', 'average', 'prelu', 'same', 'reshape', 'corner')
+@dataclass(frozen=True)
+class Kind:
+    "What operations of one kind, which integers know, do to the grids of values"
+    moves: bool = False     # do they only move values? Then the result can be on the grid of what they read
+    floats: callable = None # of which inputs must be floats that the result stays one, `all` or `any`; None: it is always on a grid
 
+KINDS = {} # name of a kind -> `Kind`
+
+def register_kind(name:str, moves:bool=False, floats=None):
+    "Add a kind of operations, with the fields of `Kind`, to those that integers know"
+    KINDS[name] = Kind(moves, floats)
+
+for _name in ('clip', 'maxpool', 'flatten', 'shuffle', 'take', 'enlarge', 'concat', 'same', 'reshape', 'corner'):
+    register_kind(_name, moves=True, floats=all)
+register_kind('prelu', floats=all)
+register_kind('add', floats=any)
+register_kind('mean')
+register_kind('average')
+
+# %% ../../nbs/2_networks/02_readers.ipynb #o001
 def why_not_integer(o:Operation) -> str: # '' where nothing speaks against it
     "What integers lack for an operation, as far as it can be told without looking at values"
     return o.lacks if o.kind in KINDS else 'the integer network has no such operation'
+
+def moves(o:Operation) -> bool: # `o` is None where nothing is known
+    "Can what `o` gives be on the grid of what it reads?"
+    return o is not None and o.kind in KINDS and KINDS[o.kind].moves
+
+def stays_float(o:Operation, floats) -> bool:
+    "Is the result of `o` a float, given which values are?"
+    rule = KINDS[o.kind].floats if o is not None and o.kind in KINDS else None
+    return rule is not None and rule(i in floats for i in o.inputs)
 
 # %% ../../nbs/2_networks/02_readers.ipynb #h102
 def operation_of(node, model):
@@ -256,5 +282,3 @@ def operation_of(node, model):
 def module_of(node, model):
     "The module that a node calls, or None"
     return model.get_submodule(node.target) if node.op == 'call_module' else None
-
-PASSES = (*MOVES, 'same', 'reshape', 'corner') # what they give can be on the grid of what they take

@@ -9,7 +9,7 @@ from torch import fx
 from ..method.quantizers import LSQ
 from ..method.layers import QUANTIZERS, RepQLayer
 from .graphs import constant_nodes, graph_module, is_layer, live_nodes, readers, trace_graph
-from .readers import nonnegative, PASSES, module_of, operation_of
+from .readers import nonnegative, module_of, operation_of, moves, stays_float
 from .sites import BatchNorm, is_linear
 from .changes import working_copy
 
@@ -24,9 +24,7 @@ def _float_values(graph, model) -> set: # of nodes
     for n in graph.nodes:
         m, o = module_of(n, model), operation_of(n, model)
         last = n in ends and len(readers(n, live)) == 1 and is_layer(m) and is_linear(m)
-        moved = o is not None and o.kind in (*PASSES, 'prelu') and all(i in res for i in o.inputs)
-        added = o is not None and o.kind == 'add' and any(i in res for i in o.inputs)
-        if last or moved or added or n.op == 'placeholder': res.add(n)
+        if last or stays_float(o, res) or n.op == 'placeholder': res.add(n)
     return res
 
 # %% ../../nbs/2_networks/07_sums.ipynb #a107
@@ -36,7 +34,7 @@ def _between(graph, model) -> list: # of nodes
     def wish(reader):
         m, o = module_of(reader, model), operation_of(reader, model)
         if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
-        passes = isinstance(m, BatchNorm) or o is not None and o.kind in PASSES
+        passes = isinstance(m, BatchNorm) or moves(o)
         return grid[reader] if passes and reader.op.startswith('call') else None
     for n in reversed(graph.nodes):
         if n not in live: continue

@@ -15,7 +15,7 @@ from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
 from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, trace_graph
-from .readers import PASSES, module_of, operation_of
+from .readers import module_of, operation_of, moves
 from .sites import BatchNorm, find_sites, is_composite, registered, survey
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, working_copy)
@@ -250,7 +250,7 @@ def _on_grid(node, model, live) -> bool:
     def quantizes(reader):
         m, o = module_of(reader, model), operation_of(reader, model)
         if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return True
-        return o is not None and o.kind in PASSES and _on_grid(reader, model, live)
+        return moves(o) and _on_grid(reader, model, live)
     return all(map(quantizes, readers(node, live)))
 
 def _float_sums(model) -> int:

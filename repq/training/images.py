@@ -276,7 +276,7 @@ def unlabelled(self:ImageArray, items):
     return res
 
 @patch
-def unlabelled(self:ImageFiles, items):
+def unlabelled(self:ImageFiles, items): # noqa: F811
     "Images without labels, cropped as validation crops these"
     files = [o if isinstance(o, (str, os.PathLike)) or hasattr(o, 'read_bytes') else _Drawn(o) for o in items]
     res = type(self)(files, torch.zeros(len(files), dtype=torch.int64), self.vocab, self.size, self.ratio)

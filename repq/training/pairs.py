@@ -7,17 +7,11 @@ from __future__ import annotations
 import math, struct, warnings
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from fastai.data.core import DataLoaders
-from fastai.losses import L1LossFlat
 from fastprogress.fastprogress import progress_bar
-from ..networks.schemas import check_memory, regular, check_whole
-from ..networks.files import SIGNATURE, check_output, locked, writing
-from ..method.kernels import pair
-from ..networks.sites import find_sites
-from .loader import ImageDL, generator_at
+from ..networks.schemas import regular
 from .images import upright
 
 # %% auto #0
@@ -116,7 +110,7 @@ def find_pairs(folder, scale:int=2,
         small = folder/f'DIV2K_{split}_LR_bicubic'/f'X{scale}'
         res = [(p.stem, p, small/f'{p.stem}x{scale}.png' if small.is_dir() else None) for p in _images(div2k)]
     elif (folder/'HR').is_dir():
-        small = next((s for s in (folder/'LR'/f'X{scale}', folder/f'LR_x{scale}', folder/f'LR_bicubic'/f'X{scale}', folder/'LR') if s.is_dir()), None)
+        small = next((s for s in (folder/'LR'/f'X{scale}', folder/f'LR_x{scale}', folder/'LR_bicubic'/f'X{scale}', folder/'LR') if s.is_dir()), None)
         there = {p.stem: p for p in _images(small)} if small else {}
         res = [(p.stem, p, there.get(p.stem) or there.get(f'{p.stem}x{scale}') or small/p.name if small else None) for p in _images(folder/'HR')]
     elif marked := [p for p in _images(folder, True) if p.stem.endswith(f'_SRF_{scale}_HR')]:

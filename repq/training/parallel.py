@@ -5,29 +5,36 @@
 # %% ../../nbs/3_training/11_parallel.ipynb #n004
 from __future__ import annotations
 import gc, os
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, wraps
 import torch, torch.distributed as dist, torch.nn as nn
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib
 from torch.nn.parallel import DistributedDataParallel
 from ..method.batchnorm import fold, mean_var, processes, rank_mean, reduce_ranks, update_running
 
 # %% auto #0
-__all__ = ['process_group', 'gathered', 'from_first', 'together', 'check_alike', 'AllBatchNorm', 'spread', 'DataParallel',
-           'Accumulate']
+__all__ = ['process_group', 'gathered', 'from_first', 'together', 'check_alike', 'by_first', 'by_all', 'held_by_first',
+           'AllBatchNorm', 'spread', 'DataParallel', 'Accumulate']
 
 # %% ../../nbs/3_training/11_parallel.ipynb #n007
 @contextmanager
-def process_group():
+def process_group(): # a function that parts from the others before the end, for what one does alone
     "Join the processes that torchrun started, by NCCL where there are GPUs and by gloo elsewhere; does nothing where there is only this one"
-    if num_distrib() <= 1 or dist.is_initialized(): yield; return
+    if num_distrib() <= 1 or dist.is_initialized():
+        yield lambda: None
+        return
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
-    yield
+    yield _part
+    _part() # not after an error: the others may never come
+
+def _part():
+    "Wait for the other processes, and belong to them no more"
+    if not dist.is_initialized(): return
     dist.barrier()
     gc.collect() # models that still hold on to the group
-    dist.destroy_process_group() # not after an error: the others may never come
+    dist.destroy_process_group()
 
 # %% ../../nbs/3_training/11_parallel.ipynb #n007b
 def gathered(value) -> list:
@@ -59,11 +66,34 @@ def together(f):
         if e: raise ValueError(f'process {i} cannot go on, {e}')
     return res
 
+# %% ../../nbs/3_training/11_parallel.ipynb #r500
 def check_alike(**values):
     "ValueError in all processes if `values` are not the same in all"
     first, *others = gathered(values)
     for i, other in enumerate(others, 1):
-        if text := ', '.join(f'{n} {other[n]!r} instead of {v!r}' for n, v in first.items() if other[n] != v): raise ValueError(f'process {i} would train something else than the first: {text}')
+        if text := ', '.join(f'{n} {other[n]!r} instead of {v!r}' for n, v in first.items() if other[n] != v):
+            raise ValueError(f'process {i} would train something else than the first: {text}')
+
+# %% ../../nbs/3_training/11_parallel.ipynb #r502
+def by_first(f):
+    "`f` as a step that the first process takes for all, see `from_first`"
+    @wraps(f)
+    def step(*args, **kwargs): return from_first(partial(f, *args, **kwargs))
+    return step
+
+def by_all(f):
+    "`f` as a step that all processes take or none, see `together`"
+    @wraps(f)
+    def step(*args, **kwargs): return together(partial(f, *args, **kwargs))
+    return step
+
+@contextmanager
+def held_by_first(context):
+    "`context`, such as a lock, entered by the first process for all; if that fails there, no process goes on"
+    with ExitStack() as stack:
+        def enter(): stack.enter_context(context)
+        from_first(enter)
+        yield
 
 # %% ../../nbs/3_training/11_parallel.ipynb #n008
 class AllBatchNorm(nn.BatchNorm2d):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c003
 from __future__ import annotations
-import ast, json, math, re
+import ast, json, math, operator, re
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import torch.nn as nn
@@ -49,58 +49,82 @@ def get_method(name:str) -> Method:
     return METHODS[name]
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
-_KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'), str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
-_RANGES = dict(lr=(0, 1e38, '0'), bias_lr=(0, 1e38, '0'), warmup=(0, 1, '1'), momentum=(0, 1, '1'), weight_decay=(0, 1e38, ''), distill=(0, 1, '0'), label_smoothing=(0, 1, '1'), valid=(0, 1, '01'),
-               sqr_mom=(0, 1, '1'), eps=(0, 1e38, '0'), epochs=(0, 10**6, ''), batch_size=(1, 10**6, ''), calibrate=(1, 10**6, ''), image_size=(1, 2**14, ''),
-               seed=(-2**63, 2**63 - 1, ''), scale=(1, 16, ''), crop=(1, 2**14, ''), iterations=(1, 10**7, '')) # name -> (least, greatest, which of these are themselves too much)
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
+_KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
+              str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
+_POSITIVE, _BELOW_1, _COUNT = 'above 0 and at most 1e+38', 'at least 0 and below 1', 'at least 1 and at most 1000000'
+_RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at least 0 and at most 1e+38',
+               warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
+               distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
+               batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
+               image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
+               seed=f'at least {-2**63} and at most {2**63 - 1}')
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
+
+# %% ../../nbs/3_training/12_recipes.ipynb #r752
+def _is_kind(value, types) -> bool:
+    "Is a value of one of these types, and a number finite? True is no number"
+    if isinstance(value, bool): return bool in types
+    return isinstance(value, types) and not (isinstance(value, float) and not math.isfinite(value))
 
 def _check_type(field, value):
     "Raise for a value that is not of its field's type; None is one where it is the default"
     types, words = _KINDS[field.type]
     if value is None and field.default is None: return
-    if not isinstance(value, types) or isinstance(value, bool) and bool not in types or isinstance(value, float) and not math.isfinite(value): raise ValueError(f'{field.name} must be {words}, got {value!r}')
+    if not _is_kind(value, types): raise ValueError(f'{field.name} must be {words}, got {value!r}')
 
-def _check_range(name, value, least, greatest, open_at):
+_COMPARE = {'above': operator.gt, 'at least': operator.ge, 'below': operator.lt, 'at most': operator.le}
+
+def _check_range(name, value, allowed): # e.g. 'at least 0 and below 1'
     "Raise for a number out of its range"
-    if value is None or least <= value <= (math.inf if greatest is None else greatest) and str(value).removesuffix('.0') not in [*open_at]: return
-    raise ValueError(f'{name} must be {"above" if str(least) in open_at else "at least"} {least}' + ('' if greatest is None else f' and {"below" if str(greatest) in open_at else "at most"} {greatest}') + f', got {value}')
+    if value is None: return
+    for bound in allowed.split(' and '):
+        words, _, number = bound.rpartition(' ')
+        if not _COMPARE[words](value, ast.literal_eval(number)): raise ValueError(f'{name} must be {allowed}, got {value}')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e003
 def _check_bits(r):
     "Raise unless weights and inputs are both in full precision or both quantized"
     if (r.weight_bits == 32) != (r.input_bits == 32):
-        raise ValueError(f'weights and inputs are quantized together: {r.weight_bits} and {r.input_bits} bits is neither full precision (32 and 32) nor quantized (2..16)')
-    if r.quantized:
-        for b in (r.weight_bits, r.input_bits, r.first_last_bits or 8): check_bits(b)
-        for name, bits in (r.layer_bits or {}).items():
-            if isinstance(bits, (list, tuple)) and len(bits) != 2: raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
-            for b in bits if isinstance(bits, (list, tuple)) else [bits]: check_bits(b)
+        raise ValueError(f'weights and inputs are quantized together: {r.weight_bits} and {r.input_bits} bits is '
+                         'neither full precision (32 and 32) nor quantized (2..16)')
+    if not r.quantized: return
+    for b in r.weight_bits, r.input_bits, r.first_last_bits or 8: check_bits(b)
+    for name, bits in (r.layer_bits or {}).items():
+        pair = bits if isinstance(bits, (list, tuple)) else (bits, bits)
+        if len(pair) != 2: raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
+        for b in pair: check_bits(b)
 
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
     for n in (*QUANTIZED_ONLY, 'layer_bits'):
-        if getattr(r, n) and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {getattr(r, n)} at 32 bits')
-    if r.sums and not (r.quantized and 2 <= r.sums <= 8): raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
+        value = getattr(r, n)
+        if value and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {value} at 32 bits')
+    if r.sums and not (r.quantized and 2 <= r.sums <= 8):
+        raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
 
 def _check_task(r):
     "Raise for what has a meaning in the other task only"
     sr = task(r.model) == 'super-resolution'
     for n in ('scale', 'crop', 'iterations'):
-        v = getattr(r, n)
-        if (v is not None) != sr or sr and v < 1: raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; got {v!r} for {r.model}')
-    if r.image_size is not None and sr: raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
+        if (getattr(r, n) is not None) != sr:
+            raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; '
+                             f'got {getattr(r, n)!r} for {r.model}')
+    if r.image_size is not None and sr:
+        raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
 def _check(r):
     "Raise for the first thing in a recipe that cannot be meant"
     for f in fields(r): _check_type(f, getattr(r, f.name))
-    get_method(r.method); image_size(r.model)
-    for n, (least, greatest, open_at) in _RANGES.items(): _check_range(n, getattr(r, n), least, greatest, open_at)
+    get_method(r.method)
+    image_size(r.model) # which knows the models
+    for n, allowed in _RANGES.items(): _check_range(n, getattr(r, n), allowed)
     for n, known in _CHOICES.items():
         if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
-    _check_bits(r); _check_stage(r); _check_task(r)
+    _check_bits(r)
+    _check_stage(r)
+    _check_task(r)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c009
 @dataclass(frozen=True)
@@ -156,7 +180,9 @@ class Recipe(Training):
 def quantized(self:Recipe): return self.weight_bits != 32
 
 @patch(as_prop=True)
-def stage(self:Recipe): return 'quantized' if self.quantized else 'full-precision'
+def stage(self:Recipe):
+    if not self.quantized: return 'full-precision'
+    return 'quantized' if self.epochs else 'post-training'
 
 @patch(as_prop=True)
 def network(self:Recipe):
@@ -175,9 +201,11 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     return Recipe(**d)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c013
-_AUTHORS = dict(repvgg=dict(bias_lr=2.), ac_resnet18=dict(epochs=100, bias_lr=2., decay_norms=True), qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5)) # at 224 pixels, by the beginning of names
+_AUTHORS = dict(repvgg=dict(bias_lr=2.), ac_resnet18=dict(epochs=100, bias_lr=2., decay_norms=True),
+                qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5)) # at 224 pixels, by the beginning of names
 
-_SR = dict(data='photos', full_precision='merged', optimizer='adam', sqr_mom=.999, eps=1e-8, weight_decay=0., scale=2, crop=128, iterations=1600)
+_SR = dict(data='photos', full_precision='merged', optimizer='adam', sqr_mom=.999, eps=1e-8, weight_decay=0., scale=2, crop=128,
+           iterations=1600)
 _DEFAULTS = { # image size -> full precision, quantized
     64:  (dict(epochs=1000, batch_size=32, lr=5e-4, schedule='constant', **_SR), dict(epochs=1000, batch_size=32, lr=5e-4, **_SR)),
     224: (dict(epochs=120, batch_size=256, lr=.1, decouple_wd=False), dict(epochs=120, batch_size=256, lr=.01, decouple_wd=False)),
@@ -186,10 +214,20 @@ _DEFAULTS = { # image size -> full precision, quantized
 
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
 
-def _lr_scale(model, method):
+# %% ../../nbs/3_training/12_recipes.ipynb #r753
+def _lr_scale(model, method) -> float:
     "What the quantized stage's learning rate is multiplied by"
     m = get_method(method)
     return min([m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+
+def _of_authors(model, d, weight_bits) -> dict:
+    "The defaults `d` for 224 pixels, as a network's authors change them; their rate is that of full precision"
+    d = d.copy()
+    for name, own in _AUTHORS.items():
+        if model.startswith(name): d |= {k: v for k, v in own.items() if k != 'lr' or weight_bits == 32}
+    if weight_bits != 32: d['lr'] *= d['batch_size']/256
+    if 4 < weight_bits < 32: d['lr'] *= .1
+    return d
 
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
@@ -197,11 +235,10 @@ def get_recipe(model:str, method='repq-bnest',
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
     d = _DEFAULTS[image_size(model)][weight_bits != 32]
-    if image_size(model) == 224:
-        d = {**d, **{k: v for n, o in _AUTHORS.items() if model.startswith(n) for k, v in o.items() if k != 'lr' or weight_bits == 32}}
-        if weight_bits != 32: d['lr'] *= d['batch_size']/256*(.1 if weight_bits > 4 else 1)
-    if weight_bits != 32: d = {**d, 'lr': d['lr']*_lr_scale(model, method)}
-    return recipe_from({**dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits), **d, **{k: v for k, v in overrides.items() if v is not None}})
+    if image_size(model) == 224: d = _of_authors(model, d, weight_bits)
+    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method))
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #n004
 def parse_fields(pairs) -> dict: # of `Recipe`'s fields
@@ -217,7 +254,9 @@ def parse_fields(pairs) -> dict: # of `Recipe`'s fields
 
 def _value(text, kind):
     "What a text means for a field of that type; the text itself where it means nothing, which `Recipe` then refuses"
-    if (word := text.strip().lower()) in ('true', 'false', 'none'): return dict(true=True, false=False, none=None)[word] if word == 'none' or kind == 'bool' else text
+    word = text.strip().lower()
+    if word == 'none': return None
+    if word in ('true', 'false'): return word == 'true' if kind == 'bool' else text
     if kind == 'str': return text
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
@@ -238,32 +277,44 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
           state:dict=None, # a full-precision state dict to start the quantized stage from
          ) -> nn.Module:
     "The model of a recipe's stage"
-    method = METHODS[recipe.method]
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
-    if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for m in model.modules() if isinstance(m, Block) for o in m.modules()):
-        raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample")
+    blocks = [m for m in model.modules() if isinstance(m, Block)]
+    if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
+        raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
+                         'use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample')
+    method = METHODS[recipe.method]
     if recipe.full_precision == 'merged' and method.reparametrized:
-        for m in model.modules(): # a fresh network has nothing to preserve: no switch, which would change its initial values
-            if isinstance(m, Block): m.statistics = method.statistics or 'exact'
+        for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
-    if not recipe.quantized: return model
-    if method.merge_first: surgery.merge(model, inplace=True, verbose=False)
-    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel, recipe.first_last_bits or None, recipe.layer_bits, inplace=True, verbose=False, input_noise=recipe.input_noise, bound_steps=recipe.bound_steps)
-    if recipe.norm_after: surgery.add_norms(model, inplace=True, verbose=False)
+    return _quantized(model, recipe, method) if recipe.quantized else model
+
+def _quantized(model, recipe, method) -> nn.Module:
+    "A full-precision model as it is in the quantized stage"
+    quiet = dict(inplace=True, verbose=False)
+    if method.merge_first: surgery.merge(model, **quiet)
+    surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
+                     recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
+                     bound_steps=recipe.bound_steps, **quiet)
+    if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 
+# %% ../../nbs/3_training/12_recipes.ipynb #r754
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
-    if text := differences({k: v.shape for k, v in model.state_dict().items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
-    if text := _unusable_values(model.state_dict(), state): raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
+    if text := differences({k: v.shape for k, v in model.state_dict().items()}, state):
+        raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := _unusable_values(model.state_dict(), state):
+        raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
     model.load_state_dict(state)
 
 def _unusable_values(own, state) -> str:
     "What is wrong with the values of a state dict, which loading would take as they are"
+    kind = lambda t: str(t.dtype).removeprefix('torch.')
     for n, t in state.items():
-        if t.is_floating_point() != own[n].is_floating_point() or t.is_complex(): return f'{n} has values of type {str(t.dtype).removeprefix("torch.")}, {str(own[n].dtype).removeprefix("torch.")} are expected'
-        layer = n.rpartition('.')[0]
-        if t.is_floating_point() and not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {n}'
+        layer, floats = n.rpartition('.')[0], t.is_floating_point()
+        if floats != own[n].is_floating_point() or t.is_complex():
+            return f'{n} has values of type {kind(t)}, {kind(own[n])} are expected'
+        if floats and not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {n}'
         if n.endswith('running_var') and (t < 0).any(): return f'layer {layer} has a negative variance, in {n}'
     return ''

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/3_training/10_resume.ipynb #n026
 from __future__ import annotations
-import copy, os, random, re, signal, threading, time, warnings
+import copy, random, signal, threading, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
-from ..networks.schemas import STATE, checked, naming, regular
-from ..networks.files import replacing, writing
+from ..networks.schemas import STATE, checked, regular
+from ..networks.files import replacing
 
 # %% auto #0
 __all__ = ['write_state', 'read_state', 'check_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state',
@@ -37,52 +37,77 @@ def read_state(folder,
             state = torch.load(regular(f), map_location='cpu', weights_only=True)
             if check is not None: check(state)
             return state
-        except Exception as e: warnings.warn(f'{f} cannot be read ({_first_line(e)}): the checkpoint before it is taken') # damage has many kinds
+        except Exception as e: # damage has many kinds
+            warnings.warn(f'{f} cannot be read ({_first_line(e)}): the checkpoint before it is taken')
     if files: raise ValueError(f'none of the {len(files)} checkpoints in {folder} can be read: delete the folder to start anew')
 
 # %% ../../nbs/3_training/10_resume.ipynb #w102
-def _same_shapes(state, own) -> str:
+def _other_shapes(state, own) -> str:
     "What of a state dict is not as in `own`"
-    names = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape or own[n].dtype != state[n].dtype]
+    kind = lambda d, n: (d[n].shape, d[n].dtype) if n in d else None
+    names = [n for n in {**own, **state} if kind(own, n) != kind(state, n)]
     return f'{len(names)} of its tensors are of another model, e.g. {names[0]}' if names else ''
 
 def _bad_numbers(tensors) -> str:
     "Which of these named tensors has nan or infinite values"
-    return next((f'{n} is not finite' for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all()), '')
+    for n, t in tensors.items():
+        if isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all(): return f'{n} is not finite'
+    return ''
+
+def _other_optimizer(states, model) -> str:
+    "Whether the averages in an optimizer's states are of other parameters"
+    shapes = lambda tensors: Counter(tuple(t.shape) for t in tensors if t is not None)
+    same = shapes(s.get('grad_avg') for s in states) <= shapes(model.parameters())
+    return '' if same else 'its optimizer is of another model'
 
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
-    text = _same_shapes(state['model'], model.state_dict()) or _bad_numbers(state['model'])
-    there, own = (Counter(tuple(t.shape) for t in ts if t is not None) for ts in ([s.get('grad_avg') for s in state['optimizer']['state']], model.parameters()))
-    if not text and not there <= own: text = 'its optimizer is of another model'
-    if not text and state['epoch'] > epochs: text = f'it is of epoch {state["epoch"]} of {epochs}'
+    weights, epoch = state['model'], state['epoch']
+    text = (_other_shapes(weights, model.state_dict()) or _bad_numbers(weights)
+            or _other_optimizer(state['optimizer']['state'], model))
+    if not text and epoch > epochs: text = f'it is of epoch {epoch} of {epochs}'
     if text: raise ValueError(text)
-    rng = state['rng']
-    random.Random().setstate(rng['python']); np.random.RandomState().set_state(rng['numpy']); torch.Generator().set_state(rng['torch'])
+    _check_rng(state['rng'])
+
+def _check_rng(state):
+    "Raise where generators do not take their states"
+    random.Random().setstate(state['python'])
+    np.random.RandomState().set_state(state['numpy'])
+    torch.Generator().set_state(state['torch'])
 
 # %% ../../nbs/3_training/10_resume.ipynb #n032
 def rng_state() -> dict:
     "State of all generators that training may draw from"
     kind, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(kind, keys.tolist(), *rest), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    return dict(python=random.getstate(), numpy=(kind, keys.tolist(), *rest), torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def set_rng_state(state:dict):
     "Put all generators where they were; those of devices that are not here are left out"
-    random.setstate(state['python']); np.random.set_state(state['numpy']); torch.set_rng_state(state['torch'])
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
+    torch.set_rng_state(state['torch'])
     for i, s in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
 # %% ../../nbs/3_training/10_resume.ipynb #n034
 def _kept(learn) -> list: return [cb for cb in learn.cbs if getattr(type(cb), 'kept', None)]
 
+def _optimizer_state(opt) -> dict:
+    "An optimizer's state in tensors and numbers"
+    state = opt.state_dict()
+    return dict(state=[dict(s) for s in state['state']],
+                hypers=[{k: float(v) for k, v in h.items()} for h in state['hypers']])
+
 def training_state(learn:Learner,
                    epoch:int, batch:int, # where training goes on: `batch` batches of `epoch` are done
                   ) -> dict: # tensors, numbers and names
     "All that the rest of training depends on"
-    opt, smooth = learn.opt.state_dict(), learn.recorder.smooth_loss
-    return dict(epoch=epoch, batch=batch, step=learn.train_iter, pct_train=float(learn.pct_train), passes=learn.dls.train.epoch - (batch > 0), smooth_loss=(smooth.count, smooth.val.as_subclass(torch.Tensor)),
-                model=get_model(learn.model).state_dict(), rng=rng_state(),
-                optimizer=dict(state=[dict(s) for s in opt['state']], hypers=[{k: float(v) for k, v in h.items()} for h in opt['hypers']]),
+    smooth = learn.recorder.smooth_loss
+    passes = learn.dls.train.epoch - (batch > 0) # over the data, that are done
+    return dict(epoch=epoch, batch=batch, step=learn.train_iter, pct_train=float(learn.pct_train), passes=passes,
+                smooth_loss=(smooth.count, smooth.val.as_subclass(torch.Tensor)),
+                model=get_model(learn.model).state_dict(), rng=rng_state(), optimizer=_optimizer_state(learn.opt),
                 callbacks={cb.name: {a: getattr(cb, a) for a in cb.kept} for cb in _kept(learn)})
 
 def set_training_state(learn:Learner, state:dict):
@@ -171,10 +196,13 @@ def before_batch(self:Checkpoints):
 # %% ../../nbs/3_training/10_resume.ipynb #n037
 class ResumableLearner(Learner):
     "A `Learner` that begins with the epoch of its `Checkpoints`; measures are those of this process"
-    def to_detach(self, b, cpu=True, gather=False): return super().to_detach(b, cpu, gather) # fastai would wait for the others in every batch of validation, of which they may have fewer
+    def to_detach(self, b, cpu=True, gather=False):
+        "fastai's, which would wait for the others in every batch of validation, of which they may have fewer"
+        return super().to_detach(b, cpu, gather)
+
     def _do_fit(self):
-        for self.epoch in range(self.checkpoints.start.get('epoch', 0) if hasattr(self, 'checkpoints') else 0, self.n_epoch):
-            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        first = self.checkpoints.start.get('epoch', 0) if hasattr(self, 'checkpoints') else 0
+        for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../../nbs/3_training/10_resume.ipynb #n041
 class SkipNonFinite(Callback):
@@ -188,15 +216,25 @@ class SkipNonFinite(Callback):
         if self.training: torch._foreach_copy_(self.good, self.live)
 
     def before_step(self):
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        what = 'gradient' if torch.isfinite(self.loss) else 'loss'
-        self.series = not torch.isfinite(self.loss) & torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum()) # averaged over processes, both: all decide alike
-        if not self.series: return
+        norms = torch._foreach_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        finite = torch.isfinite(self.loss) & torch.isfinite(torch.stack(norms).sum()) # averaged over processes, both: all decide alike
+        self.series = not finite
+        if self.series: self._skip()
+
+    def _skip(self):
+        "Leave out this step, and what the running statistics have seen of it"
         self.skipped.append(f'epoch {self.epoch}, batch {self.iter}')
-        text = f'the {what} is {self.loss.item() if what == "loss" else "not finite"} at {self.skipped[-1]}'
-        if len(self.skipped) > self.budget: raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate (now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms inside blocks, so are norm_after, input_noise and bound_steps')
-        warnings.warn(f'{text}: step skipped, {len(self.skipped)} of at most {self.budget}')
+        what = 'the gradient is not finite' if torch.isfinite(self.loss) else f'the loss is {self.loss.item()}'
+        self._warn(f'{what} at {self.skipped[-1]}')
         torch._foreach_copy_(self.live, self.good)
         smooth = self.recorder.smooth_loss # what the history shows stays a number
         self.learn.loss = smooth.value.clone() if smooth.count else torch.zeros_like(self.loss)
         raise CancelStepException
+
+    def _warn(self, text):
+        "Say that a step is skipped; FloatingPointError where it is one too many"
+        if len(self.skipped) <= self.budget:
+            return warnings.warn(f'{text}: step skipped, {len(self.skipped)} of at most {self.budget}')
+        raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate '
+                                 f'(now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms '
+                                 'inside blocks, so are norm_after, input_noise and bound_steps')

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/3_training/06_shards.ipynb #p104
 from __future__ import annotations
-import io, os, re, statistics, tarfile, time, warnings
+import io, os, re, statistics, tarfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
@@ -13,7 +13,7 @@ from fastcore.basics import chunked
 from ..networks.schemas import check_finite, naming, check_whole
 from ..networks.files import check_folder, check_part, making
 from .loader import rng_at
-from .images import file_bytes, quiet, as_rgb, tolerate, UNREADABLE, coarsen, open_crop, open_rgb, random_box
+from .images import file_bytes, quiet, tolerate, UNREADABLE, coarsen, open_crop, open_rgb, random_box
 from .folders import VALIDATION, subfolders, list_images, split_folders
 from .packed import index_tar, read_shards, write_index
 from .data import data_folder, get_dls

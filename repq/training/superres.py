@@ -4,21 +4,18 @@
 
 # %% ../../nbs/3_training/08_superres.ipynb #c002
 from __future__ import annotations
-import math, struct, warnings
-from dataclasses import dataclass
+import math, warnings
 from pathlib import Path
-import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+import numpy as np, torch, torch.nn as nn
+from PIL import Image
 from torch import Tensor
 from fastai.data.core import DataLoaders
 from fastai.losses import L1LossFlat
-from fastprogress.fastprogress import progress_bar
-from ..networks.schemas import check_memory, regular, check_whole
+from ..networks.schemas import check_memory, check_whole
 from ..networks.files import SIGNATURE, check_output, locked, writing
 from ..method.kernels import pair
 from ..networks.sites import find_sites
 from .loader import ImageDL, generator_at
-from .images import upright
 from .pairs import (SR_EXTENSIONS, UNIT, bicubic, embedded_photos, find_pairs, image_tensor, large_enough, load_pairs, luminance, open_image,
                                  png_depth, rgb_to_ycbcr, ycbcr_to_rgb)
 

@@ -1,0 +1,3 @@
+"Studies: the name under which users import the chapters below"
+# ruff: noqa: F401, F403, F405
+from repq.training.studies import *
