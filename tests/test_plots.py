@@ -104,6 +104,12 @@ def test_curves_have_a_colour_a_method_and_a_line_a_width():
     assert [t.get_text() for t in score.get_legend().get_texts()] == ['plain', 'repq-bn', 'full precision', '4/4 bits', '2/2 bits']
     plt.close(loss.figure)
 
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('loss', [None, 0., -1., 1e30])
+def test_a_loss_that_has_no_logarithm(tmp_path, loss):
+    rows = [dict(epoch=i, train_loss=loss, valid_loss=loss, accuracy=None) for i in range(2)]
+    assert plots.save(plots.plot_history(rows), tmp_path/'history.png').exists()
+
 def test_series_of_a_method_have_colours_of_their_own():
     rows = plots.labelled([row('merged', epochs=3), row('merged', epochs=0), row('merged', settings=dict(norm_after=True)), row('mine')])
     colors = plots.series_colors(rows)

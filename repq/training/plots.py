@@ -57,7 +57,8 @@ def _run_styles(names, results) -> tuple: # name -> color and line style; handle
     if results is None:
         more = cycle(('C0', *MORE_COLORS))
         colors = {n: METHOD_COLORS.get(n) or next(more) for n in names}
-        return {n: dict(color=c) for n, c in colors.items()}, [plt.Line2D([], [], color=c, label=n) for n, c in colors.items()]
+        handles = [plt.Line2D([], [], color=c, label=n) for n, c in colors.items()]
+        return {n: dict(color=c) for n, c in colors.items()}, handles
     rows = labelled([{**results[n], 'run': n} for n in names])
     colors, lines = series_colors(rows), width_styles(rows)
     widths = [plt.Line2D([], [], color='.3', ls=ls, label=n) for n, ls in lines.items()]
@@ -91,7 +92,8 @@ def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_
     styles, handles = _run_styles(runs, results)
     for name, run in runs.items(): _draw_run(loss, score, run, keys, 1 if sr else 100, **styles[name])
     if one: handles += loss.plot(*_curve(runs['validation'], 'train_loss'), color='.5', ls=':', label='training')
-    log_axis(loss, 'loss (logarithmic)')
+    if any(v > 0 for line in loss.lines for v in line.get_ydata()): log_axis(loss, 'loss (logarithmic)')
+    else: loss.set_ylabel('loss') # no epoch had a finite one
     loss.set(xlabel='epoch', title='Loss: lower is better' if one else 'Validation loss: lower is better')
     score.set(xlabel='epoch', ylabel='PSNR, dB' if sr else 'accuracy, %', title='Validation images: higher is better')
     for a in loss, score: a.grid(alpha=.3); a.xaxis.get_major_locator().set_params(integer=True)

@@ -86,7 +86,9 @@ def _short_data(rows) -> dict: # data -> name
 def _check_once(rows):
     "Raise where a seed comes twice in a series"
     for seed, n in Counter(r['seed'] for r in rows).items():
-        if n > 1: raise ValueError(f'{n} rows of {rows[0]["label"]} have the same stage, bits and seed {seed}: give each run once')
+        if n == 1: continue
+        name = rows[0]['label']
+        raise ValueError(f'{n} rows of {name} have the same stage, bits and seed {seed}: give each run once')
 
 def labelled(rows, keys=RESULT_KEYS # fields that are needed
             ) -> list: # of copies, in the order of tables
@@ -189,7 +191,8 @@ def beside(figures, row, key):
     "The figure of others for a summary row, None where they give none"
     name = _name(row) + ', post-training'*(row['stage'] == 'post-training')
     for o in figures[1]:
-        if (o['method'], o['weight_bits']) == (name, row['weight_bits'] or 32) and o['model'] in (None, row['model']): return o.get(key)
+        same = (o['method'], o['weight_bits']) == (name, row['weight_bits'] or 32)
+        if same and o['model'] in (None, row['model']): return o.get(key)
 
 # %% ../../nbs/3_training/13_results.ipynb #g121
 def results_table(rows, figures=None # of others, as `read_figures` gives them

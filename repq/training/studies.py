@@ -119,7 +119,8 @@ def study_results(folder, command:str, # that made it
                   **more) -> dict:     # of values that can be written as JSON
     "All that a study has found so far, and whatever `more` there is to say"
     rows = {n: {k: v for k, v in r.items() if k != 'environment'} for n, r in finished(folder).items()}
-    tuned = {n: {k: r[k] for k in ('lr', 'psnr' if 'psnr' in r else 'accuracy')} for n, r in rows.items() if n.startswith(tuning)}
+    def tried(r): return {k: r[k] for k in ('lr', 'psnr' if 'psnr' in r else 'accuracy')}
+    tuned = {n: tried(r) for n, r in rows.items() if n.startswith(tuning)}
     diverged = sorted(p.parent.name.removesuffix('.part') for p in Path(folder).glob('*.part/diverged'))
     return dict(command=command, environment={**environment(), 'threads': 1}, **more, diverged=diverged,
                 rows={n: r for n, r in rows.items() if n not in tuned}, tuning=tuned)
