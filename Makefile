@@ -4,7 +4,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test fuzz check-export check-clean check-readme test-notebooks test-pytest export readme docs lab test-wheel clean
+.PHONY: help env demo test fuzz lint check-export check-clean check-readme test-notebooks test-pytest export readme docs lab test-wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,13 +18,16 @@ demo: env  ## the main job on the embedded data, into runs/demo (options: ARGS="
 	@echo 'Again, or with other runs beside it: .venv/bin/repq report FOLDER...; other data and models: .venv/bin/repq demo --help'
 
 test: env  ## all that CI runs
-	@$(PY) scripts/check.py export clean readme notebooks docs pytest
+	@$(PY) scripts/check.py export clean lint readme notebooks docs pytest
 
 check-export: env  ## are the exported modules in step with the notebooks?
 	@$(PY) scripts/check.py export
 
 check-clean: env  ## are the notebooks clean?
 	@$(PY) scripts/check.py clean
+
+lint: env  ## what is plainly wrong: unused imports and names, undefined ones (ruff)
+	@$(PY) scripts/check.py lint
 
 check-readme: env  ## is README.md in step with nbs/index.ipynb?
 	@$(PY) scripts/check.py readme

@@ -56,6 +56,12 @@ def clean():
     if differ := in_copy('nbdev_clean'): raise Failed('not clean: ' + ', '.join(differ) + '\nRun `make export`.')
     return f'{len(notebooks())} notebooks clean'
 
+def lint():
+    "Nothing that is plainly wrong: unused imports and names, undefined ones, shadowed functions (pyproject.toml says which rules)."
+    paths = [p for p in ('nbs', 'repq', 'tests', 'scripts', 'setup.py') if (ROOT/p).exists()]
+    run(BIN/'ruff', 'check', '--no-cache', '--quiet', '--output-format', 'concise', *paths, quiet=True)
+    return 'nothing found by ruff in ' + ', '.join(paths)
+
 def readme():
     "README.md is what nbs/index.ipynb gives."
     if not (NBS/'index.ipynb').exists(): raise Failed('there is no nbs/index.ipynb')
@@ -193,7 +199,7 @@ def pytest(*args):
     "The integration tests; their own closing line has the count."
     run(sys.executable, '-m', 'pytest', 'tests', '-n', 2, *args)
 
-STEPS = dict(export=export, clean=clean, readme=readme, notebooks=nbs, docs=docs, pytest=pytest)
+STEPS = dict(export=export, clean=clean, lint=lint, readme=readme, notebooks=nbs, docs=docs, pytest=pytest)
 
 def main(argv):
     cut = argv.index('--') if '--' in argv else len(argv)

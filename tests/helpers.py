@@ -1,6 +1,6 @@
 "What several test files share: random geometry, random blocks, and comparisons relative to the largest value."
 from dataclasses import dataclass
-import pytest, torch
+import torch
 from hypothesis import HealthCheck, settings, strategies as st
 from torch import nn
 from repq.blocks import ACBlock, Block, DepthwiseFilter, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale, conv_bn

@@ -8,7 +8,7 @@ from repq.checkpoints import LAYOUTS, convert, from_official, identify, load_off
 from repq.ecb import ECB
 from repq.models import create_model, list_models, plain_twin, task
 from repq.orepa import OREPA
-from repq.surgery import deploy, merge, quantize, reparametrize, train_merged
+from repq.surgery import merge, quantize, reparametrize, train_merged
 
 quiet = dict(verbose=False)
 def names(): return [n for n in list_models() if plain_twin(n) != n and not n.endswith('_small') and (n.endswith('_tiny') or task(n) != 'classification')]

@@ -387,7 +387,8 @@ def test_no_network(name, monkeypatch):
 
 def test_names_are_fetched_and_paths_are_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fetched,local = tree(tmp_path/'fetched', 3), tree(tmp_path/'cifar10', 4)
+    fetched = tree(tmp_path/'fetched', 3)
+    tree(tmp_path/'cifar10', 4)
     monkeypatch.setattr(D, 'untar_data', lambda url: fetched)
     assert len(get_dls('cifar10', bs=2, **CPU).train_ds) == 6 and len(get_dls('./cifar10', bs=2, **CPU).train_ds) == 8
     assert len(get_dls(Path('cifar10'), bs=2, **CPU).train_ds) == 8
@@ -395,7 +396,7 @@ def test_names_are_fetched_and_paths_are_not(tmp_path, monkeypatch):
 # --- fastai
 
 def test_learner_trains(root):
-    from fastai.callback import progress, schedule
+    from fastai.callback import progress, schedule # noqa: F401 (they patch Learner)
     from fastai.learner import Learner
     from fastai.metrics import accuracy
     from torch import nn

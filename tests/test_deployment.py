@@ -3,7 +3,7 @@ import json
 import numpy as np, pytest, torch
 from repq.deployment import example_images, export_run, post_training, report_run
 from repq.export import onnx_session, optimized_ops, run_onnx
-from repq.integers import load_integers, to_integer
+from repq.integers import load_integers
 from repq.layers import RepQLayer
 from repq.recipes import get_recipe
 from repq.runs import eval_run, load_run, train

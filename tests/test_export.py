@@ -9,7 +9,7 @@ from repq.export import cost, layer_costs
 from repq.layers import RepQLayer
 from repq.models import create_model
 from repq.quantizers import LSQ
-from repq.surgery import deploy, merge, quantize, reparametrize
+from repq.surgery import deploy, merge, quantize
 
 @settings(max_examples=25, deadline=None)
 @given(c=st.sampled_from([2, 4, 6]), out=st.sampled_from([2, 4, 6]), groups=st.sampled_from([1, 2]), k=st.sampled_from([1, 3, 5]), stride=st.integers(1, 2),

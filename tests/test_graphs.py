@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from helpers import randomize
 from repq.blocks import Block, RepVGGBlock
-from repq.graphs import nonnegative, norm_rest, trace_graph
+from repq.graphs import norm_rest
 from repq.integers import check_integers, to_integer
 from repq.surgery import calibrate, deploy, find_sites, quantize, quantize_sums, reparametrize, tied
 

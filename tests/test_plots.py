@@ -3,7 +3,6 @@ import json
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
-from matplotlib.axes import Axes
 from torch import nn
 from repq import plots
 from repq.blocks import ACBlock, Block, RepVGGBlock

@@ -28,7 +28,7 @@ def test_core_modules_need_no_development_packages(tmp_path):
     "What is installed for `pip install repq` is enough to import every module."
     dev = {re.split(r'[<>=;]', r)[0].replace('-', '_') for r in settings()['dev_requirements'].split()}
     dev -= {re.split(r'[<>=;]', r)[0].replace('-', '_') for r in settings()['requirements'].split()} | {'pyyaml', 'plum_dispatch'}
-    mods = sorted(p.stem for p in (ROOT/'repq').glob('*.py') if p.stem[0] != '_')
+    mods = sorted('.'.join(p.relative_to(ROOT/'repq').with_suffix('').parts) for p in (ROOT/'repq').rglob('*.py') if p.stem[0] != '_')
     run(sys.executable, '-c', f'import sys, importlib\nfor m in {sorted(dev)}: sys.modules[m] = None\nfor m in {mods}: importlib.import_module("repq."+m)', cwd=tmp_path)
 
 def test_console_script(tmp_path):

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest, torch
 from repq.plans import plan
 from repq.recipes import get_recipe
-from repq.resume import read_state
-from repq.runs import collect, read_history, report, train
+from repq.runs import collect, report, train
 
 def ignore(done, of, values): pass
 KW = dict(on_epoch=ignore, timing=0)

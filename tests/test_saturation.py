@@ -117,7 +117,7 @@ def test_what_could_saturate_is_not_written(tmp_path, monkeypatch):
 
 def test_other_files_are_checked(tmp_path):
     "Operations on integers without dequantization, of whoever wrote them; floats are none of them"
-    make, rng = onnx.helper, np.random.default_rng(0)
+    make = onnx.helper
     def model(kind, w):
         out = make.make_tensor_value_info('y', onnx.TensorProto.INT32, None)
         return make.make_model(make.make_graph([make.make_node(kind, ['x', 'w'], ['y'], name='it')], 'g', [make.make_tensor_value_info('x', onnx.TensorProto.UINT8, None)], [out], [onnx.numpy_helper.from_array(w, 'w')]))

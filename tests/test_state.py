@@ -13,7 +13,7 @@ from repq.layers import RepQLayer
 from repq.layer_report import layer_report, sensitivity
 from repq.export import cost
 from repq.quantizers import LSQ, min_error_step, positive_step
-from repq.surgery import adapt_statistics, add_norms, calibrate, copy_model, deploy, feed, merge, param_groups, quantize, quantize_sums, reparametrize, train_merged
+from repq.surgery import adapt_statistics, calibrate, copy_model, deploy, feed, merge, param_groups, quantize, quantize_sums, reparametrize, train_merged
 
 quiet = dict(verbose=False)
 MADE = dict(plain=lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)),
@@ -335,7 +335,7 @@ def test_frozen_norms_and_norms_that_nothing_reaches():
     for bn in m.modules():
         if isinstance(bn, BN) and bn.running_mean is not None: nn.init.uniform_(bn.running_mean); bn.num_batches_tracked.fill_(7)
     m.norms['frozen'].requires_grad_(False); m.norms['asleep'].eval(); m.norms['halves'].weight.requires_grad_(False)
-    inner = m.block.block.branches['dense'].bn.requires_grad_(False)
+    m.block.block.branches['dense'].bn.requires_grad_(False)
     before = {n: of(b) for n, b in m.named_modules() if isinstance(b, BN) and b.running_mean is not None}
     modes = {n: b.training for n, b in m.named_modules()}
     data = [images(8, i) for i in range(3)]
@@ -444,7 +444,7 @@ def test_detectors(name):
 def learner(model=None, n_inp=1, loss=None, **kw):
     from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner
     from torch.utils.data import TensorDataset
-    import repq.learner
+    import repq.learner # noqa: F401 (it patches Learner)
     xs = images(32)
     ds = TensorDataset(*[xs]*n_inp, torch.arange(32) % 2); ds.n_inp = n_inp
     return Learner(DataLoaders.from_dsets(ds, ds, bs=16, device='cpu'), model or MADE['repq'](), loss or CrossEntropyLossFlat(), **kw)
