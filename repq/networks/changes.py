@@ -97,8 +97,13 @@ def same_mode(new, old):
     return new
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c032
-def plural(n, what): return f'{n} {what}' + ('' if n == 1 else 's')
-def some(names, most=3): return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+def plural(n:int, what:str) -> str:
+    "'1 layer', '2 layers'"
+    return f'{n} {what}' + ('' if n == 1 else 's')
+
+def some(names:list, most:int=3) -> str:
+    "The first names, and how many more there are"
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 def _grouped(pairs) -> str: # of (name, reason)
     "Names by reason"
@@ -106,9 +111,17 @@ def _grouped(pairs) -> str: # of (name, reason)
     for n, r in pairs: reasons.setdefault(r, []).append(n)
     return '; '.join(f'{some(ns)} ({r})' for r, ns in reasons.items())
 
-def report_change(verb, verbose, untraced, *parts, left=(), hooks=()):
+def report_change(verb:str, verbose:bool,
+                  untraced:str, # why the model cannot be traced, '' if it can
+                  *parts,       # what was done; empty ones are left out
+                  left=(),      # (name, reason) of layers that stay as they are
+                  hooks=()):    # names of modules whose hooks moved
+    "Print what a verb did to a model"
     if not verbose: return
-    print(f'{verb}: ' + '; '.join([*(p for p in parts if p), *([f'left: {_grouped(left)}'] if left else []), *([f'hooks moved to the new layers: {some(hooks)}'] if hooks else [])]))
+    said = [p for p in parts if p]
+    if left: said.append(f'left: {_grouped(left)}')
+    if hooks: said.append(f'hooks moved to the new layers: {some(hooks)}')
+    print(f'{verb}: ' + '; '.join(said))
     if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
 
 # %% ../../nbs/2_networks/04_changes.ipynb #a102

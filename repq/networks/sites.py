@@ -63,7 +63,10 @@ class _Trace:
     nonnegative: dict # layer -> are all its inputs certainly ≥ 0?
     read: set         # ids of the parameters that the model reads itself
 
-def is_linear(m): return isinstance(m.block if isinstance(m, RepQLayer) else m, (nn.Linear, FullyConnected)) or isinstance(m, RepQLayer) and m.block.geometry is None
+def is_linear(m) -> bool:
+    "Is this layer fully connected, in any form?"
+    if isinstance(m, RepQLayer): return m.block.geometry is None or isinstance(m.block, (nn.Linear, FullyConnected))
+    return isinstance(m, (nn.Linear, FullyConnected))
 
 def _can_absorb(layer, bn) -> bool:
     "Can the batch norm `bn` go into the kernel of `layer`, whose output it reads?"

@@ -81,7 +81,9 @@ def open_rgb(
         im.load() # an error in the pixels comes here, before EXIF is asked
         return as_rgb(im)
 
-def file_bytes(path): return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
+def file_bytes(path) -> bytes: # of a path, or of what has `read_bytes`
+    "What is in an image file"
+    return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
 
 def source_of(path):
     "What Pillow can open: a path, or the bytes of what has `read_bytes`"

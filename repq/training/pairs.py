@@ -87,6 +87,7 @@ def read_luminance(path) -> Tensor: # (1, h, w) float32
     return luminance(image_tensor(im.convert('L' if im.mode in ('L', 'LA') else 'RGB')))
 
 def image_tensor(im) -> Tensor: # (c, h, w) uint8
+    "The pixels of a Pillow image"
     a = np.array(im)
     return torch.from_numpy(a[None] if a.ndim == 2 else a.transpose(2, 0, 1).copy())
 
