@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from helpers import randomize
 from repq.blocks import RepVGGBlock
-from repq.deployed import FORMAT, _header, _text_tensor, load_deployed, save_deployed
+from repq.deploy.deployed import FORMAT, _header, _text_tensor, load_deployed, save_deployed
 from repq.integers import to_integer
 from repq.layers import RepQLayer
 from repq.models import create_model
