@@ -35,7 +35,7 @@ def test_from_full_precision_to_a_file(fp, tmp_path):
     assert 'model-vnni.onnx' in text and 'layers can saturate on x86 without VNNI (unless loaded with session.x64quantprecision=1)' in text and 'equals the integer reference in all 640 values' in text
 
 def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
-    from repq import deployment
+    from repq.commands import deployment
     post_training(fp, tmp_path/'ptq')
     monkeypatch.setattr(deployment, 'run_onnx', lambda session, x: run_onnx(session, x) + 1)
     with pytest.raises(ValueError, match='differs from the reference in 640 of 640'): export_run(tmp_path/'ptq')

@@ -1,5 +1,5 @@
 "Nothing that exists is lost: places that are taken, folders shared by two commands, full disks, files of others, kills at the end."
-import json, os, resource, shutil, signal, subprocess, sys, tarfile, time, warnings
+import json, os, resource, shutil, signal, subprocess, sys, tarfile, time
 from contextlib import contextmanager
 from pathlib import Path
 import pytest, torch
@@ -7,15 +7,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from helpers import same_state
-from repq import files, runs as runs_module
-from repq.training import run_folders as folders
+from repq import files
+from repq.checkpoints import to_official
+from repq.networks import files as network_files
+from repq.training import packed, run_folders as folders, runs as runs_module
 from repq.cli import app
 from repq.data import list_images, read_shards
+from repq.deployed import load_deployed
 from repq.deployment import export_run, post_training
-from repq.files import MARKER, SIGNATURE, locked, making, replacing, writing
+from repq.export import check_saturation, load_integers, onnx_session
+from repq.files import SIGNATURE, locked, making, replacing, writing
+from repq.models import create_model
 from repq.plans import plan
 from repq.recipes import get_recipe
-from repq.runs import eval_run, load_run, report, train
+from repq.runs import eval_run, load_run, train
 
 def ignore(done, of, values): pass
 KW = dict(on_epoch=ignore, timing=0)
@@ -260,7 +265,7 @@ def test_json_of_runs(runs, tmp_path, file, change, words):
     assert res.exit_code == 1 and words in str(res.exception) and file in str(res.exception) and '\n' not in str(res.exception), res.exception
 
 @pytest.mark.parametrize('change,words', [(lambda t, n: t[n].to(torch.int64), 'int64'), (lambda t, n: torch.full_like(t[n], float('nan')), 'not finite'), (lambda t, n: t[n].to(torch.complex64), 'complex64')])
-@pytest.mark.parametrize('command', ['eval', 'init', 'export'])
+@pytest.mark.parametrize('command', ['eval', 'init', 'export', 'convert', 'quantize', 'teacher'])
 def test_weights_that_are_none(runs, tmp_path, change, words, command):
     "The layer is named"
     source = runs/('w4' if command == 'export' else 'fp')
@@ -268,16 +273,110 @@ def test_weights_that_are_none(runs, tmp_path, change, words, command):
     t = load_file(source/'model.safetensors')
     name = next(n for n in t if n.startswith('stages.0') and n.endswith('weight'))
     save_file({**t, name: change(t, name)}, tmp_path/'r'/'model.safetensors')
-    args = dict(eval=['eval', tmp_path/'r'], init=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--weight-bits', 4, '--init', tmp_path/'r', '--dry-run', '--out', tmp_path/'x'], export=['export', tmp_path/'r', '--out', tmp_path/'x.onnx'])[command]
+    args = dict(eval=['eval', tmp_path/'r'], init=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--weight-bits', 4, '--init', tmp_path/'r', '--dry-run', '--out', tmp_path/'x'], export=['export', tmp_path/'r', '--out', tmp_path/'x.onnx'],
+                convert=['convert', tmp_path/'r'/'model.safetensors', tmp_path/'x.pth', '--model', 'repvgg_a0_tiny'], quantize=['quantize', tmp_path/'r', '--ptq', '--out', tmp_path/'x'], teacher=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--teacher', tmp_path/'r', '--dry-run', '--out', tmp_path/'x'])[command]
     res = run(*args)
+    assert [f.name for f in tmp_path.iterdir()] == ['r']
     assert res.exit_code == 1 and words in str(res.exception) and name.rpartition('.')[0] in str(res.exception), res.exception
+
+@pytest.mark.parametrize('change', [lambda t: t.index_fill(0, torch.tensor(3), float('nan')), lambda t: t.index_fill(0, torch.tensor(0), -float('inf')), lambda t: t.double()*1e300, lambda t: -t - 1])
+def test_weights_of_others_that_are_none(tmp_path, change):
+    "As their authors' code writes them: convert and --init name the tensor"
+    t = to_official(create_model('repvgg_a0_tiny', 10, 1), 'repvgg')
+    name = next(n for n in t if n.endswith('running_var'))
+    torch.save({**t, name: change(t[name])}, tmp_path/'a.pth')
+    for args in (['convert', tmp_path/'a.pth', tmp_path/'x.safetensors'], ['convert', tmp_path/'a.pth', tmp_path/'x.pth', '--deployed'], ['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--weight-bits', 4, '--init', tmp_path/'a.pth', '--dry-run', '--out', tmp_path/'x']):
+        res = run(*args)
+        assert res.exit_code == 1 and name in str(res.exception), res.exception
+    assert [f.name for f in tmp_path.iterdir()] == ['a.pth']
+
+def described(change):
+    "A change of the description in a file of integers"
+    def f(t):
+        d = json.loads(bytes(t['network'].tolist())); change(d)
+        return {**t, 'network': torch.frombuffer(bytearray(json.dumps(d).encode()), dtype=torch.uint8)}
+    return f
+def a_layer(d): return next(s for s in d['steps'] if s['op'] == 'layer')
+
+@pytest.mark.parametrize('change,words', [
+    (described(lambda d: d.update(steps=[])), 'steps'), (described(lambda d: d['steps'][1].update(op='eval')), "no operation 'eval'"), (described(lambda d: d['steps'][1].update(inputs=['zzz'])), "reads 'zzz'"), (described(lambda d: d.update(output='zzz')), "'zzz'"), (described(lambda d: d['steps'].append(d['steps'][-1])), 'comes twice'),
+    (described(lambda d: a_layer(d)['params'].update(bits=0)), 'bits of'), (described(lambda d: a_layer(d)['params'].update(room=-3)), 'room of'), (described(lambda d: a_layer(d)['grid'].update(step=0)), 'grid.step'), (described(lambda d: a_layer(d)['grid'].update(step=float('nan'))), 'grid.step'), (described(lambda d: d['steps'].pop(0)), 'nothing before it gives'),
+    (lambda t: {k: torch.full_like(v, float('nan')) if v.is_floating_point() else v for k, v in t.items()}, 'not finite')])
+def test_files_of_integers(runs, tmp_path, change, words):
+    export_run(runs/'w4', tmp_path/'a.safetensors', 'safetensors')
+    save_file(change(load_file(tmp_path/'a.safetensors')), tmp_path/'b.safetensors')
+    load_integers(tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match=words) as e: load_integers(tmp_path/'b.safetensors')
+    assert 'b.safetensors' in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('read', [load_integers, load_deployed, check_saturation, onnx_session])
+def test_files_for_the_device_that_are_none(tmp_path, read):
+    os.mkfifo(tmp_path/'pipe'); (tmp_path/'junk').write_bytes(b'junk'*100); (tmp_path/'empty').write_bytes(b''); (tmp_path/'folder').mkdir(); (tmp_path/'zero').symlink_to('/dev/zero')
+    for name in 'pipe', 'junk', 'empty', 'folder', 'zero', 'gone':
+        with pytest.raises((ValueError, OSError), match=name) as e: read(tmp_path/name)
+        assert '\n' not in str(e.value)
+
+def test_what_the_end_needs_is_read_before(runs, tmp_path):
+    "An export whose run cannot take the note, and a report of which one picture cannot be drawn, leave nothing"
+    shutil.copytree(runs/'w4', tmp_path/'w4'); shutil.copytree(runs/'fp', tmp_path/'fp')
+    (tmp_path/'w4'/'results.json').write_text('{')
+    for text in 'epoch,train_loss,valid_loss\n0,1,1\n', 'epoch,train_loss,valid_loss,accuracy\n0,1e300,1,.5\n':
+        (tmp_path/'fp'/'history.csv').write_text(text)
+        for args, name in ((['export', tmp_path/'w4', '--out', tmp_path/'x.onnx'], 'results.json'), (['report', tmp_path/'fp', '--out', tmp_path/'x'], 'history.csv')):
+            res = run(*args)
+            assert res.exit_code == 1 and name in str(res.exception) and sorted(f.name for f in tmp_path.iterdir()) == ['fp', 'w4'], res.exception
+
+def test_names_that_come_twice_or_in_another_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in 'a,a\n1,2\n', 'a,\n1,2\n':
+        Path('names.csv').write_text(text)
+        with pytest.raises(ValueError, match='names.csv.*column'): files.read_csv('names.csv')
+    split = lambda *classes: dict(classes=[*classes], images=0, shards=[])
+    packed._check_index(dict(splits=dict(val=split('a', 'b'), train=split('a', 'b'))), 'index.json')
+    with pytest.raises(ValueError, match='index.json.*splits.val.classes.*another order'): packed._check_index(dict(splits=dict(train=split('a', 'b'), val=split('b', 'a'))), 'index.json')
+
+def test_a_report_into_its_run(runs, tmp_path):
+    "Pictures of the run itself and files of others stay, whatever is asked for"
+    shutil.copytree(runs/'fp', tmp_path/'fp'); shutil.copytree(runs/'w4', tmp_path/'w4'); (tmp_path/'w4'/'layers.md').write_text('mine')
+    before = seen(tmp_path)
+    for n in 'fp', 'w4':
+        res = run('report', tmp_path/n, '--no-alone', '--out', tmp_path/n, '--overwrite')
+        assert res.exit_code == 1 and 'belongs to the run' in str(res.exception), res.exception
+        new = {k: v for k, v in seen(tmp_path).items() if k in before}
+        assert new == before
+
+def test_the_file_of_a_benchmark_is_held(tmp_path):
+    with locked(tmp_path/'a.json'):
+        res = run('bench', 'peers', '--batch-size', 1, '--width', 2, '--depth', 1, '--size', 4, '--rounds', 1, '--no-compiled', '--json', tmp_path/'a.json')
+    assert res.exit_code == 1 and 'is being made by another command' in str(res.exception) and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('finished', [False, True])
+def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
+    "By the next command of that output, and only what nobody holds"
+    pid = os.fork()
+    if not pid:
+        with locked(tmp_path/'x.json'), writing(tmp_path/'x.json') as part: part.write_text('half'); os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    left = [f.name for f in tmp_path.iterdir()]
+    assert len(left) == 2 and any(n.startswith('x.json.') for n in left)
+    (tmp_path/'x.json.tmp').write_text('theirs'); (tmp_path/'x.json.old.tmp').write_text('theirs')
+    if finished: (tmp_path/'x.json').write_text(SIGNATURE)
+    with replacing(tmp_path/'other'): # of a command that is at it
+        if finished:
+            with pytest.raises(FileExistsError): files.check_file(tmp_path/'x.json')
+        else:
+            with writing(tmp_path/'x.json') as part: part.write_text(SIGNATURE); network_files._sweep(tmp_path/'x.json')
+            files.check_file(tmp_path/'x.json', overwrite=True)
+        assert len(list(tmp_path.glob('other.*.tmp'))) == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['other', 'x.json', 'x.json.old.tmp', 'x.json.tmp']
 
 # Numbers and messages
 
 @pytest.mark.parametrize('args,words', [
     ('train repvgg_a0_tiny --out x --checkpoint-minutes nan', '--checkpoint-minutes takes a finite number'), ('train repvgg_a0_tiny --out x --lr inf', '--lr takes a finite number'), ('train repvgg_a0_tiny --out x --seed 9223372036854775808', '--seed takes a whole number'),
     ('quantize {0}/fp --ptq --out x --input-bits 0', '0'), ('quantize {0}/fp --ptq --out x --weight-bits 32', 'needs 2 to 16 bits, got 32'), ('quantize {0}/fp --ptq --out x --layer-bits stem.conv=4,stem.conv=8', 'stem.conv comes twice'),
-    ('train repvgg_a0_tiny --out x --set lr=1 --set lr=2', 'lr is set twice'), ('bench train-step repvgg_a0_tiny --only zzz', "unknown method 'zzz'"), ('bench train-step repvgg_a0_tiny --batch-size 0', 'batch_size must be'), ('bench peers --device cuda:7', 'there is no device'),
+    ('train repvgg_a0_tiny --out x --set lr=1 --set lr=2', 'lr is set twice'), ('train repvgg_a0_tiny --out x --epochs 3 --set epochs=5', 'epochs is given by --epochs and by --set epochs=5'), ('train repvgg_a0_tiny --out x --per-tensor --set per_channel=true', 'by --per-tensor and by --set'), ('train repvgg_a0_tiny --out x --set model=repvgg_a0', 'by MODEL and by --set'),
+    ('train repvgg_a0_tiny --out x --out y', '--out is given twice'), ('eval {0}/fp --batch-size 3 --batch-size 4', '--batch-size is given twice'), ('report {0}/fp --alone --no-alone', '--alone/--no-alone is given twice'), ('demo --task sr --data images --out x', '--data and --model are for classification'), ('train repvgg_a0_tiny --out x --dry-run --benchmarks nowhere', 'benchmarks is for super-resolution'), ('quantize {0}/fp --ptq --out x --data digits', 'leave out --model and --data'), ('bench train-step repvgg_a0_tiny --only zzz', "unknown method 'zzz'"), ('bench train-step repvgg_a0_tiny --batch-size 0', 'batch_size must be'), ('bench peers --device cuda:7', 'there is no device'),
     ('bench peers --device zzz', "there is no device 'zzz'"), ('bench scaling --rounds 0', 'rounds must be'), ('bench inference repvgg_a0_tiny --size 0', 'size must be'), ('bench peers --width 900000 --size 900000', 'in memory'), ('shard nowhere x --size nan', '--size takes a finite number'),
     ('train repvgg_a0_tiny --out x --batch-size 64 --image-size 20000', 'image_size must be'), ('eval {0}/fp --batch-size 0', 'batch_size must be'), ('recipes --images-per-second inf', 'finite')])
 def test_numbers(runs, tmp_path, monkeypatch, args, words):

@@ -23,13 +23,18 @@ class Commands(typer.core.TyperGroup):
         except KeyboardInterrupt as e: raise Interrupted(str(e) or 'interrupted') from None
 
 class Command(typer.core.TyperCommand):
-    "A command that takes finite numbers of 64 bits only, and knows before it begins that it can write what --json names"
+    "A command that takes each option once and finite numbers of 64 bits only, and knows before it begins that it can write what --json names"
+    def parse_args(self, ctx, args):
+        *_, given = self.make_parser(ctx).parse_args(list(args)) # arguments and options in their order
+        _check_once(given)
+        rest = super().parse_args(ctx, args)
+        _check_fields(ctx.params.get('fields'), given)
+        return rest
+
     def invoke(self, ctx):
         for p in self.params:
-            name = p.opts[0] if p.opts[0][0] == '-' else p.name.upper()
-            for v in _each(ctx.params.get(p.name)): _check_number(name, v)
-        if ctx.params.get('json') is not None: _check_json(ctx.params['json'], ctx.params['overwrite'])
-        return super().invoke(ctx)
+            for v in _each(ctx.params.get(p.name)): _check_number(_called(p), v)
+        with _held(ctx.params.get('json'), ctx.params.get('overwrite')): return super().invoke(ctx)
 
 class App(typer.Typer):
     "A typer whose commands are of our kind"
@@ -44,10 +49,28 @@ def _check_number(name, v):
     if isinstance(v, int) and not -2**63 <= v < 2**63:
         raise ValueError(f'{name} takes a whole number from -2^63 to 2^63 - 1, not {v}')
 
-def _check_json(file, overwrite):
-    "Raise where the file cannot be written"
-    from repq.networks.files import check_output
+@contextmanager
+def _held(file, overwrite):
+    "Keep the file that --json names, if any, from other commands meanwhile; raise before anything is measured where it cannot be made"
+    from repq.networks.files import check_output, locked
+    if file is None: yield; return
     check_output(file, overwrite)
+    with locked(file): yield
+
+# %% ../../nbs/5_commands/03_app.ipynb #l101
+def _called(param) -> str: return param.opts[0] if param.opts[0][0] == '-' else param.name.upper()
+
+def _check_once(given):
+    "Raise where an option that takes one value, or says yes or no, comes twice"
+    for i, p in enumerate(given):
+        one = p.param_type_name == 'option' and not p.multiple and (not p.is_flag or p.secondary_opts)
+        if one and p in given[:i]: raise ValueError(f'{"/".join((*p.opts, *p.secondary_opts))} is given twice: give it once')
+
+def _check_fields(fields, given):
+    "Raise where --set (`fields`) sets what has an option of its own, and that is given as well"
+    own = {'per_channel' if p.name == 'per_tensor' else p.name: _called(p) for p in given}
+    for f in fields or ():
+        if (name := f.partition('=')[0].strip()) in own: raise ValueError(f'{name} is given by {own[name]} and by --set {f}: give one of them')
 
 # %% ../../nbs/5_commands/03_app.ipynb #r809
 app = App(cls=Commands, help='Quantization-aware training of re-parametrized networks (RepQ).', no_args_is_help=True,

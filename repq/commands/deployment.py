@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .. import layer_report, plots, surgery
 from ..networks.schemas import check_whole
-from ..networks.files import SIGNATURE, check_file, check_folder, check_output, check_part, locked, making, writing
+from ..networks.files import SIGNATURE, check_folder, check_output, check_part, locked, making, writing
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
@@ -37,6 +37,7 @@ def _in_batches(recipe, n) -> Recipe:
 def _ptq_recipe(init, model, data, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
+        if model or data: raise ValueError(f'{init} is a run folder, which tells its model and data: leave out --model and --data')
         first = load_run(init)[0]
         method = 'merged' if METHODS[first.method].reparametrized else 'plain'
         return replace(first, method=method, epochs=0, **bits)
@@ -150,6 +151,7 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     out = Path(out) if out is not None else _usual_name(run, format, profile)
     if out.suffix != FORMATS[format]: raise ValueError(f'{out}: the name must end in {FORMATS[format]}')
     check_output(out, overwrite)
+    if format == 'onnx' and (Path(run)/'results.json').exists(): read_rows(Path(run)/'results.json') # which the end adds to
     x, text = example_images(recipe), ''
     with locked(out):
         if format == 'onnx': text = _export_onnx(model, out, x, profile, overwrite)
@@ -186,7 +188,7 @@ def report_run(run, out=None,   # folder for pictures
 
 def _check_report(out, overwrite):
     "An error where a file of a report cannot be written"
-    for n in _REPORT_FILES: check_file(out/n, overwrite)
+    for n in _REPORT_FILES: check_output(out/n, overwrite)
 
 def _write_report(out, table, rows, scores, model, x, overwrite, measure):
     "What `report_run` shows, into the folder `out`"

@@ -22,6 +22,8 @@ def demo(out: Out = Path('runs/demo'),
          quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False):
     "Compare all methods at 4 and 2 bits on embedded data, in under five minutes; finished runs in OUT are kept."
     if task not in ('classification', 'sr'): raise ValueError(f"task must be classification or sr, got '{task}'")
+    if task == 'sr' and (data, model) != ('digits', 'ac_resnet18_tiny'):
+        raise ValueError('--data and --model are for classification: the demo of super-resolution has photographs and a network of its own')
     if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed)
     else: _demo_classification(out, quick, seed, data, model)
 

@@ -21,6 +21,7 @@ from ..networks.checkpoints import differences, write_checkpoint
 from .integer_files import pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
                                     of_torch)
+from ..networks.files import check_output
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'save_deployed', 'load_deployed']
@@ -179,7 +180,7 @@ def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed
     "Write a deployed network, integers packed at each layer's bits, so that `load_deployed` reads it"
     path = Path(path)
     if path.suffix != '.safetensors': raise ValueError(f'{path}: the name must end in .safetensors')
-    if path.exists() and not overwrite: raise FileExistsError(f'{path} exists: give another name, or overwrite=True')
+    check_output(path, overwrite)
     header, tensors, why = _contents(_bare(model))
     write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)}, overwrite)
     if not verbose: return

@@ -18,6 +18,7 @@ from .integer_ops import Step
 from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
+from ..networks.schemas import regular
 
 # %% auto #0
 __all__ = ['check_saturation', 'onnx_bytes', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops', 'layer_differences',
@@ -32,11 +33,19 @@ def _weight_constant(node, constants, made_by):
     if name in made_by and made_by[name].op_type == 'DequantizeLinear': name = made_by[name].input[0]
     return constants.get(name)
 
+def _read_onnx(path):
+    "The model in an ONNX file; ValueError where it is none"
+    regular(path)
+    try: model = import_onnx().load(path)
+    except Exception as e: raise ValueError(f'{path} is no ONNX file, or it is damaged ({type(e).__name__})') from None # of protobuf and onnx, of many kinds
+    if not model.graph.node: raise ValueError(f'{path} holds no network')
+    return model
+
 def check_saturation(model # an ONNX file, or a model in memory
                     ) -> list: # of dicts: layer, form (int8, uint8 or int4), pair: its largest pair of products, None where the kernel adds none in 16 bits; safe
     "Can a pair of products leave 16 bits? For each layer with quantized weights, from the weights that are stored"
     onnx = import_onnx()
-    graph = (model if isinstance(model, onnx.ModelProto) else onnx.load(model)).graph
+    graph = (model if isinstance(model, onnx.ModelProto) else _read_onnx(model)).graph
     constants, made_by = {t.name: t for t in graph.initializer}, {o: n for n in graph.node for o in n.output}
     layers = [(n, _weight_constant(n, constants, made_by)) for n in graph.node if n.op_type in _WEIGHT_OF]
     return [row for n, t in layers if t is not None and (row := _pair_row(onnx, n, t))]
@@ -87,7 +96,9 @@ def onnx_session(path, threads:int=1, # 0: all cores
     if exact: opts.add_session_config_entry('session.x64quantprecision', '1')
     if optimized: opts.optimized_model_filepath = str(optimized)
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
-    return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+    regular(path)
+    try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+    except Exception as e: raise ValueError(f'{path} cannot be run by ONNX Runtime ({" ".join(str(e).split())[:200]})') from None # it has kinds of its own
 
 def run_onnx(session, x:Tensor) -> Tensor:
     "The output of a session for float32 `x`"

@@ -15,6 +15,7 @@ from ..networks.checkpoints import write_checkpoint
 from .integer_grids import Grid
 from .integer_ops import Step, find_operation
 from .integer_network import IntegerNetwork
+from ..networks.schemas import NETWORK, check_whole, checked, regular, unusable
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'save_integers', 'load_integers']
@@ -50,6 +51,9 @@ def _step_text(s:Step) -> tuple: # what JSON holds, tensors
 def _step(d:dict, tensors:dict) -> Step:
     "The step of `_step_text`"
     params, packed = dict(d['params']), find_operation(d['op']).packed
+    if d['op'] == 'layer':
+        check_whole(f"bits of '{d['name']}'", params['bits'], 2, 8)
+        check_whole(f"room of '{d['name']}'", params['room'], 1, 128)
     own = {k: tensors[f"{d['name']}.{k}"] for k in d['tensors']}
     for k in packed: own[k] = unpack(own[k], params['bits'], params.pop(f'{k}_shape'))
     return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), params | own)
@@ -66,13 +70,27 @@ def save_integers(net:IntegerNetwork, path, # .safetensors
 
 def load_integers(path) -> IntegerNetwork:
     "Read what `save_integers` wrote"
-    try: return _network(load_file(path))
+    try: return _network(load_file(regular(path)))
     except FileNotFoundError: raise
     except Exception as e: raise ValueError(f'{path} is no integer network that repq wrote ({type(e).__name__}: {e})') from None
 
 def _network(tensors) -> IntegerNetwork:
-    d = json.loads(bytes(tensors['network'].tolist()))
+    d = checked(json.loads(bytes(tensors.pop('network').tolist())), NETWORK, 'its description')
+    floats = {n: t for n, t in tensors.items() if t.is_floating_point()}
+    if text := unusable(floats, lambda n: False): raise ValueError(text)
     version, steps = d.get('version', 1), d['steps']
     if version > _VERSION: raise ValueError(f'its version is {version}, of a newer repq')
     if version == 1: steps = [find_operation(s['op']).first_version(s) for s in steps]
-    return IntegerNetwork([_step(s, tensors) for s in steps], d['input'], d['output'])
+    return _in_order(IntegerNetwork([_step(s, tensors) for s in steps], d['input'], d['output']))
+
+def _in_order(net) -> IntegerNetwork:
+    "`net`, if each step reads what steps before it give"
+    grids = {net.input: None}
+    for s in net.steps:
+        if s.name in grids: raise ValueError(f"'{s.name}' comes twice")
+        if missing := [i for i in s.inputs if i not in grids]: raise ValueError(f"'{s.name}' reads '{missing[0]}', which nothing before it gives")
+        if s.op in ('layer', 'dequantize', 'requantize') and grids[s.inputs[0]] is None:
+            raise ValueError(f"'{s.name}' reads '{s.inputs[0]}', which are no integers")
+        grids[s.name] = s.grid
+    if net.output not in grids: raise ValueError(f"nothing gives its output '{net.output}'")
+    return net

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from .schemas import regular
+from .schemas import regular, unusable
 from .files import SIGNATURE, check_output, locked, sign_archive, writing
 from ..method.blocks import Block
 from ..method.published import QARepVGGBlock
@@ -169,7 +169,7 @@ def load_official(module:nn.Module,   # a network of `repq.models`, a block, a b
     state, entries = _without_activation(module, state, layout), [*entries]
     odd = [k for e in entries if e.official is None for k in e.ours]
     text = f'nothing in that layout is like {_some(odd)}' if odd else differences(_shapes(module, entries), state, _optional(entries))
-    if not text: text = _unusable(state) or _wrong_constants(entries, state)
+    if not text: text = unusable(state, _counts) or _wrong_constants(entries, state)
     if text: raise ValueError(f'the checkpoint is not of this {type(module).__name__} ({LAYOUTS[layout].text} layout): {text}; {_looks_like(state)}{_advice(module, state)}')
     new = {}
     for e in entries:
@@ -177,11 +177,7 @@ def load_official(module:nn.Module,   # a network of `repq.models`, a block, a b
     module.load_state_dict({**module.state_dict(), **new})
     return module
 
-def _unusable(state) -> str:
-    "Which tensors hold no plain numbers, which loading would stumble over half-way"
-    bad = [f'{k} ({str(v.layout).split(".")[-1] if v.layout != torch.strided else v.device.type if v.is_meta else str(v.dtype).split(".")[-1]})' for k, v in state.items()
-           if v.layout != torch.strided or v.is_meta or v.is_quantized or v.is_complex() or (not v.is_floating_point()) != k.endswith('num_batches_tracked')]
-    return f'not plain numbers of the kind expected: {_some(bad)}' if bad else ''
+def _counts(key) -> bool: return key.endswith('num_batches_tracked') # whole numbers, in every layout
 
 def _wrong_constants(entries, state) -> str:
     "Which constants in the file are not those of the block"
@@ -282,7 +278,7 @@ def _own(model:str, state, file) -> nn.Module:
     forms = [full, *_forms(full, True)]
     diffs = [differences({k: v.shape for k, v in m.state_dict().items()}, state) for m in forms]
     if '' not in diffs: raise ValueError(f'{file} is not of {model}: {min(diffs, key=len)}')
-    if text := _unusable(state): raise ValueError(f'{file}: {text}')
+    if text := unusable(state, _counts): raise ValueError(f'{file}: {text}')
     m = forms[diffs.index('')]
     m.load_state_dict(state)
     return m

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/11_files.ipynb #w002
 from __future__ import annotations
-import errno, hashlib, os, secrets, socket, sys, time, warnings, zipfile
+import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from .. import __version__
@@ -17,12 +17,80 @@ __all__ = ['SIGNATURE', 'MARKER', 'replacing', 'writing', 'made_here', 'sign_arc
            'check_output', 'check_folder', 'locked', 'check_unlocked', 'part_of', 'take_away', 'check_part',
            'open_part', 'put_in_place', 'making']
 
+# %% ../../nbs/2_networks/11_files.ipynb #l107
+def _key(path) -> Path:
+    "The lock of an output: one for OUT and OUT.part"
+    path, name = Path(os.path.abspath(path)), Path(os.path.abspath(path)).name or 'root'
+    while name.endswith('.part') and name != '.part': name = name[:-5]
+    if len(os.fsencode(name)) > 200: name = hashlib.sha256(os.fsencode(name)).hexdigest()[:40]
+    return path.with_name(f'.{name}.repq.lock') if path.name else path/'.root.repq.lock'
+
+def _lock(fd) -> bool: # is it ours now? None: this file system has none
+    "Take the operating system's lock on an open file"
+    if fcntl is None:
+        import msvcrt
+        os.lseek(fd, 1 << 30, os.SEEK_SET) # a byte that nobody reads
+        try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1); return True
+        except OSError: return False
+    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB); return True
+    except BlockingIOError: return False
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL): raise
+
+_held = set() # file descriptors, which a child process must not inherit: a lock would outlive its process
+
+def _forget():
+    for fd in _held: os.close(fd)
+    _held.clear()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
+
+def _current(fd, file) -> bool:
+    "Is this still the file of that name? Who held it before may have removed it in between"
+    try: return os.path.samestat(os.fstat(fd), os.stat(file))
+    except FileNotFoundError: return False
+
+def _holder(fd) -> str: # '' where nobody has written yet; None: not a lock of ours
+    "Who holds a lock, as its file says"
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = os.read(fd, 4096).decode(errors='replace').lstrip('\0')
+    if text and not text.startswith('made by repq'): return None
+    return text.partition(': ')[2].strip()
+
+# %% ../../nbs/2_networks/11_files.ipynb #l108
+def _unfinished(path) -> str: return f'{path.name[:50]}.' # what the name of an unfinished file begins with; 1234-a1b2c3.tmp follows
+
+def _left(path) -> list:
+    "Unfinished files of the name `path`, and its lock"
+    found = [f for f in path.parent.glob('*.tmp') if f.name.startswith(_unfinished(path)) and re.fullmatch(r'\d+-[0-9a-f]{6}\.tmp', f.name[len(_unfinished(path)):])]
+    return [f for f in (*found, _key(path)) if f.is_file() and not f.is_symlink()]
+
+def _sweep(path):
+    "Take away what killed processes left of `path`: unfinished files and a lock that nobody holds"
+    if fcntl is None: return # such files cannot be told from held ones without opening them
+    for f in _left(Path(os.path.abspath(path))):
+        try: fd = os.open(f, os.O_RDWR)
+        except OSError: continue
+        try:
+            if _lock(fd) and _current(fd, f) and (f.suffix == '.tmp' or _holder(fd) is not None): f.unlink()
+        except OSError: pass # not ours to take away
+        finally: os.close(fd)
+
 # %% ../../nbs/2_networks/11_files.ipynb #w008
-def _beside(path:Path) -> Path:
-    "A new empty file in the folder of `path`"
-    part = path.with_name(f'{path.name[:50]}.{os.getpid()}-{secrets.token_hex(3)}.tmp')
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return part
+@contextmanager
+def _beside(path:Path):
+    "A new empty file in the folder of `path`, locked, and removed at the end; what killed processes left there of the same name is taken away"
+    _sweep(path)
+    while True: # until it is ours: a sweep of another may come between making and locking
+        part = path.with_name(f'{_unfinished(path)}{os.getpid()}-{secrets.token_hex(3)}.tmp')
+        fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is None or _lock(fd) is not False and _current(fd, part): break
+        os.close(fd)
+    if fcntl is None: os.close(fd); fd = None # no file that is open is moved there
+    else: _held.add(fd)
+    try: yield part
+    finally:
+        part.unlink(missing_ok=True)
+        if fd in _held: _held.discard(fd); os.close(fd)
 
 def _sync(path):
     "Wait until a file, or the names in a folder, are on the disk; not every system can for a folder"
@@ -39,17 +107,15 @@ def _put_new(part, path):
     except OSError: # where there are no links: nobody else is making it, see `locked`
         if os.path.lexists(path): raise FileExistsError(f'{path} exists: it was made meanwhile, and is not overwritten') from None
         os.rename(part, path)
+    else: os.unlink(part)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w009
 @contextmanager
 def _new_file(path, put): # f(new file, path)
     path = Path(path)
-    with naming(path):
-        part = _beside(path)
-        try:
-            yield part
-            _sync(part); put(part, path); _sync(path.parent)
-        finally: part.unlink(missing_ok=True)
+    with naming(path), _beside(path) as part:
+        yield part
+        _sync(part); put(part, path); _sync(path.parent)
 
 def replacing(path):
     "A path to write to, moved to `path` at the end and removed after an error. For places that are known to be ours; `writing` asks"
@@ -106,6 +172,7 @@ def check_file(path, overwrite:bool=False):
         if path.is_dir() or not path.name: raise IsADirectoryError(f'{path} is a folder: give the name of a file to be made')
         _checked_parent(path, False)
         if not os.path.lexists(path): return
+        _sweep(path)
         if not overwrite: raise FileExistsError(f'{path} exists: give another name, nothing is overwritten (unless repq made it, and --overwrite or overwrite=True says so)')
         if not made_here(path) and not is_ours(path.parent): raise FileExistsError(f'{path} exists, and it was not made by repq: it is not overwritten, give another name')
 
@@ -120,58 +187,18 @@ def check_folder(path):
     "An error of one line where the folder `path` cannot be made, its parents with it"
     path = Path(path)
     with naming(path):
-        if os.path.lexists(path): raise FileExistsError(f'{"" if path.name else "the folder "}{path if path.name else path.resolve()} exists: give another folder, nothing is overwritten')
+        if os.path.lexists(path): _sweep(path); raise FileExistsError(f'{"" if path.name else "the folder "}{path if path.name else path.resolve()} exists: give another folder, nothing is overwritten')
         _checked_parent(path, True)
 
-# %% ../../nbs/2_networks/11_files.ipynb #w016
-def _key(path) -> Path:
-    "The lock of an output: one for OUT and OUT.part"
-    path, name = Path(os.path.abspath(path)), Path(os.path.abspath(path)).name or 'root'
-    while name.endswith('.part') and name != '.part': name = name[:-5]
-    if len(os.fsencode(name)) > 200: name = hashlib.sha256(os.fsencode(name)).hexdigest()[:40]
-    return path.with_name(f'.{name}.repq.lock') if path.name else path/'.root.repq.lock'
-
-def _lock(fd) -> bool: # is it ours now?
-    "Take the operating system's lock on an open file"
-    if fcntl is None:
-        import msvcrt
-        os.lseek(fd, 1 << 30, os.SEEK_SET) # a byte that nobody reads
-        try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1); return True
-        except OSError: return False
-    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB); return True
-    except BlockingIOError: return False
-    except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL): raise
-        warnings.warn('this file system has no locks: nothing keeps another command from the same output')
-        return True
-
-def _holder(fd) -> str: # '' where nobody has written yet; None: not a lock of ours
-    "Who holds a lock, as its file says"
-    os.lseek(fd, 0, os.SEEK_SET)
-    text = os.read(fd, 4096).decode(errors='replace').lstrip('\0')
-    if text and not text.startswith('made by repq'): return None
-    return text.partition(': ')[2].strip()
-
 # %% ../../nbs/2_networks/11_files.ipynb #w017
-_held = set() # file descriptors, which a child process must not inherit: a lock would outlive its process
-
-def _forget():
-    for fd in _held: os.close(fd)
-    _held.clear()
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
-
-def _current(fd, file) -> bool:
-    "Is this still the file of that name? Who held it before may have removed it in between"
-    try: return os.path.samestat(os.fstat(fd), os.stat(file))
-    except FileNotFoundError: return False
-
 def _taken(path, file, wait:float) -> int: # a file descriptor
     "Open and lock `file`; FileExistsError says who has it after `wait` seconds"
     until = time.monotonic() + wait
     while True:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o666)
         try:
-            if _lock(fd) and _current(fd, file):
+            if (mine := _lock(fd)) is None: warnings.warn('this file system has no locks: nothing keeps another command from the same output')
+            if mine is not False and _current(fd, file):
                 if _holder(fd) is not None: return fd
                 raise FileExistsError(f'{file} is not a lock of repq: rename it, or give another output than {path}')
             if time.monotonic() > until: raise FileExistsError(f'{path} is being made by another command ({_holder(fd) or "just begun"}): wait for it, end it, or give another output')
@@ -215,7 +242,7 @@ def check_unlocked(path):
     if not file.is_file(): return
     with naming(path): fd = os.open(file, os.O_RDWR)
     try:
-        if not _lock(fd): raise FileExistsError(f'{path} is being made by another command ({_holder(fd)})')
+        if _lock(fd) is False: raise FileExistsError(f'{path} is being made by another command ({_holder(fd)})')
     finally: os.close(fd)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w022

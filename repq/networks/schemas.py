@@ -7,17 +7,18 @@ from __future__ import annotations
 import csv, errno, json, math, os, re, shutil, stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from typing_extensions import NotRequired, TypedDict
+import torch
 from torch import Tensor
 try: import fcntl
 except ImportError: fcntl = None # Windows
 
 # %% auto #0
-__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'FIGURES', 'naming', 'regular', 'read_bytes', 'checked', 'read_json',
-           'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room']
+__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'naming', 'regular', 'read_bytes', 'checked',
+           'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN = 'make room on that disk', 'give a place where you may write'
@@ -68,6 +69,7 @@ def read_bytes(path) -> bytes:
 # %% ../../nbs/2_networks/10_schemas.ipynb #w028
 _Count, _Positive, _Share = Annotated[int, Field(ge=0, le=2**62)], Annotated[int, Field(ge=1, le=2**31)], Annotated[float, Field(ge=0, le=1)]
 _Bits, _Size = Annotated[int, Field(ge=1, le=32)], Annotated[float, Field(ge=0)]
+_Loss = Annotated[float, Field(ge=-4e38, le=4e38)] # what a float32 holds
 _STRICT = ConfigDict(extra='allow', strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 class _Run(TypedDict):
@@ -98,8 +100,8 @@ class _Row(TypedDict):
 class _Epoch(TypedDict):
     "A row of history.csv; what is empty is None"
     __pydantic_config__ = ConfigDict(extra='allow', allow_inf_nan=False) # numbers in words
-    epoch: _Count; train_loss: Optional[float]; valid_loss: Optional[float]
-    accuracy: NotRequired[Optional[_Share]]; psnr: NotRequired[Optional[float]]
+    epoch: _Count; train_loss: Optional[_Loss]; valid_loss: Optional[_Loss]
+    accuracy: NotRequired[Optional[_Share]]; psnr: NotRequired[Optional[Annotated[float, Field(ge=-1e3, le=1e3)]]]
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w029
 class _Shard(TypedDict):
@@ -126,9 +128,22 @@ class _Optimizer(TypedDict):
 class _State(TypedDict):
     "A checkpoint of training"
     __pydantic_config__ = _STRICT
-    epoch: _Count; batch: _Count; step: _Count; pct_train: float; passes: int; seconds: NotRequired[_Size]
+    epoch: _Count; batch: _Count; step: _Count; pct_train: Annotated[float, Field(ge=0, le=1.001)]; passes: Annotated[int, Field(ge=-1, le=2**31)]; seconds: NotRequired[_Size]
     smooth_loss: tuple[_Count, Union[Tensor, float]]
     model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: dict[str, dict[str, Any]]
+
+class _Grid(TypedDict):
+    __pydantic_config__ = _STRICT
+    step: Annotated[float, Field(gt=0)]; zero: int; low: int; high: int; dtype: Literal['uint8', 'int8']
+
+class _NetworkStep(TypedDict):
+    __pydantic_config__ = _STRICT
+    name: str; op: str; inputs: Annotated[list[str], Field(min_length=1)]; grid: Optional[_Grid]; params: dict[str, Any]; tensors: list[str]
+
+class _Network(TypedDict):
+    "The description in a file of integers"
+    __pydantic_config__ = _STRICT
+    version: NotRequired[_Positive]; input: str; output: str; steps: Annotated[list[_NetworkStep], Field(min_length=1)]
 
 class _Figure(TypedDict):
     "A row of others' figures; what is measured has other columns"
@@ -136,7 +151,7 @@ class _Figure(TypedDict):
     method: str; weight_bits: _Bits; model: NotRequired[Optional[str]]
     accuracy: NotRequired[Optional[Annotated[float, Field(ge=0, le=100)]]] # percent
 
-RUN, ROWS, HISTORY, SHARDS, STATE, FIGURES = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, list[_Figure]))
+RUN, ROWS, HISTORY, SHARDS, STATE, NETWORK, FIGURES = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, _Network, list[_Figure]))
 
 def _complaint(e:ValidationError) -> str:
     "The first thing that is wrong, its field and value, in a line"
@@ -170,6 +185,8 @@ def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for
     for i, r in enumerate(rows, 2):
         if None in r or None in r.values(): raise ValueError(f'{path}: line {i} has {"more" if None in r else "fewer"} fields than the first line')
     if not rows: raise ValueError(f'{path} has no rows')
+    names = next(csv.reader(lines))
+    if odd := [n for i, n in enumerate(names) if not n.strip() or n in names[:i]]: raise ValueError(f'{path}: the first line names a column twice: {odd[0]}' if odd[0].strip() else f'{path}: a column has no name')
     if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
     return rows
 
@@ -196,3 +213,19 @@ def check_room(path, need:float): # bytes
     while not folder.exists(): folder = folder.parent
     free = shutil.disk_usage(folder).free
     if need > free: raise OSError(f'{path} cannot be written: it takes about {need/1e6:,.1f} MB, and its disk has {free/1e6:,.1f} MB left: {_FULL}')
+
+# %% ../../nbs/2_networks/10_schemas.ipynb #l103
+def unusable(state:dict,   # name -> tensor
+             whole         # f(name): should it hold whole numbers or truth values, as counts and switches do?
+            ) -> str:      # '' if nothing is
+    "What is wrong with the first tensor in a state dict whose values no network of ours can have, in words"
+    for name, t in state.items():
+        layer, kind = name.rpartition('.')[0] or name, str(t.dtype).removeprefix('torch.')
+        if t.layout != torch.strided or t.is_meta or t.is_quantized: return f'{name} holds no plain numbers ({"nothing" if t.is_meta else kind if t.is_quantized else "sparse"})'
+        grid = name.endswith('qrange') # which repq 0.1.0 kept in whole numbers
+        if t.is_complex() or t.is_floating_point() == bool(whole(name)) and not grid: return f'{name} has values of type {kind}, {"whole" if whole(name) else "floating-point"} numbers are expected'
+        if not t.is_floating_point(): continue
+        t = t.float() # as layers take it
+        if not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {name}'
+        if name.endswith('running_var') and (t < 0).any(): return f'layer {layer} has a negative variance, in {name}'
+    return ''

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from .. import plots, surgery
 from ..networks.schemas import check_whole
-from ..networks.files import check_file, locked
+from ..networks.files import locked, check_output
 from .data import get_dls, unreadable
 from .pairs import UNIT, bicubic
 from .superres import get_sr_dls, load_benchmarks, psnr
@@ -130,8 +130,9 @@ def _report_pictures(rows, paths, out, overwrite):
         draw['step_ratio.png'] = lambda: plots.plot_step_ratio(rows)
     if histories: draw['history.png'] = lambda: plots.plot_history(histories, results=results)
     with locked(out/'report'): # makes the folder
-        for name in draw: check_file(out/name, overwrite)
-        for name, picture in draw.items(): plots.save(picture(), out/name, overwrite=overwrite)
+        for name in draw: check_output(out/name, overwrite)
+        figures = {name: picture() for name, picture in draw.items()} # all, before the first is written
+        for name, figure in figures.items(): plots.save(figure, out/name, overwrite=overwrite)
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r319
 @torch.no_grad()

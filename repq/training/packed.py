@@ -162,7 +162,9 @@ def _index_beside(path) -> dict:
 
 def _check_index(index, file) -> dict:
     "`index`, if it only tells of images inside of shards that are beside it, and of classes that there are"
+    train = index['splits'].get('train', {}).get('classes')
     for name,o in index['splits'].items():
+        if train and o['classes'] != train and sorted(o['classes']) == sorted(train): raise ValueError(f'{file} cannot be used: splits.{name}.classes are those of train in another order: labels would mean other classes')
         if sum(len(s['images']) for s in o['shards']) != o['images']: raise ValueError(f'{file} cannot be used: splits.{name}.images is {o["images"]:,}, but its shards tell of others')
         for s in o['shards']:
             if os.path.isabs(s['file']) or '..' in Path(s['file']).parts: raise ValueError(f'{file} cannot be used: splits.{name}: the shard {s["file"]} is not beside it')

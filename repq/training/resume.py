@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
-from ..networks.schemas import STATE, checked, regular
+from ..networks.schemas import STATE, checked, regular, unusable
 from ..networks.files import replacing
 
 # %% auto #0
@@ -44,15 +44,14 @@ def read_state(folder,
 # %% ../../nbs/3_training/10_resume.ipynb #w102
 def _other_shapes(state, own) -> str:
     "What of a state dict is not as in `own`"
-    kind = lambda d, n: (d[n].shape, d[n].dtype) if n in d else None
-    names = [n for n in {**own, **state} if kind(own, n) != kind(state, n)]
+    shape = lambda d, n: d[n].shape if n in d else None
+    names = [n for n in {**own, **state} if shape(own, n) != shape(state, n)]
     return f'{len(names)} of its tensors are of another model, e.g. {names[0]}' if names else ''
 
-def _bad_numbers(tensors) -> str:
-    "Which of these named tensors has nan or infinite values"
-    for n, t in tensors.items():
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all(): return f'{n} is not finite'
-    return ''
+def _averages(state) -> dict:
+    "The averages of gradients that the optimizer keeps, by name"
+    kept = enumerate(state['optimizer']['state'])
+    return {f'{k} of parameter {i}': t for i, s in kept for k, t in s.items() if isinstance(t, torch.Tensor)}
 
 def _other_optimizer(states, model) -> str:
     "Whether the averages in an optimizer's states are of other parameters"
@@ -63,9 +62,9 @@ def _other_optimizer(states, model) -> str:
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
-    weights, epoch = state['model'], state['epoch']
-    text = (_other_shapes(weights, model.state_dict()) or _bad_numbers(weights)
-            or _other_optimizer(state['optimizer']['state'], model))
+    weights, own, epoch = state['model'], model.state_dict(), state['epoch']
+    text = (_other_shapes(weights, own) or unusable(weights, lambda n: not own[n].is_floating_point())
+            or unusable(_averages(state), lambda n: False) or _other_optimizer(state['optimizer']['state'], model))
     if not text and epoch > epochs: text = f'it is of epoch {epoch} of {epochs}'
     if text: raise ValueError(text)
     _check_rng(state['rng'])

@@ -79,7 +79,10 @@ def load_run(path) -> tuple: # recipe, model, the run's description
 # %% ../../nbs/3_training/18_run_folders.ipynb #r208
 def read_history(run) -> list:
     "Rows of a run's `history.csv`, a dictionary per epoch"
-    return read_csv(of_run(run, 'history.csv'), HISTORY)
+    file = of_run(run, 'history.csv')
+    rows = read_csv(file, HISTORY)
+    if not {'accuracy', 'psnr'} & set(rows[0]): raise ValueError(f'{file} has no column accuracy, nor psnr')
+    return rows
 
 def read_rows(path) -> list:
     "Rows of a `results.json`"
