@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..networks.models import create_model, image_size, plain_twin, task
+from ..networks.schemas import unusable
 from ..networks.checkpoints import differences
 from .. import surgery
 
@@ -111,6 +112,8 @@ def _check_task(r):
         if (getattr(r, n) is not None) != sr:
             raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; '
                              f'got {getattr(r, n)!r} for {r.model}')
+    if r.benchmarks is not None and not sr:
+        raise ValueError(f'benchmarks is for super-resolution; {r.model} validates on the images of its data, got benchmarks={r.benchmarks!r}')
     if r.image_size is not None and sr:
         raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
@@ -302,19 +305,8 @@ def _quantized(model, recipe, method) -> nn.Module:
 # %% ../../nbs/3_training/12_recipes.ipynb #r754
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
-    if text := differences({k: v.shape for k, v in model.state_dict().items()}, state):
-        raise ValueError(f'the checkpoint is not of {what}: {text}')
-    if text := _unusable_values(model.state_dict(), state):
+    own = model.state_dict()
+    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := unusable(state, lambda n: not own[n].is_floating_point()):
         raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
     model.load_state_dict(state)
-
-def _unusable_values(own, state) -> str:
-    "What is wrong with the values of a state dict, which loading would take as they are"
-    kind = lambda t: str(t.dtype).removeprefix('torch.')
-    for n, t in state.items():
-        layer, floats = n.rpartition('.')[0], t.is_floating_point()
-        if floats != own[n].is_floating_point() or t.is_complex():
-            return f'{n} has values of type {kind(t)}, {kind(own[n])} are expected'
-        if floats and not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {n}'
-        if n.endswith('running_var') and (t < 0).any(): return f'layer {layer} has a negative variance, in {n}'
-    return ''
