@@ -140,3 +140,13 @@ def states(module): return {k: v.clone() for k, v in module.state_dict().items()
 def same_state(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), f'{k} differs'
+
+# a run of a second, and how it is asked for
+
+def ignore(done, of, values): pass
+KW = dict(on_epoch=ignore, timing=0)
+TINY = dict(model='repvgg_a0_tiny', method='repq-bn', epochs=1, batch_size=240)
+
+def cut(done, of, values):
+    "`on_epoch` of a run that is cut off"
+    if done >= 1: raise RuntimeError('cut')

@@ -6,7 +6,7 @@ import pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-from helpers import same_state
+from helpers import KW, TINY, cut, same_state
 from repq import files
 from repq.checkpoints import to_official
 from repq.networks import files as network_files
@@ -21,12 +21,6 @@ from repq.models import create_model
 from repq.plans import plan
 from repq.recipes import get_recipe
 from repq.runs import eval_run, load_run, train
-
-def ignore(done, of, values): pass
-KW = dict(on_epoch=ignore, timing=0)
-TINY = dict(model='repvgg_a0_tiny', method='repq-bn', epochs=1, batch_size=240)
-def cut(done, of, values):
-    if done >= 1: raise RuntimeError('cut')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):

@@ -1,16 +1,12 @@
 "What a run is asked for: the same when it goes on, the same in its plan; and files that are there but empty."
-import json, os, subprocess, sys, warnings
+import json, os, shutil, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
+from helpers import KW, TINY, cut, same_state
+from safetensors.torch import load_file, save_file
 from repq.plans import plan
 from repq.recipes import get_recipe
-from repq.runs import collect, report, train
-
-def ignore(done, of, values): pass
-KW = dict(on_epoch=ignore, timing=0)
-TINY = dict(model='repvgg_a0_tiny', method='repq-bn', epochs=1, batch_size=240)
-def cut(done, of, values):
-    if done >= 1: raise RuntimeError('cut')
+from repq.runs import collect, load_run, report, train
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
@@ -114,3 +110,19 @@ def test_history_without_rows(runs, tmp_path):
     for text in '', 'epoch,train_loss\n':
         (other/'history.csv').write_text(text)
         with pytest.raises(ValueError, match='other/history.csv has no rows'): report([other], tmp_path/'report')
+
+def test_grids_of_the_first_version(runs, tmp_path):
+    "Version 0.1.0 kept the ends of grids in whole numbers: its runs load, and what it began goes on"
+    def first(state): return {k: v.int() if k.endswith('qrange') else v for k, v in state.items()}
+    shutil.copytree(runs/'w4', tmp_path/'w4'); shutil.copytree(runs/'begun.part', tmp_path/'begun.part')
+    save_file(first(load_file(runs/'w4'/'model.safetensors')), tmp_path/'w4'/'model.safetensors')
+    (_, a, _), (_, b, _) = load_run(runs/'w4'), load_run(tmp_path/'w4')
+    same_state(a.state_dict(), b.state_dict())
+    for f in (tmp_path/'begun.part'/'checkpoints').glob('step-*.pt'):
+        state = torch.load(f, weights_only=True)
+        assert any(k.endswith('qrange') for k in state['model'])
+        torch.save({**state, 'model': first(state['model'])}, f)
+    kw = dict(init=runs/'fp0', teacher=runs/'fp1', accumulate=2, resume=True, **KW)
+    shutil.copytree(runs/'begun.part', tmp_path/'same.part')
+    for name in 'begun', 'same': train(get_recipe(**TINY, weight_bits=4), tmp_path/name, **kw)
+    same_state(*(load_file(tmp_path/n/'model.safetensors') for n in ('begun', 'same')))
