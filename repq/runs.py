@@ -6,3 +6,4 @@ from repq.training.fitting import *
 from repq.training.evaluation import *
 from repq.training.runs import *
 from repq.networks.schemas import read_json
+from repq.training.drawing import save as save_picture
