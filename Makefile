@@ -14,7 +14,7 @@ env:  ## make .venv, or bring it up to date with settings.ini
 
 demo: env  ## the main job on the embedded data, into runs/demo (options: ARGS="--seed 1 --out runs/demo-1")
 	@echo 'repq demo: full-precision runs, then quantized ones from them; some minutes. Finished runs in the folder are kept.'
-	@.venv/bin/repq demo --out runs/demo $(ARGS)
+	@.venv/bin/repq demo $(ARGS)
 	@echo 'Again, or with other runs beside it: .venv/bin/repq report FOLDER...; other data and models: .venv/bin/repq demo --help'
 
 test: env  ## all that CI runs
