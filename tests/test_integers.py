@@ -4,6 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from helpers import randomize
 from repq import runs
+from repq.data import get_dls
 from repq.export import PROFILES, bench_inference, check_saturation, layer_differences, onnx_session, optimized_ops, profile_onnx, run_onnx, to_onnx
 from repq.integers import Grid, IntegerNetwork, Step, agreement, disagreement, integer_biases, load_integers, save_integers, to_integer
 from repq.models import create_model
@@ -95,7 +96,7 @@ def test_trained_networks_decide_alike(tmp_path):
     runs.train(fp, tmp_path/'fp', timing=0)
     runs.train(get_recipe('repvgg_a0_tiny', 'repq-bnest', 4, data='digits', epochs=2), tmp_path/'w4', init=tmp_path/'fp', timing=0)
     _, model, _ = runs.load_run(tmp_path/'w4')
-    dls = runs.get_dls('digits')
+    dls = get_dls('digits')
     (x, y), images = [torch.cat(t) for t in zip(*dls.valid)], next(iter(dls.train))[0]
     net = to_onnx(model, tmp_path/'net.onnx', images)
     with torch.no_grad(): fake, rounded, ints = deploy(model, verbose=False)(x).argmax(1), integer_biases(model)(x).argmax(1), net(x)
@@ -123,7 +124,7 @@ def test_recipes_with_sums(tmp_path):
     recipe, model, _ = runs.load_run(tmp_path/'w4')
     grids = {n: g for n, g in model.grids.named_children()}
     assert recipe.sums == 8 and all(g.bits == 8 for g in grids.values()) and sum((g.step != g.init_step).item() for g in grids.values()) > len(grids)/2   # learned
-    x, y = [torch.cat(t) for t in zip(*runs.get_dls('digits').valid)]
+    x, y = [torch.cat(t) for t in zip(*get_dls('digits').valid)]
     rows = agreement(model, to_integer(model), x, y)
     assert rows[1]['same'] >= len(x) - 1 and rows[0]['same'] > .95*len(x) and rows[1]['accuracy'] == pytest.approx(runs.read_json(tmp_path/'w4'/'results.json')[0]['merged_accuracy'], abs=2/len(x))
     old = {k: v for k, v in runs.read_json(tmp_path/'w4'/'recipe.json')['recipe'].items() if k != 'sums'}   # of a version without

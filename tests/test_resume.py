@@ -169,7 +169,7 @@ def refuse(monkeypatch, name):
     def full(fd):
         if name in os.readlink(f'/proc/self/fd/{fd}'): raise OSError(errno.ENOSPC, 'No space left on device')
         return real(fd)
-    monkeypatch.setattr(resume.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
 
 def full_picture(*args, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
 
