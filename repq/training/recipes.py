@@ -56,6 +56,7 @@ _POSITIVE, _BELOW_1, _COUNT = 'above 0 and at most 1e+38', 'at least 0 and below
 _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at least 0 and at most 1e+38',
                warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
+               first_last_bits='at least 0 and at most 16',
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
