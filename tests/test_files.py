@@ -239,7 +239,7 @@ def test_images_that_the_measure_cannot_take(tmp_path):
 
 def state_of(path): return torch.load(path, weights_only=True)
 
-@pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]),
+@pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]), lambda s: s['optimizer'].update(state=[], hypers=[]), lambda s: s['optimizer'].update(state=[{}]*999, hypers=[{}]),
                                     lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan'))])
 def test_a_wrong_but_readable_checkpoint(runs, tmp_path, change):
     "The one before it is tried, and the run ends with the same weights"

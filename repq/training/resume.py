@@ -53,18 +53,20 @@ def _averages(state) -> dict:
     kept = enumerate(state['optimizer']['state'])
     return {f'{k} of parameter {i}': t for i, s in kept for k, t in s.items() if isinstance(t, torch.Tensor)}
 
-def _other_optimizer(states, model) -> str:
-    "Whether the averages in an optimizer's states are of other parameters"
+def _other_optimizer(optimizer, model) -> str:
+    "Whether an optimizer's state is of other parameters"
+    states, trained = optimizer['state'], [p for p in model.parameters() if p.requires_grad]
     shapes = lambda tensors: Counter(tuple(t.shape) for t in tensors if t is not None)
-    same = shapes(s.get('grad_avg') for s in states) <= shapes(model.parameters())
-    return '' if same else 'its optimizer is of another model'
+    same = shapes(s.get('grad_avg') for s in states) <= shapes(trained) and len(states) == len(trained)
+    known = optimizer['hypers'] and all('lr' in h for h in optimizer['hypers'])
+    return '' if same and known else 'its optimizer is of another model'
 
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
     weights, own, epoch = state['model'], model.state_dict(), state['epoch']
     text = (_other_shapes(weights, own) or unusable(weights, lambda n: not own[n].is_floating_point())
-            or unusable(_averages(state), lambda n: False) or _other_optimizer(state['optimizer']['state'], model))
+            or unusable(_averages(state), lambda n: False) or _other_optimizer(state['optimizer'], model))
     if not text and epoch > epochs: text = f'it is of epoch {epoch} of {epochs}'
     if text: raise ValueError(text)
     _check_rng(state['rng'])
