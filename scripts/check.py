@@ -51,9 +51,15 @@ def export():
         raise Failed('not in step with the notebooks: ' + ', '.join(differ) + '\nEdit the notebook, not the module, and run `make export`.')
     return f"{sum(exported(p.relative_to(ROOT)) for p in LIB.rglob('*.py')) - 1} modules in step with their notebooks"
 
+def warnings_kept():
+    "Notebooks whose outputs hold what went to stderr: warnings, with folders of the machine that they were run on."
+    def outputs(p): return [o for c in json.loads((NBS/p).read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
+    return [str(p) for p in notebooks() if any(o.get('name') == 'stderr' for o in outputs(p))]
+
 def clean():
-    "Notebooks hold no metadata or execution counts that nbdev_clean would take out."
+    "Notebooks hold no metadata or execution counts that nbdev_clean would take out, and no warnings of the machine they were run on."
     if differ := in_copy('nbdev_clean'): raise Failed('not clean: ' + ', '.join(differ) + '\nRun `make export`.')
+    if kept := warnings_kept(): raise Failed('outputs on stderr are kept in ' + ', '.join(kept) + '\nSilence the warning, or delete the output.')
     return f'{len(notebooks())} notebooks clean'
 
 def lint():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx
 from ..method.kernels import Geometry
 from ..method.grids import check_bits, grid
-from ..method.layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block
+from ..method.layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block, is_deployed
 from ..method.blocks import Block
 from ..networks.surgery import WithNorm, deploy, without_norm
 from ..networks.checkpoints import differences, write_checkpoint
@@ -22,6 +22,7 @@ from .integer_files import pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
                                     of_torch)
 from ..networks.files import check_output
+from ..networks.graphs import BatchNorm
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'save_deployed', 'load_deployed']
@@ -99,14 +100,12 @@ def _bare(model) -> nn.Module:
         else: model = m.layer
     return model
 
-def _is_deployed(m): return isinstance(m, RepQLayer) and m.stage == 'deployed'
-
 def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other modules that have no modules inside), each {name: module}
     "What a deployed network consists of"
     named = dict(model.named_modules())
     layers = {n: m for n, m in named.items() if isinstance(m, RepQLayer)}
     inside = {m for l in layers.values() for m in l.modules()}
-    done = {n: m for n, m in layers.items() if _is_deployed(m)}
+    done = {n: m for n, m in layers.items() if is_deployed(m)}
     rest = {n: m for n, m in named.items() if n and m not in inside}
     quantizers = {n: m for n, m in rest.items() if isinstance(m, QUANTIZERS)}
     unused = {n: m for n, m in layers.items() if n not in done}
@@ -138,7 +137,7 @@ FORMAT, VERSION = 'repq.deployed', 1
 
 def _shared(model, layers) -> dict: # name -> the first name of the same layer
     "Further names of deployed layers"
-    others = {n: m for n, m in model.named_modules(remove_duplicate=False) if _is_deployed(m) and n not in layers}
+    others = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_deployed(m) and n not in layers}
     return {n: next(first for first, l in layers.items() if l is m) for n, m in others.items()}
 
 def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if there is)
@@ -227,7 +226,6 @@ def _alone(header, tensors) -> nn.Module:
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g132
 _HARMLESS = {'inplace', 'momentum', 'p', 'init', 'bias'} # settings in which a network may differ and compute the same
-_BN = nn.modules.batchnorm._BatchNorm
 
 def _sub(model, name):
     "The module of this name; ValueError with the nearest names where there is none"
@@ -247,7 +245,7 @@ def _module_for(m, name, text) -> nn.Module:
     merged = isinstance(m, (Block, RepQLayer)) and text['type'] in ('Conv2d', 'Linear')
     if merged: return module_from_text(text)
     same = type(m).__name__ == text['type']
-    if isinstance(m, _BN) and not same and type(rest := without_norm(m)).__name__ == text['type']: return rest # absorbed
+    if isinstance(m, BatchNorm) and not same and type(rest := without_norm(m)).__name__ == text['type']: return rest # absorbed
     if not same: raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a {text['type']} in the file")
     if not of_torch(m) or 'args' not in text: return m
     own, theirs = module_arguments(m), decode(text['args'], {})

@@ -16,6 +16,7 @@ from ..networks.calibration import calibrate, feed
 from ..networks.costs import layer_costs
 from ..training.results import markdown_table
 from ..training.layer_plots import in_steps, plot_quantized
+from ..networks.graphs import BatchNorm
 
 # %% auto #0
 __all__ = ['layer_inputs', 'clipped', 'layer_report', 'sensitivity', 'layer_table', 'plot_layers', 'plot_sensitivity']
@@ -84,7 +85,7 @@ def sensitivity(model:nn.Module, # quantized, its steps initialised; stays as it
     for n in ('', *_quantized_layers(model)):
         twin = copy_model(model)
         with _only(_quantized_layers(twin), n):
-            if batches and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in twin.modules()): calibrate(twin, batches, forward)
+            if batches and any(isinstance(m, BatchNorm) for m in twin.modules()): calibrate(twin, batches, forward)
             res[n] = score(twin)
     return res
 

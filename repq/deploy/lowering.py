@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch, torch.nn as nn
 from torch import Tensor, fx
 from ..method.operations import computes, hooked
-from ..method.layers import QUANTIZERS, RepQLayer
-from ..networks.graphs import constant_nodes, graph_module, is_layer, live_nodes, trace_graph
+from ..method.layers import QUANTIZERS, is_deployed
+from ..networks.graphs import constant_nodes, graph_module, is_layer, live_nodes, trace_graph, BatchNorm
 from ..networks.readers import KINDS, node_name, read, why_not_integer
 from .integer_grids import Grid
 from .integer_ops import Builder, find_operation
@@ -39,11 +39,11 @@ class Refusal(ValueError):
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n071
 def _read_module(m) -> tuple: # kind, parameters; None for modules that have a reader
     "A layer, a grid or a PReLU; ValueError for what certainly has no integers"
-    if isinstance(m, RepQLayer) and m.stage == 'deployed' and m.input_quantizer is not None: return _read_layer(m)
+    if is_deployed(m) and m.input_quantizer is not None: return _read_layer(m)
     if isinstance(m, QUANTIZERS): return _read_quantizer(m)
     if computes(m, nn.PReLU) and not hooked(m): return 'prelu', dict(slope=m.weight.detach().float())
     if is_layer(m): raise ValueError('is not quantized: quantize the model with all its layers')
-    if isinstance(m, nn.modules.batchnorm._BatchNorm): raise ValueError(_why_norm(m))
+    if isinstance(m, BatchNorm): raise ValueError(_why_norm(m))
 
 def _read_layer(m):
     bits = m.input_quantizer.bits

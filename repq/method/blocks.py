@@ -13,8 +13,7 @@ import torch, torch.nn as nn
 from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
-from .batchnorm import Moments
-from .batchnorm import rebase as rebase_bn
+from .batchnorm import Moments, rebase as rebase_bn
 from .operations import BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat, footprint, run
 
 # %% auto #0

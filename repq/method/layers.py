@@ -17,7 +17,7 @@ from .blocks import Block
 
 # %% auto #0
 __all__ = ['QUANTIZERS', 'FullyConnected', 'copy_linear', 'as_block', 'RepQLayer', 'headroom', 'on_accumulator', 'FixedQuantizer',
-           'copy_quantizer', 'IntegerKernel']
+           'copy_quantizer', 'IntegerKernel', 'is_deployed']
 
 # %% ../../nbs/1_method/11_layers.ipynb #c007
 class FullyConnected(nn.Module):
@@ -232,11 +232,15 @@ class IntegerKernel(nn.Module):
         if input_quantizer is not None and self.bits <= 8: self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
 
 # %% ../../nbs/1_method/11_layers.ipynb #c021
+def is_deployed(m) -> bool:
+    "Is this a quantized layer that holds integers only?"
+    return isinstance(m, RepQLayer) and m.stage == 'deployed'
+
 @patch
 @torch.no_grad()
 def deploy(self:RepQLayer) -> nn.Module:
     "The layer for inference: `IntegerKernel` inside, or torch's own layer where nothing is quantized"
-    if self.stage == 'deployed': return self
+    if is_deployed(self): return self
     if self.weight_quantizer is None: return self.block.deploy()
     iq, wq = copy_quantizer(self.input_quantizer), self.weight_quantizer
     if not wq.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')

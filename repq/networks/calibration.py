@@ -15,7 +15,8 @@ from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
 from .graphs import is_norm
-from .sites import BatchNorm, registered
+from .graphs import BatchNorm
+from .sites import registered
 from .surgery import WithNorm
 from .changes import modes_kept, unquantized, working_copy
 

@@ -17,7 +17,8 @@ from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, RepQLayer
 from .graphs import constant_nodes, is_norm, live_nodes, rest_graph
 from .readers import read, why_not_integer
-from .sites import BatchNorm, registered, survey
+from .graphs import BatchNorm
+from .sites import registered, survey
 
 # %% auto #0
 __all__ = ['copy_model', 'working_copy', 'without_hooks', 'replace_modules', 'naming_layer', 'same_mode', 'plural', 'some',
@@ -103,7 +104,7 @@ def plural(n:int, what:str) -> str:
 
 def some(names:list, most:int=3) -> str:
     "The first names, and how many more there are"
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 def _grouped(pairs) -> str: # of (name, reason)
     "Names by reason"

@@ -20,6 +20,7 @@ from ..method.layers import RepQLayer
 from .surgery import deploy, merge
 from .models import ResNet18, create_model, list_models, plain_twin, task
 from .official import LAYOUTS, entries_of
+from .changes import some
 
 # %% auto #0
 __all__ = ['unwrap', 'differences', 'Origin', 'identify', 'load_official', 'to_official', 'read_checkpoint', 'write_checkpoint',
@@ -62,11 +63,10 @@ def unwrap(checkpoint:Mapping) -> dict: # key -> tensor
     if odd := [k for k in inner if not isinstance(k, str)]: raise ValueError(f'not a state dict: {odd[0]!r} is no name')
     if odd := [k for k, v in inner.items() if not isinstance(v, Tensor)]:
         within = [k for k, v in inner.items() if isinstance(v, Mapping) and v and all(isinstance(t, Tensor) for t in v.values())]
-        hint = f'; tensors are in {_some(within)}: give checkpoint[{within[0]!r}]' if within else f' (a state dict may be wrapped in {", ".join(_NETWORKS[:3])})' if inner is checkpoint else ''
+        hint = f'; tensors are in {some(within)}: give checkpoint[{within[0]!r}]' if within else f' (a state dict may be wrapped in {", ".join(_NETWORKS[:3])})' if inner is checkpoint else ''
         raise ValueError(f'not a state dict: {odd[0]!r} is a {type(inner[odd[0]]).__name__}, not a tensor{hint}')
     return _without_prefixes(inner)
 
-def _some(names, most=3): return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 def differences(expected:dict, # key -> shape
                 found:dict,    # key -> tensor
@@ -75,7 +75,7 @@ def differences(expected:dict, # key -> shape
     "What is missing, unexpected or of another shape in a state dict, in words"
     missing, extra = [k for k in expected if k not in found and k not in optional], [k for k in found if k not in expected]
     shapes = [f'{k} {tuple(found[k].shape)} instead of {tuple(s)}' for k, s in expected.items() if k in found and tuple(found[k].shape) != tuple(s)]
-    return '; '.join(f'{t}: {_some(o)}' for t, o in (('missing', missing), ('unexpected', extra), ('other shapes', shapes)) if o)
+    return '; '.join(f'{t}: {some(o)}' for t, o in (('missing', missing), ('unexpected', extra), ('other shapes', shapes)) if o)
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c019
 def _shapes(module, entries) -> dict: # official key -> shape
@@ -157,7 +157,7 @@ def _looks_like(state) -> str:
     if origin := identify(state): return f'it looks like {origin}'
     if near := _nearest(state): return near
     seen = next((t for mark, t in _TELLTALES.items() if any(mark in k for k in state)), None)
-    return f'by its keys it is of {seen}' if seen else f'its keys ({_some(list(state))}) are of no layout known here'
+    return f'by its keys it is of {seen}' if seen else f'its keys ({some(list(state))}) are of no layout known here'
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c022
 def load_official(module:nn.Module,   # a network of `repq.models`, a block, a block with batch norm or activation behind it in a `Sequential`, or one of these merged
@@ -168,7 +168,7 @@ def load_official(module:nn.Module,   # a network of `repq.models`, a block, a b
     layout, entries = max(known.items(), key=lambda o: sum(e.official in state for e in o[1]))
     state, entries = _without_activation(module, state, layout), [*entries]
     odd = [k for e in entries if e.official is None for k in e.ours]
-    text = f'nothing in that layout is like {_some(odd)}' if odd else differences(_shapes(module, entries), state, _optional(entries))
+    text = f'nothing in that layout is like {some(odd)}' if odd else differences(_shapes(module, entries), state, _optional(entries))
     if not text: text = unusable(state, _counts) or _wrong_constants(entries, state)
     if text: raise ValueError(f'the checkpoint is not of this {type(module).__name__} ({LAYOUTS[layout].text} layout): {text}; {_looks_like(state)}{_advice(module, state)}')
     new = {}
@@ -182,14 +182,14 @@ def _counts(key) -> bool: return key.endswith('num_batches_tracked') # whole num
 def _wrong_constants(entries, state) -> str:
     "Which constants in the file are not those of the block"
     wrong = [e.official for e in entries if e.constant is not None and e.official in state and not torch.allclose(state[e.official].to(e.constant), e.constant, atol=1e-5)]
-    return f'constants with other values: {_some(wrong)}' if wrong else ''
+    return f'constants with other values: {some(wrong)}' if wrong else ''
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c024
 def _without_activation(module, state, layout) -> dict:
     "`state` without the parameters of an activation that a bare block does not have"
     act = [k for k in state if k.startswith('act.')]
     if not act or not isinstance(module, (Block, nn.Conv2d)): return state
-    warnings.warn(f'{_some(act)} belongs to the activation, which is not part of {type(module).__name__}: passed over. For both, load into nn.Sequential(block, nn.PReLU(channels))')
+    warnings.warn(f'{some(act)} belongs to the activation, which is not part of {type(module).__name__}: passed over. For both, load into nn.Sequential(block, nn.PReLU(channels))')
     return {k: v for k, v in state.items() if k not in act}
 
 def _advice(module, state) -> str:
@@ -209,7 +209,7 @@ def to_official(module:nn.Module,   # as for `load_official`
     known = _known(module)
     if layout is None: layout = next(iter(known))
     if layout not in known: raise ValueError(f'layout must be one of {", ".join(known)} for this {type(module).__name__}, got {layout!r}')
-    if odd := [k for e in known[layout] if e.official is None for k in e.ours]: raise ValueError(f'{type(module).__name__} has something that its authors\' layout has no place for: {_some(odd)}')
+    if odd := [k for e in known[layout] if e.official is None for k in e.ours]: raise ValueError(f'{type(module).__name__} has something that its authors\' layout has no place for: {some(odd)}')
     own = module.state_dict()
     return {e.official: (e.constant if e.constant is not None else e.encode(*(own[k] for k in e.ours)) if e.encode else own[e.ours[0]]).detach().clone() for e in known[layout]}
 

@@ -12,16 +12,17 @@ from itertools import chain
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
-from torch.nn.modules.batchnorm import _BatchNorm
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
 
 # %% auto #0
-__all__ = ['is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module', 'shape_nodes',
-           'live_nodes', 'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module',
+           'shape_nodes', 'live_nodes', 'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
+BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
+
 def is_layer(m) -> bool: # a place where a kernel is applied
     "Does `m` apply a kernel that can be asked for?"
     return isinstance(m, RepQLayer) or computes(m, Block, nn.Conv2d, nn.Linear)
@@ -109,7 +110,7 @@ class _Tracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m, qualname):
-        if isinstance(m, _BatchNorm) and not is_norm(m): return rest_graph(m) is not None
+        if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
         return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or super().is_leaf_module(m, qualname)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
@@ -198,7 +199,7 @@ def _trace(model, training, defaults, buffers):
         warnings.simplefilter('ignore')
         known = set(vars(model)) | set(model._buffers)
         for m in model.modules():
-            if isinstance(m, _BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
+            if isinstance(m, BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
         graph = _Tracer(buffers).trace(model.train(training), defaults)
         graph.constants = {n: getattr(model, n) for n in (*vars(model), *model._buffers) if n not in known and n.startswith('_tensor_constant')}
     return graph
@@ -258,13 +259,13 @@ def _make(m) -> tuple:
     plain = lambda o: tuple((k, v) for k, v in vars(o).items() if isinstance(v, (bool, int, float, str, type(None))) and k != 'training')
     return tuple((n, type(o), type(o).forward, vars(o).get('forward'), plain(o), tuple(p is None for p in o._parameters.values())) for n, o in m.named_modules())
 
-def rest_graph(m:_BatchNorm) -> fx.Graph: # or None
+def rest_graph(m:BatchNorm) -> fx.Graph: # or None
     "The graph of what the class of a batch norm does after the norm; None where `m` is something else than a norm followed by that"
     make = _make(m)
     if make not in _rests: _rests[make] = _find_rest(m)
     return _rests[make]
 
-def norm_rest(m:_BatchNorm) -> nn.Module: # or None
+def norm_rest(m:BatchNorm) -> nn.Module: # or None
     "`rest_graph` as a module, a `Sequential` of children of `m` where it is one"
     graph = rest_graph(m)
     return None if graph is None else _as_sequence(m, graph)

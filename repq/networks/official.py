@@ -13,7 +13,7 @@ from ..method.published import ACBlock, DiverseBranchBlock, IdentityConv, Mobile
 from ..method.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from ..method.ecb import ECB
 from .models import ECBSR, MobileOne, RepVGG, ResNet18
-from .sites import BatchNorm
+from .graphs import BatchNorm
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'Entry', 'Layout', 'entries_of']

@@ -8,11 +8,10 @@ import builtins, inspect, operator
 from dataclasses import dataclass, field
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
-from torch.nn.modules.batchnorm import _BatchNorm
 from ..method.kernels import pair
 from ..method.operations import computes, hooked
 from ..method.layers import QUANTIZERS
-from .graphs import is_norm, rest_graph
+from .graphs import is_norm, rest_graph, BatchNorm
 
 # %% auto #0
 __all__ = ['KINDS', 'Operation', 'reads', 'read', 'node_name', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer', 'moves',
@@ -226,7 +225,7 @@ def nonnegative(graph:fx.Graph, model:nn.Module) -> dict: # node -> bool
 
 def _certainly(node, model, known) -> bool:
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
-    if isinstance(m, _BatchNorm) and not hooked(m) and not is_norm(m): return _rest_is_nonnegative(m)
+    if isinstance(m, BatchNorm) and not hooked(m) and not is_norm(m): return _rest_is_nonnegative(m)
     if isinstance(m, QUANTIZERS): return known[node.args[0]] and not hooked(m)
     try: o = read(node, model)
     except ValueError: return False

@@ -12,11 +12,11 @@ from torch.nn.utils import parametrize
 from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer
-from .graphs import is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph
+from .graphs import is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
 from .readers import nonnegative
 
 # %% auto #0
-__all__ = ['BatchNorm', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
+__all__ = ['Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c005
 @dataclass
@@ -28,8 +28,6 @@ class Site:
     nonnegative: bool = None  # can its input be told to be ≥ 0? None: unknown
     runs: bool = None         # is it called in evaluation mode? None: unknown
     left: str = ''            # why surgery has to leave it as it is
-
-BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c007
 def is_composite(m) -> bool:

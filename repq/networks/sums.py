@@ -10,7 +10,8 @@ from ..method.quantizers import LSQ
 from ..method.layers import QUANTIZERS, RepQLayer
 from .graphs import constant_nodes, graph_module, is_layer, live_nodes, readers, trace_graph
 from .readers import nonnegative, module_of, operation_of, moves, stays_float
-from .sites import BatchNorm, is_linear
+from .graphs import BatchNorm
+from .sites import is_linear
 from .changes import working_copy
 
 # %% auto #0

@@ -13,10 +13,11 @@ from ..method.grids import check_bits
 from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
-from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer
+from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer, is_deployed
 from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, trace_graph
 from .readers import module_of, operation_of, moves
-from .sites import BatchNorm, find_sites, is_composite, registered, survey
+from .graphs import BatchNorm
+from .sites import find_sites, is_composite, registered, survey
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, working_copy)
 
@@ -222,20 +223,18 @@ def quantize(model:nn.Module,
     return model
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c066
-def _deployed(m): return isinstance(m, RepQLayer) and m.stage == 'deployed'
-
 def _has_steps(m): return all(q is None or q.initialized for q in (m.weight_quantizer, m.input_quantizer))
 
 def _final(m) -> nn.Module:
     "The module for inference in the place of `m`, without what follows it"
-    return m.deploy() if isinstance(m, (Block, RepQLayer)) and not _deployed(m) else m
+    return m.deploy() if isinstance(m, (Block, RepQLayer)) and not is_deployed(m) else m
 
 @torch.no_grad()
 def _with_bn(m, bn) -> nn.Module:
     "A copy of the final module `m` with the batch norm after it absorbed, or None where that cannot be done"
-    if not (_deployed(m) or type(m) is nn.Conv2d): return None
+    if not (is_deployed(m) or type(m) is nn.Conv2d): return None
     m = copy_model(m)
-    if _deployed(m): m.block.absorb(bn, m.input_quantizer if m.integer_bias else None)
+    if is_deployed(m): m.block.absorb(bn, m.input_quantizer if m.integer_bias else None)
     else: m.weight, m.bias = (nn.Parameter(p) for p in Kernel.of(m).affine(*fold(bn, *running_stats(bn))))
     return m
 
@@ -280,7 +279,7 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
         if absorbed is not None: identities[bn] = without_norm(bn)
         new[s.module] = m if absorbed is None else absorbed
     ties = tied_pairs(model, [s.name for s in sites if s.module in new])
-    integers = sum(_deployed(n) and not _deployed(m) for m, n in new.items())
+    integers = sum(is_deployed(n) and not is_deployed(m) for m, n in new.items())
     merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
     model, hooks = replace_modules(model, {**new, **identities, **_fixed_grids(model, sites)})
     report_change('deploy', verbose, untraced, f'{plural(integers, "layer")} → integers', merged and f'{plural(merged, "block")} → convolutions',

@@ -15,6 +15,7 @@ from ..method.layers import IntegerKernel, RepQLayer
 from ..networks.sites import find_sites
 from ..networks.changes import copy_model
 from .drawing import BITS_COLORS, STATISTICS_COLORS, legend_beside, log_axis, new_axes
+from ..networks.graphs import BatchNorm
 
 # %% auto #0
 __all__ = ['plot_kernel', 'branch_kernels', 'plot_branches', 'in_steps', 'plot_quantized', 'layer_steps', 'plot_steps',
@@ -69,7 +70,7 @@ _SHORT = {'Conv2d': '{}', 'AvgPool2d': 'avg {}', 'IdentityConv': 'I + 1×1', 'Sc
 def _operations(branch) -> str:
     "The operations of a branch in a line"
     if isinstance(branch, nn.Sequential): return ' · '.join(map(_operations, branch))
-    if isinstance(branch, nn.modules.batchnorm._BatchNorm): return 'BN'
+    if isinstance(branch, BatchNorm): return 'BN'
     if isinstance(branch, nn.Identity): return 'x'
     size = '×'.join(map(str, pair(getattr(branch, 'kernel_size', None) or branch.kernel().kernel_size)))
     kind = type(branch).__name__

@@ -11,11 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from .results import by_method, check_rows, labelled, show_bits, show_large, summarize, summarize_psnr
 from .drawing import METHOD_COLORS, MORE_COLORS, legend_beside, log_axis, new_axes
-# what was in this chapter once, and is imported from it
-from .results import RESULT_KEYS, psnr_table, read_figures, results_table # noqa: F401
-from .drawing import BITS_COLORS, STATISTICS_COLORS, save # noqa: F401
-from .layer_plots import branch_kernels, branch_statistics, plot_branches, plot_statistics # noqa: F401
-from .layer_plots import layer_steps, plot_kernel, plot_quantized, plot_steps # noqa: F401
 
 # %% auto #0
 __all__ = ['series_colors', 'width_styles', 'plot_history', 'plot_results', 'plot_tradeoff', 'plot_step_ratio', 'plot_psnr',

@@ -14,21 +14,18 @@ from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from .. import __version__, plots, surgery
 from ..networks.schemas import check_finite, check_room, check_whole
 from ..networks.files import check_file, locked
-from ..method.batchnorm import recompute_exact
+from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
 from ..networks.costs import cost
 from .resume import Checkpoints, rng_state, set_rng_state
-from ..method.batchnorm import processes
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state
 from .tasks import environment, step_ratios, task_of, twin
 from .run_folders import (RunFolder, differing, load_run, read_history, read_rows, replace_text, starting_state, write_json, write_names,
                                        write_weights)
-from .evaluation import results_row, save_details
-from .evaluation import report
+from .evaluation import report, results_row, save_details
 from .fitting import ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
-# what else users find in `repq.runs`
 
 # %% auto #0
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder',
