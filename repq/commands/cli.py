@@ -38,6 +38,7 @@ def _report_layers(run, out, alone, overwrite):
     from repq import deployment, runs
     if runs.load_run(run)[0].quantized: typer.echo('\n' + deployment.report_run(run, out, alone, overwrite))
 
+# %% ../../nbs/5_commands/06_cli.ipynb #v030
 @app.command('recipes', epilog='Example: repq recipes repvgg_a0/repq --measure')
 def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder contains it.')] = '',
              images_per_second: Annotated[Optional[float], typer.Option(help='A measured training rate: the cost in hours is computed from it.')] = None,

@@ -45,6 +45,7 @@ def _ptq_recipe(init, model, data, **bits) -> Recipe:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
     return replace(get_recipe(model, 'merged', bits['weight_bits'], bits['input_bits'], data=data), epochs=0, **bits)
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
                   batches:int=8,      # of 32 images each (or the run's batch size, if that is smaller), on which MinError works

@@ -284,6 +284,7 @@ def _into(header, tensors, model) -> nn.Module:
 
 _DAMAGE = KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError # what making a network of a wrong file can raise
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #v024
 def load_deployed(path,               # written by `save_deployed`
                   model:nn.Module=None, # the network in plain form, its weights of no matter; None: made from the graph in the file
                  ) -> nn.Module:      # on the CPU, in evaluation mode

@@ -61,6 +61,7 @@ class IntegerOp:
     def first_version(self, d): # a step in a file of version 0.1.0, as today's have it
         return d
 
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #v018
 class FloatOp(IntegerOp):
     "An operation that is computed in float32 on what its integers mean"
     def function(self, s, *x): # of float32 tensors, each operation of it rounded in one defined way
@@ -92,6 +93,7 @@ def _conversion(own:Grid, grid:Grid) -> str:
     if grid is None: return 'dequantize'
     return 'clip' if grid.same_but_for_bounds(own) else 'requantize'
 
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #v020
 class Builder:
     "Collects steps; a conversion that was made once is used again"
     def __init__(self, input:str, # name of the network's input

@@ -63,6 +63,7 @@ def _compare_layers(model, deployed, x):
 # %% ../../nbs/4_deploy/07_integers.ipynb #a205
 def _of(name): return name.split('/')[0] # the value that a conversion converts
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #v022
 class _Comparer(Recorder):
     "Runs the graph of the deployed model and, at each node that has a step, compares the two"
     def __init__(self, module, net:IntegerNetwork, nodes):

@@ -140,6 +140,7 @@ def _layers_legend(fig):
     handles = [area('C0', 'weights'), line, area('C2', 'inputs (logarithmic)')]
     fig.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False)
 
+# %% ../../nbs/4_deploy/13_report.ipynb #v026
 @torch.no_grad()
 def plot_layers(model:nn.Module, # quantized, its steps initialised
                 x:Tensor,

@@ -279,6 +279,7 @@ def check_part(out):
     if any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
     if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
 
+# %% ../../nbs/2_networks/11_files.ipynb #v010
 def open_part(out) -> Path:
     "OUT.part, empty; what an earlier attempt left there is taken away"
     check_part(out)

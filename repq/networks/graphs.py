@@ -270,6 +270,7 @@ def norm_rest(m:BatchNorm) -> nn.Module: # or None
     graph = rest_graph(m)
     return None if graph is None else _as_sequence(m, graph)
 
+# %% ../../nbs/2_networks/01_graphs.ipynb #v004
 def _find_rest(m):
     try: graphs = [_norm_graph(m, training) for training in (False, True)]
     except Exception: return None
@@ -293,6 +294,7 @@ def _norm_graph(m, training):
         if n not in live and n.op != 'placeholder': graph.erase_node(n)
     return graph
 
+# %% ../../nbs/2_networks/01_graphs.ipynb #v002
 class _PlainTracer(fx.Tracer):
     proxy_buffer_attributes = True
 

@@ -132,6 +132,7 @@ class _State(TypedDict):
     smooth_loss: tuple[_Count, Union[Tensor, float]]
     model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: dict[str, dict[str, Any]]
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #v008
 class _Grid(TypedDict):
     __pydantic_config__ = _STRICT
     step: Annotated[float, Field(gt=0)]; zero: int; low: int; high: int; dtype: Literal['uint8', 'int8']
@@ -153,6 +154,7 @@ class _Figure(TypedDict):
 
 RUN, ROWS, HISTORY, SHARDS, STATE, NETWORK, FIGURES = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, _Network, list[_Figure]))
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #v006
 def _complaint(e:ValidationError) -> str:
     "The first thing that is wrong, its field and value, in a line"
     first, *more = e.errors(include_url=False)

@@ -124,6 +124,7 @@ def quantize(self:Learner, weight_bits=8, input_bits=8,
     self.calibrate(n_batches, forward)
     return _changed(self)
 
+# %% ../../nbs/3_training/09_learner.ipynb #v014
 @patch
 def calibrate(self:Learner, n_batches=8,
               forward=None): # function of model and batch; None: as in training, on the batch's first `n_inp` elements

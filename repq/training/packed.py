@@ -160,6 +160,7 @@ def _index_beside(path) -> dict:
     if not (isinstance(index, dict) and str(index.get('format')).startswith('repq shards')): return None
     return _check_index(read_json(file, SHARDS), file)
 
+# %% ../../nbs/3_training/04_packed.ipynb #v012
 def _check_index(index, file) -> dict:
     "`index`, if it only tells of images inside of shards that are beside it, and of classes that there are"
     train = index['splits'].get('train', {}).get('classes')

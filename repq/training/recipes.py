@@ -118,6 +118,7 @@ def _check_task(r):
     if r.image_size is not None and sr:
         raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
+# %% ../../nbs/3_training/12_recipes.ipynb #v016
 def _check(r):
     "Raise for the first thing in a recipe that cannot be meant"
     for f in fields(r): _check_type(f, getattr(r, f.name))
