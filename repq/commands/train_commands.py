@@ -73,6 +73,7 @@ _TensorBoard = Annotated[bool, typer.Option('--tensorboard', help='Write for Ten
 _DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')]
 _Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')]
 _Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")]
+_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a step as a CUDA graph and launch it at once; for small networks, whose launches take longer than their arithmetic.')]
 _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
@@ -88,7 +89,7 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False,
           checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
-          recompute: _Recompute = False, skips: _Skips = 10):
+          recompute: _Recompute = False, capture: _Capture = False, skips: _Skips = 10):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, data=data, epochs=epochs, batch_size=batch_size,
                      lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
@@ -97,7 +98,7 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
                      iterations=iterations, benchmarks=benchmarks)
     how = dict(init=init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
                tensorboard=tensorboard, accumulate=accumulate)
-    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute))
+    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute, capture=capture))
     if text is not None: typer.echo(text)
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907

@@ -9,7 +9,7 @@ __all__ = ['extremes', 'min_error_step']
 import numpy as np, torch
 from torch import Tensor
 from .batchnorm import reduce_ranks
-from .grids import check_grid
+from .grids import check_grid, round_on_grid_
 
 # %% ../../nbs/1_method/04_minerror.ipynb #c049
 def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
@@ -22,7 +22,7 @@ def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
             v, sums = part.to(dtype)[:,None], []
             for s in steps[i:i+r,:,None].to(dtype).split(max(1, block//v.numel()), dim=1):
                 u = v/s
-                sums.append(u.clamp(qn, qp).round_().sub_(u).square_().sum(2))
+                sums.append(round_on_grid_(u.clamp(qn, qp), qn).sub_(u).square_().sum(2))
             err[i:i+r] += torch.cat(sums, 1)
     return err*steps.square()
 
@@ -51,7 +51,8 @@ def _sorted_part(rows, steps, midpoints, qn, qp):
     below[:,order] = torch.searchsorted(x, midpoints.flatten(1)[:,order])
     total = sums[:,-1:]
     qv = qp*total - sums.gather(1, below).view(shape).sum(2)
-    qq = qp**2*n - (below.view(shape)*(2*torch.arange(qn, qp, device=x.device) + 1)).sum(2)
+    levels = torch.arange(qn, qp, dtype=torch.float64, device=x.device) # all but the last
+    qq = qp**2*n - (below.view(shape)*(2*levels + 1)).sum(2)
     size = total - 2*sums.amin(1, keepdim=True)   # Σ|v|: the prefix sums of sorted values are smallest where the negative ones end
     eps = torch.finfo(torch.float64).eps
     return energy - 2*steps*qv + steps.square()*qq, 2*eps*size*(size + (qp-qn+1)**2*steps)

@@ -117,6 +117,7 @@ _A, _B, _SMALL, _TINY = (2, 4, 14, 1), (4, 6, 16, 1), dict(strides=(2, 1, 2, 2))
 _CONFIGS = dict( # shape -> suffix -> class, image size, arguments
     repvgg_a0 = {'': _repvgg(_A, (48, 96, 192, 1280)),
                  '_small': (RepVGG, 32, dict(depths=(4, 5, 5), widths=(16, 32, 64), **_SMALL)),
+                 '_cifar': (RepVGG, 32, dict(depths=(4, 5, 5), widths=(24, 48, 96), **_TINY)),
                  '_tiny': (RepVGG, 8, dict(depths=(3, 4, 4), widths=(8, 16, 32), **_TINY))},
     repvgg_a1 = {'': _repvgg(_A, (64, 128, 256, 1280))},
     repvgg_a2 = {'': _repvgg(_A, (96, 192, 384, 1408))},

@@ -155,10 +155,11 @@ def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
     signed = None if site.nonnegative is None else not site.nonnegative
     return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
 
-def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps):
+def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps, centred):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
     layer.input_noise, layer.weight_quantizer.bounded = input_noise, bound_steps
+    layer.weight_quantizer.centred = centred and layer.weight_quantizer.bits <= 4
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #n003
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
@@ -197,6 +198,7 @@ def quantize(model:nn.Module,
              inplace=False, verbose=True,
              input_noise=False,        # do variances of batch norms inside blocks count the input's rounding error? For less than 4 bits
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
+             centred=False,            # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`? Where a kernel holds an identity, they lose less
              where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
@@ -211,7 +213,7 @@ def quantize(model:nn.Module,
     edges = [] if first_last_bits is None else _edges(sites)
     plan = _plan_all([s for s in todo if s not in out], lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits)), per_channel)
     for s in out: s.left = 'left out'
-    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps)
+    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps, centred)
     before = [s for s in sites if s not in todo and not s.left]
     ties, obstacles = tied_pairs(model, [s.name for s in todo if s.module in plan]), without_integers(model, sites, traces)
     model, hooks = replace_modules(model, {m: p[0] for m, p in plan.items()})

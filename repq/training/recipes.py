@@ -60,8 +60,8 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
-_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
+_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'), precision=('auto', 'bf16', 'float32'))
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred') # switches of the quantized stage -> what they add to a method's name in results
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r752
 def _is_kind(value, types) -> bool:
@@ -166,6 +166,7 @@ class Recipe(Training):
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
     input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
     bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
+    centred: bool = False          # in the quantized stage grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -173,6 +174,7 @@ class Recipe(Training):
     sqr_mom: float = .99           # of Adam: β2, fastai's value
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
+    precision: str = 'auto'        # of training on a GPU: 'bf16', 'float32' (convolutions in TF32, as torch has them), or bf16 where the GPU has it
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
@@ -300,7 +302,7 @@ def _quantized(model, recipe, method) -> nn.Module:
     if method.merge_first: surgery.merge(model, **quiet)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
                      recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
-                     bound_steps=recipe.bound_steps, **quiet)
+                     bound_steps=recipe.bound_steps, centred=recipe.centred, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 

@@ -49,6 +49,7 @@ class Run:
     tensorboard: bool = False
     recompute: bool = False
     accumulate: int = 1
+    capture: bool = False
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -119,7 +120,7 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     built_for = {n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')}
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
-    return make_learner(recipe, dls, model, run.folder.part, run.skips, run.accumulate, cbs), info
+    return make_learner(recipe, dls, model, run.folder.part, run.skips, run.accumulate, cbs, run.capture), info
 
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
@@ -148,9 +149,10 @@ def train(recipe:Recipe, out, # the run folder to be made
           tensorboard:bool=False, # write to the run's folder `tensorboard` as well
           recompute:bool=False, # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
+          capture:bool=False, # on a GPU: record forward and backward pass as a CUDA graph, for networks whose launches take longer than their arithmetic
          ) -> dict:           # the row of results.json; None in all processes but the first
     "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
-    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard, recompute, accumulate)
+    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard, recompute, accumulate, capture)
     with process_group() as part_from_others:
         agree(run)
         check(run)
