@@ -1,5 +1,5 @@
 "What differs on a GPU: every test compares it with the CPU. Skipped without one; REPQ_TEST_DEVICE=cpu runs them on the CPU, to try the tests themselves."
-import copy, os, subprocess, sys
+import copy, os
 import pytest, torch
 from torch import nn
 import repq.blocks as blocks

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import warnings
 from contextlib import contextmanager
-from functools import partial
 import torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback
