@@ -13,7 +13,7 @@ env:  ## make .venv, or bring it up to date with settings.ini
 	@sh scripts/venv.sh
 
 demo: env  ## the main job on the embedded data, into runs/demo (options: ARGS="--seed 1 --out runs/demo-1")
-	@echo 'repq demo: full-precision runs, then quantized ones from them; some minutes. Finished runs in the folder are kept.'
+	@echo 'repq demo: full-precision runs, then quantized ones from them, one on each core; some minutes. Finished runs in the folder are kept.'
 	@.venv/bin/repq demo $(ARGS)
 	@echo 'Again, or with other runs beside it: .venv/bin/repq report FOLDER...; other data and models: .venv/bin/repq demo --help'
 

@@ -49,7 +49,7 @@ def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e402
 _AnyData = Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")]
-_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected or repq-bnsample.')]
+_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid.')]
 _WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
 _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
 _Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")]

@@ -10,7 +10,7 @@ from ..networks.changes import some
 from ..networks.files import check_file, locked
 from ..networks.models import task
 from .evaluation import report, save_details
-from .processes import cores, side_by_side
+from .processes import side_by_side, workers_for
 from .recipes import METHODS, get_recipe
 from .run_folders import RunFolder, load_run, read_history, read_rows, write_json
 from .studies import Job, train_job
@@ -21,12 +21,14 @@ __all__ = ['DEMO_METHODS', 'SR_DEMO', 'demo_recipes', 'demo']
 
 # %% ../../nbs/3_training/24_demo.ipynb #c025
 DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
+_EPOCHS = {'digits': (16, 8)} # of the two stages, for a demo of some minutes: two thirds of the recipes', accuracies differ by less than seeds do
 
 def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS, **kwargs) -> dict:
     "Run name -> (recipe, name of the run it starts from)"
-    kw = dict(data=data, seed=seed, **(dict(epochs=1) if quick else {}), **kwargs)
-    res = {'fp-plain': (get_recipe(model, 'plain', **kw), None)} if 'plain' in methods else {}
-    res['fp-repq'] = get_recipe(model, 'repq' if 'repq' in methods else 'repq-bn', **kw), None
+    epochs = (1, 1) if quick else _EPOCHS.get(data, (None, None))
+    fp, kw = (dict(data=data, seed=seed, epochs=e) | kwargs for e in epochs)
+    res = {'fp-plain': (get_recipe(model, 'plain', **fp), None)} if 'plain' in methods else {}
+    res['fp-repq'] = get_recipe(model, 'repq' if 'repq' in methods else 'repq-bn', **fp), None
     for b in bits:
         for m in methods:
             res[f'{m}-w{b}'] = get_recipe(model, m, b, **kw), 'fp-repq' if METHODS[m].reparametrized else 'fp-plain'
@@ -48,8 +50,8 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
     say = on_progress or (lambda *a: None)
     with locked(out/'demo'): # makes the folder
         for n in _DEMO_FILES: check_file(out/n, overwrite=True)
-        _demo_runs(out, jobs, cores() if workers is None else workers, begin, say)
-        return _compare(out, jobs, 3 if quick else 15, say)
+        _demo_runs(out, jobs, workers_for(len(jobs)) if workers is None else workers, begin, say)
+        return _compare(out, jobs, 3 if quick else 7, say)
 
 def _demo_runs(out, jobs, workers, begin, say):
     "Train what is to do"

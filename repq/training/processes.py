@@ -11,7 +11,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LEAST_WORK', 'cores', 'busy_cores', 'threads_for', 'use_threads', 'prepare_processes', 'side_by_side']
+__all__ = ['LEAST_WORK', 'cores', 'busy_cores', 'threads_for', 'use_threads', 'threads_worth', 'workers_for', 'prepare_processes',
+           'side_by_side']
 
 # %% ../../nbs/3_training/11b_processes.ipynb #q006
 def _limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
@@ -62,15 +63,31 @@ def threads_for(work:float=math.inf, # multiply-additions of a layer's call, on 
     free = (os.cpu_count() or 1) - (busy_cores() if busy is None else busy)
     return max(1, min(most, math.floor(free + .5)))
 
-def use_threads(work:float=math.inf) -> int: # of torch, from now on
-    "Give torch the threads for such work, unless the user has chosen; before torch is loaded, by what it reads then"
-    n = threads_for(work)
-    torch = sys.modules.get('torch')
-    if torch is None:
-        if n: os.environ['OMP_NUM_THREADS'] = str(n)
-        return n
-    if n and n != torch.get_num_threads(): torch.set_num_threads(n)
-    return torch.get_num_threads()
+def use_threads():
+    "Threads for the free cores in all of this process, unless the user has chosen: before torch is loaded, by what it reads then"
+    n, torch = threads_for(), sys.modules.get('torch')
+    if n and torch: torch.set_num_threads(n)
+    elif n: os.environ['OMP_NUM_THREADS'] = str(n)
+
+@contextmanager
+def threads_worth(work:float,  # as of `threads_for`
+                  n:int=None): # as many as that, where the user has not chosen; None: as the work is worth, at most as many as there are
+    "No more threads than such work is worth, meanwhile; gives how many there are"
+    import torch
+    before = torch.get_num_threads()
+    if n is None: n = min(threads_for(work) or before, before)
+    if n != before and not _CHOSEN: torch.set_num_threads(n)
+    try: yield torch.get_num_threads()
+    finally:
+        if torch.get_num_threads() != before: torch.set_num_threads(before)
+
+def workers_for(jobs:int,              # independent ones
+                memory:float=2**30     # bytes that one of them needs
+               ) -> int:
+    "How many processes share the cores, and the memory"
+    try: fit = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')//memory
+    except (AttributeError, ValueError, OSError): fit = math.inf # not known on this system
+    return int(max(1, min(jobs, cores(), fit)))
 
 # %% ../../nbs/3_training/11b_processes.ipynb #q015
 class _Lines(io.TextIOBase):
@@ -101,6 +118,7 @@ def _child(pipe, f, arg, begin):
     _end_with_first()
     import torch
     torch.set_num_threads(1)
+    _CHOSEN.append('by the first process')
     def tell(*what): pipe.send(what)
     with redirect_stdout(_Lines(tell, 'stdout')), redirect_stderr(_Lines(tell, 'stderr')):
         try:
@@ -116,8 +134,12 @@ def prepare_processes(*modules):
     "Let the process that others are copied from import `modules`, while this one goes on; where there is none, nothing happens"
     if _METHOD != 'forkserver': return
     from multiprocessing import forkserver
-    forkserver.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    forkserver.set_forkserver_preload([m for m in modules if m != '__main__'])
+    before = os.environ.get('PYTHONWARNINGS')
+    os.environ['PYTHONWARNINGS'] = before or 'ignore::FutureWarning' # of what others import; read when a process starts
+    try: forkserver.ensure_running()
+    finally:
+        if before is None: del os.environ['PYTHONWARNINGS']
 
 @contextmanager
 def _sigterm_too():
@@ -192,6 +214,7 @@ def side_by_side(f,          # of a module: (value, tell) -> result; tell(share)
     return {n: done[n] for n in jobs}
 
 def _in_processes(f, jobs, after, workers, begin, say, running) -> dict:
+    prepare_processes(f.__module__) # unless that was done before
     done, waiting = {}, dict(jobs)
     while waiting or running:
         for n in _ready(waiting, jobs, after, done)[:workers - len(running)]:

@@ -16,18 +16,20 @@ from ..networks.schemas import check_finite, check_room, check_whole
 from ..networks.files import locked
 from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
-from ..networks.costs import cost
+from ..networks.costs import layer_costs
 from .resume import Checkpoints, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
+from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
-from .run_folders import (RunFolder, differing, read_history, read_rows, replace_text, starting_state, write_names,
+from .run_folders import (RunFolder, differing, read_history, read_recipe, read_rows, replace_text, starting_state, write_names,
                                        write_weights)
 from .evaluation import results_row
 from .fitting import ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
 
 # %% auto #0
-__all__ = ['Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder', 'fit', 'finish', 'finished']
+__all__ = ['Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder', 'begun_with', 'fit', 'finish',
+           'finished']
 
 # %% ../../nbs/3_training/21_runs.ipynb #r602
 @dataclass
@@ -156,33 +158,36 @@ def train(recipe:Recipe, out, # the run folder to be made
             run, start = look(run)
             if start.row: return finished(run, start)
             learn, info = prepare(run, start)
-            rehearse(run, learn)
-            open_folder(run, info, start)
-            fit(run, learn)
-            part_from_others()
-            return finish(run, learn, info)
+            work = rehearse(run, learn)
+            with threads_worth(work, begun_with(run, start)) as info['environment']['threads']:
+                open_folder(run, info, start)
+                fit(run, learn)
+                part_from_others()
+                return finish(run, learn, info)
 
 # %% ../../nbs/3_training/21_runs.ipynb #r612
-def rehearse(run:Run, learn):
+def rehearse(run:Run, learn) -> float: # multiply-additions of a layer in a step, on average
     "What the end of a run does, on a copy of the model; nothing is changed"
-    _rehearse_end(run, learn)
+    macs = _rehearse_end(run, learn)
     _check_room(run, learn)
+    return macs*(run.recipe.batch_size//(processes()*run.accumulate))
 
 @by_all
 @torch.no_grad()
-def _rehearse_end(run, learn):
-    "Deploy and score a copy of the model"
+def _rehearse_end(run, learn) -> float:
+    "Deploy and score a copy of the model; multiply-additions of a layer for an image"
     recipe, dls, rng = run.recipe, learn.dls, rng_state()
     one = surgery.copy_model(learn.model).to(dls.device).eval()
     try:
         x = dls.one_batch()[0][:4]
         surgery.calibrate(one, [x])
         deployed = surgery.deploy(one, verbose=False)
-        cost(one, x[:1])
+        rows = layer_costs(one, x[:1])
         task_of(recipe).rehearse(one, deployed, dls)
         if run.timing: twin(recipe, dls)
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
+    return sum(r['macs'] for r in rows)/max(1, len(rows))
 
 @by_first
 def _check_room(run, learn):
@@ -197,6 +202,13 @@ def _check_room(run, learn):
 def open_folder(run:Run, info:dict, start:Start):
     "Have the part of the run's folder ready"
     run.folder.begin(info, going_on=start.state is not None)
+
+@by_first
+def begun_with(run:Run, start:Start) -> int: # None where it begins, or is not known
+    "How many threads the run that goes on had before, as far as there are cores"
+    if start.state is None: return None
+    n = read_recipe(run.folder.part)[1].get('environment', {}).get('threads')
+    return min(n, cores()) if isinstance(n, int) and n > 0 else None
 
 def fit(run:Run, learn):
     "Train, from a checkpoint on if there is one"

@@ -75,6 +75,9 @@ class Study:
         self.folder, self.workers, self.begin = Path(folder), workers, begin
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def __enter__(self): return self # in a `with` nothing is left behind, as without
+    def __exit__(self, *error): pass
+
     def run(self, jobs) -> list: # of rows, in their order; None for those that diverged
         "Train all of `jobs`, which may start from earlier ones or from each other"
         jobs = list(jobs)
