@@ -52,7 +52,7 @@ docs: env  ## the site in _docs/, links checked: by Quarto where it is installed
 	@$(PY) scripts/check.py docs
 
 lab: env  ## JupyterLab on the notebooks
-	.venv/bin/jupyter lab --notebook-dir nbs $(ARGS)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} .venv/bin/jupyter lab --notebook-dir nbs $(ARGS)
 
 test-wheel: env  ## build sdist and wheel; try the wheel in a clean environment with the newest fastai
 	@$(PY) scripts/wheel.py

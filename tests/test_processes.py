@@ -5,7 +5,7 @@ import pytest, torch
 from repq.recipes import get_recipe
 from repq.runs import train
 from repq.training import processes
-from repq.training.processes import cores, prepare_processes, side_by_side, threads_for, use_threads
+from repq.training.processes import cores, prepare_processes, side_by_side, threads_for, threads_worth
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,11 +106,17 @@ def test_an_interrupted_study_ends_and_goes_on(tmp_path, sent):
 
 # Threads
 
-def test_users_choice_wins():
-    code = 'import repq.training.processes as p; p.use_threads(1); import torch; p.use_threads(1); print(torch.get_num_threads())'
-    for env, want in (dict(OMP_NUM_THREADS='3'), '3'), (dict(MKL_NUM_THREADS='2', OMP_NUM_THREADS='2'), '2'), ({}, '1'):
-        own = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')} | env | {'PYTHONPATH': str(ROOT)}
-        assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=own, capture_output=True, text=True, check=True).stdout.strip() == want
+def said_by(code, **env):
+    own = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=own | env | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=True).stdout.split()
+
+@pytest.mark.parametrize('env', [dict(OMP_NUM_THREADS='2', OMP_WAIT_POLICY='passive'), dict(MKL_NUM_THREADS='2', OMP_NUM_THREADS='2', GOMP_SPINCOUNT='7')], ids=str)
+def test_users_choice_wins(env):
+    own, = said_by('import torch; print(torch.get_num_threads())', **env) # 2, where there are as many cores
+    code = ('import os, repq.training.processes as p; p.cores = lambda: 1; p.use_threads(); import torch; a = torch.get_num_threads()\n'
+            'with p.threads_worth(1.) as b: print(a, b, os.environ.get("GOMP_SPINCOUNT"))')
+    assert said_by(code, **env) == [own, own, str(env.get('GOMP_SPINCOUNT'))]
+    assert said_by(code) == ['1', '1', '10000']
 
 def test_threads_of_work_and_load(monkeypatch):
     monkeypatch.setattr(processes, '_CHOSEN', [])
@@ -119,8 +125,9 @@ def test_threads_of_work_and_load(monkeypatch):
     assert [threads_for(busy=b) for b in (0., 59., 61.8, 63., 64.)] == [4, 4, 2, 1, 1]
     assert [threads_for(w, busy=0.) for w in (1., 1e9)] == [1, 4]
     n = torch.get_num_threads()
-    try: assert use_threads(1.) == torch.get_num_threads() == 1
-    finally: torch.set_num_threads(n)
+    with threads_worth(1.) as few: assert few == torch.get_num_threads() == 1
+    with threads_worth(1., n=2) as two: assert two == torch.get_num_threads() == 2 # as a run had before
+    assert torch.get_num_threads() == n
 
 def test_cores(): assert 1 <= cores() <= os.cpu_count()
 def test_preparing_is_repeatable(): prepare_processes('repq.training.processes'); prepare_processes('repq.training.processes')

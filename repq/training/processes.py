@@ -50,7 +50,7 @@ def busy_cores(seconds:float=.1) -> float:
     return (1 - idle/all_)*(os.cpu_count() or 1) if all_ else 0.
 
 # %% ../../nbs/3_training/11b_processes.ipynb #q012
-LEAST_WORK = 4e6 # multiply-additions of a layer's call for each thread; fewer take longer to share than to do
+LEAST_WORK = 2e7 # multiply-additions of a layer's call for each thread; fewer take longer to share than to do
 _CHOSEN = [n for n in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS') if os.environ.get(n)] # by the user, before anything of ours
 
 def threads_for(work:float=math.inf, # multiply-additions of a layer's call, on average
@@ -65,6 +65,7 @@ def threads_for(work:float=math.inf, # multiply-additions of a layer's call, on 
 
 def use_threads():
     "Threads for the free cores in all of this process, unless the user has chosen: before torch is loaded, by what it reads then"
+    if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '10000')
     n, torch = threads_for(), sys.modules.get('torch')
     if n and torch: torch.set_num_threads(n)
     elif n: os.environ['OMP_NUM_THREADS'] = str(n)
