@@ -140,6 +140,7 @@ def _impatient():
 
 def _to_go_on(args) -> str:
     "How to go on with the command of these arguments, in words that go behind an error's"
+    if args[:1] == ['demo']: return f'; finished runs are kept, to go on: {shlex.join(["repq", *args])}'
     if args[:1] != ['train']: return ''
     if 'RANK' in os.environ: return '; to go on: the same command with --resume'
     again = ['repq', *args] if '--resume' in args else ['repq', *args, '--resume']
