@@ -136,10 +136,17 @@ def prepare_processes(*modules):
     if _METHOD != 'forkserver': return
     from multiprocessing import forkserver
     forkserver.set_forkserver_preload([m for m in modules if m != '__main__'])
-    before = os.environ.get('PYTHONWARNINGS')
-    os.environ['PYTHONWARNINGS'] = before or 'ignore::FutureWarning' # of what others import; read when a process starts
-    try: forkserver.ensure_running()
+    with _inherited(): forkserver.ensure_running()
+
+@contextmanager
+def _inherited():
+    "What a process that starts meanwhile has of this one: no warnings of what others import, no end by Ctrl-C, which is for the first process"
+    before, main = os.environ.get('PYTHONWARNINGS'), threading.current_thread() is threading.main_thread()
+    os.environ['PYTHONWARNINGS'] = before or 'ignore::FutureWarning'
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try: yield
     finally:
+        if main: signal.signal(signal.SIGINT, old)
         if before is None: del os.environ['PYTHONWARNINGS']
 
 @contextmanager
