@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Data, Out, app, in_words, progress
+from .app import Data, Out, app, in_words, progress, settle
+from ..training.processes import prepare_processes
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c007
 @app.command(epilog='Example: repq demo --out runs/demo')
@@ -19,23 +20,26 @@ def demo(out: Out = Path('runs/demo'),
          model: Annotated[str, typer.Option(help='A re-parametrized model, see: repq list.')] = 'ac_resnet18_tiny',
          task: Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's photographs, at 32, 8, 4 and 2 bits.")] = 'classification',
          seed: int = 0,
-         quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False):
-    "Compare all methods at 4 and 2 bits on embedded data, in under five minutes; finished runs in OUT are kept."
+         quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False,
+         jobs: Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: one for each core if left out; 0: one after another.')] = None):
+    "Compare all methods at 4 and 2 bits on embedded data, in some minutes; finished runs in OUT are kept, interrupted ones go on."
+    if jobs is not None and not 0 <= jobs <= 1000: raise ValueError(f'--jobs takes 0 to 1000 runs at a time, not {jobs}')
     if task not in ('classification', 'sr'): raise ValueError(f"task must be classification or sr, got '{task}'")
     if task == 'sr' and (data, model) != ('digits', 'ac_resnet18_tiny'):
         raise ValueError('--data and --model are for classification: the demo of super-resolution has photographs and a network of its own')
-    if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed)
-    else: _demo_classification(out, quick, seed, data, model)
+    if jobs != 0: prepare_processes('repq.training.demo') # while this process imports the same
+    if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed, jobs)
+    else: _demo_classification(out, quick, seed, jobs, data, model)
 
-def _demo_sr(out, quick, seed):
+def _demo_sr(out, quick, seed, jobs):
     from repq import plots, runs
-    with progress() as say: rows = runs.demo(out, quick, seed, say, **runs.SR_DEMO)
+    with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, **runs.SR_DEMO)
     typer.echo(f'{plots.psnr_table(rows)}\n\nPSNR on Y, dB, unrounded. Seed {seed}; one seed is an anecdote.')
     _echo_places(out)
 
-def _demo_classification(out, quick, seed, data, model):
+def _demo_classification(out, quick, seed, jobs, data, model):
     from repq import plots, runs
-    with progress() as say: rows = runs.demo(out, quick, seed, say, data=data, model=model)
+    with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, data=data, model=model)
     equal = all(r['accuracy'] == r['merged_accuracy'] for r in rows)
     text = 'equal in every row' if equal else 'NOT equal in every row'
     typer.echo(f'{plots.results_table(rows)}\n\nMerged networks, evaluated again: {text}. Seed {seed}; one seed is an anecdote.')
@@ -45,7 +49,7 @@ def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e402
 _AnyData = Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")]
-_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected or repq-bnsample.')]
+_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid.')]
 _WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
 _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
 _Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")]

@@ -53,7 +53,7 @@ class RepQLayer(nn.Module):
                  block,                       # yields the kernel: a convolution, linear layer or block
                  weight_quantizer:LSQ=None,   # Q of the merged weight
                  input_quantizer:LSQ=None,    # Q of the input
-                 statistics:str=None,         # exact, estimated, corrected or sampled; None: as the block has it
+                 statistics:str=None,         # exact, estimated, corrected, sampled or hybrid; None: as the block has it
                 ):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)

@@ -118,7 +118,7 @@ def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c053
 def train_merged(model:nn.Module,
-                 statistics:str=None, # 'exact', 'estimated', 'corrected' or 'sampled'; None: as the blocks have it
+                 statistics:str=None, # 'exact', 'estimated', 'corrected', 'sampled' or 'hybrid'; None: as the blocks have it
                  inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` whose blocks train through their merged kernel, in full precision"
     if statistics is not None: get_statistics(statistics)
@@ -191,7 +191,7 @@ def _differing(own) -> str:
 # %% ../../nbs/2_networks/05_surgery.ipynb #c058
 def quantize(model:nn.Module,
              weight_bits:int=8, input_bits:int=8, # 2..16
-             statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled'; None: as they are ('exact' unless set)
+             statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled', 'hybrid'; None: as they are ('exact' unless set)
              per_channel=True,         # one weight step per output channel, or one per layer
              first_last_bits=8,        # for the first and the last layer; None: as all others
              layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ; None: left in floating point

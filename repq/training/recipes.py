@@ -37,7 +37,8 @@ METHODS = {
     'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
     'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
     'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
-    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled')}
+    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled'),
+    'repq-bnhybrid':   Method('RepQ with exact statistics, their gradient from a sparse grid of positions', statistics='hybrid')}
 
 def nearest(value, known, what) -> str:
     "An error message for a name that is not known"
@@ -288,7 +289,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
-                         'use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample')
+                         'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
     method = METHODS[recipe.method]
     if recipe.full_precision == 'merged' and method.reparametrized:
         for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
