@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j003
 from __future__ import annotations
-import sys, time
+import sys, time, warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from .changes import modes_kept, obstacles, plural, some, working_copy
 
 # %% auto #0
 __all__ = ['batches_of', 'to_device', 'tensors_in', 'inputs_of', 'check_inputs', 'naming_input', 'check_takes', 'check_classes',
-           'first_batches', 'first_inputs', 'with_blocks', 'prepare']
+           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j006
 def batches_of(loader) -> Iterable: # of batches
@@ -86,7 +86,8 @@ def _stopped(name, m, x, error) -> str:
     if x is None: return said
     takes, has = _takes(m), x.shape[-1 if isinstance(m, nn.Linear) else min(1, x.ndim - 1)] if x.ndim else None
     unit = 'features' if isinstance(m, nn.Linear) else 'channels'
-    if takes not in (None, has): return f"layer '{name}' takes {takes} {unit} and gets {has} ({tuple(x.shape)})"
+    alone = isinstance(m, nn.Conv2d) and x.ndim == 3
+    if not alone and takes not in (None, has): return f"layer '{name}' takes {takes} {unit} and gets {has} ({tuple(x.shape)})"
     return f"it stops at '{name}' ({type(m).__name__}), which gets {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}: {said}"
 
 @contextmanager
@@ -124,6 +125,17 @@ def check_classes(model, x, num_classes:int, name:str): # num_classes: None wher
     if y.shape != (len(x), num_classes):
         hint = ': does its function take num_classes?' if y.ndim == 2 else ': is it a classifier?'
         raise ValueError(f'{name} gives {tuple(y.shape)} for {len(x)} images, the data has {num_classes} classes{hint}')
+
+# %% ../../nbs/2_networks/14_one_call.ipynb #j047
+def with_own_head(own:dict, state:dict, what:str, anew:bool) -> dict: # own: the network's state dict; anew: may a head of other classes begin anew?
+    "`state` with the network's own head where it has one for other classes"
+    odd = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    layer = {k.rpartition('.')[0] for k in odd}
+    if len(layer) != 1 or list(own)[-1].rpartition('.')[0] not in layer or any(state[k].shape[1:] != own[k].shape[1:] for k in odd): return state
+    text = f"the weights have {len(state[odd[0]])} classes in '{min(layer)}', the data of {what} {len(own[odd[0]])}"
+    if not anew: raise ValueError(f'{text}: train in full precision first, which begins with a new head')
+    warnings.warn(f'{text}: this layer begins anew')
+    return {**state, **{k: own[k] for k in odd}}
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j019
 def first_batches(loader, model, images:int=512, forward=None, seen=None) -> tuple: # batches on the model's device, images in each

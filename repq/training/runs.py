@@ -20,6 +20,8 @@ from ..networks.costs import cost
 from .resume import Checkpoints, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.models import task
+from ..networks.changes import unquantized
+from ..networks.one_call import check_classes
 from .recipes import METHODS, Recipe, build, get_recipe, load_state
 from .tasks import environment, step_ratios, task_of, twin
 from .run_folders import (RunFolder, differing, load_run, read_history, read_rows, replace_text, starting_state, write_json, write_names,
@@ -178,6 +180,7 @@ def _rehearse_end(run, learn):
     one = surgery.copy_model(learn.model).to(dls.device).eval()
     try:
         x = dls.one_batch()[0][:4]
+        _check_classes(recipe, one, x, dls)
         surgery.calibrate(one, [x])
         deployed = surgery.deploy(one, verbose=False)
         cost(one, x[:1])
@@ -185,6 +188,10 @@ def _rehearse_end(run, learn):
         if run.timing: twin(recipe, dls)
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
+
+def _check_classes(recipe, model, x, dls):
+    "ValueError where the network, without its quantizers, does not take these images or has other classes"
+    with unquantized(model): check_classes(model, x, task_of(recipe).info(dls)['num_classes'], recipe.network)
 
 @by_first
 def _check_room(run, learn):
