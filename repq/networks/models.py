@@ -11,6 +11,7 @@ import torch.nn as nn
 from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock, conv_bn, same_padding
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
+from .sources import from_source, source_of, source_size
 
 # %% auto #0
 __all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'list_models',
@@ -153,30 +154,31 @@ def list_models(pattern='*' # as in file names: 'repvgg*'
 def _model(name:str):
     if name not in _MODELS:
         near = get_close_matches(str(name), _MODELS, 3, .5)
-        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all')
+        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all; others are timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function')
     return _MODELS[name]
 
 def plain_twin(name:str) -> str:
-    "The plain network of the same shape (a plain network's own name)"
-    return _model(name)[3]
+    "The plain network of the same shape (a plain network's own name, and that of a network from elsewhere)"
+    return name if source_of(name) else _model(name)[3]
 
 def image_size(name:str) -> int:
     "Height and width in pixels that the model is made for; of the low-resolution patch for super-resolution"
-    return _model(name)[1]
+    return source_size(name) if source_of(name) else _model(name)[1]
 
 def task(name:str) -> str:
     "'classification' or 'super-resolution'"
-    return 'super-resolution' if _model(name)[0] is ECBSR else 'classification'
+    return 'super-resolution' if not source_of(name) and _model(name)[0] is ECBSR else 'classification'
 
-def create_model(name:str,
+def create_model(name:str,            # one of `list_models`, or of a network from elsewhere, see `source_of`
                  num_classes:int=None, # None: 1000; super-resolution has none
                  in_channels:int=None, # None: 3; for super-resolution 1, the luminance
                  scale:int=None,       # of super-resolution only; None: 2
                 ) -> nn.Module:
     "A model by name, freshly initialised"
-    cls, _, config, _ = _model(name)
     given = {k: v for k, v in dict(num_classes=num_classes, in_channels=in_channels, scale=scale).items() if v is not None}
     for k, v in given.items():
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
         if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'): raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
+    if source_of(name): return from_source(name, num_classes, in_channels)
+    cls, _, config, _ = _model(name)
     return cls(**config, **given)

@@ -11,9 +11,11 @@ import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
+from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
 from ..networks.schemas import unusable
 from ..networks.checkpoints import differences
+from ..networks.one_call import with_blocks, with_own_head
 from .. import surgery
 
 # %% auto #0
@@ -125,6 +127,8 @@ def _check(r):
     for f in fields(r): _check_type(f, getattr(r, f.name))
     get_method(r.method)
     image_size(r.model) # which knows the models
+    if r.block: get_block(r.block) # which knows the blocks
+    if r.block and not METHODS[r.method].reparametrized: raise ValueError(f'block={r.block!r} has no effect on method {r.method!r}, which trains the network without blocks')
     for n, allowed in _RANGES.items(): _check_range(n, getattr(r, n), allowed)
     for n, known in _CHOICES.items():
         if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
@@ -136,7 +140,7 @@ def _check(r):
 @dataclass(frozen=True)
 class Training:
     "What a training run does in either stage; `weight_bits=32` is the full-precision stage"
-    model: str                     # see `repq.models.list_models`
+    model: str                     # see `repq.models.list_models`; or a network from elsewhere, see `repq.networks.sources.source_of`
     method: str = 'repq-bnest'     # a key of `METHODS`
     data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     weight_bits: int = 32
@@ -161,6 +165,7 @@ class Training:
 @dataclass(frozen=True)
 class Recipe(Training):
     "Everything needed to repeat a training run"
+    block: str = None              # what takes the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
@@ -206,6 +211,7 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     known = {f.name for f in fields(Recipe)}
     if extra := set(d) - known: raise ValueError(f'a recipe has no {", ".join(map(repr, sorted(extra)))}; it has {", ".join(sorted(known))}')
     if 'model' not in d: raise ValueError("a recipe needs a 'model'")
+    if (s := source_of(d['model'])) and s.kind == 'file': d = d | dict(model=str(s)) # which other folders understand
     return Recipe(**d)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c013
@@ -242,8 +248,10 @@ def get_recipe(model:str, method='repq-bnest',
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
-    d = _DEFAULTS[image_size(model)][weight_bits != 32]
-    if image_size(model) == 224: d = _of_authors(model, d, weight_bits)
+    size = image_size(model)
+    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
+    d = _DEFAULTS[size][weight_bits != 32]
+    if size == 224: d = _of_authors(model, d, weight_bits)
     if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method))
     given = {k: v for k, v in overrides.items() if v is not None}
     return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
@@ -286,6 +294,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
          ) -> nn.Module:
     "The model of a recipe's stage"
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
+    if recipe.block or source_of(recipe.model): model, state = _with_blocks(model, recipe, state)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
@@ -296,6 +305,21 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model
+
+def _with_blocks(model, recipe, state) -> tuple: # the network, and the state dict if it is one of the network with blocks
+    "A network from elsewhere, with its weights, and then with its blocks"
+    own, form = model.state_dict(), lambda names: {n for n in names if not n.endswith('num_batches_tracked')}
+    if state and form(state) == form(own):
+        state = {**own, **{k: v for k, v in state.items() if k in own}}
+        load_state(model, with_own_head(own, state, recipe.model, not recipe.quantized), recipe.model)
+        state = None
+    if METHODS[recipe.method].reparametrized:
+        model = with_blocks(model, recipe.block, inplace=True)
+        if not any(isinstance(m, Block) for m in model.modules()):
+            raise ValueError(f'{recipe.model} has no blocks of its own, which method {recipe.method!r} trains: give it some (--block ACBlock, block=), or take method plain')
+    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
+        raise ValueError(f'the weights are not of {recipe.model}: {differences({k: v.shape for k, v in own.items()}, state)}')
+    return model, state
 
 def _quantized(model, recipe, method) -> nn.Module:
     "A full-precision model as it is in the quantized stage"

@@ -19,6 +19,8 @@ from .data import unreadable
 from ..networks.costs import layer_costs
 from .resume import Checkpoints, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
+from ..networks.changes import unquantized
+from ..networks.one_call import check_classes
 from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
@@ -182,6 +184,7 @@ def _rehearse_end(run, learn) -> float:
     one = surgery.copy_model(learn.model).to(dls.device).eval()
     try:
         x = dls.one_batch()[0][:4]
+        _check_classes(recipe, one, x, dls)
         surgery.calibrate(one, [x])
         deployed = surgery.deploy(one, verbose=False)
         rows = layer_costs(one, x[:1])
@@ -190,6 +193,10 @@ def _rehearse_end(run, learn) -> float:
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
     return sum(r['macs'] for r in rows)/max(1, len(rows))
+
+def _check_classes(recipe, model, x, dls):
+    "ValueError where the network, without its quantizers, does not take these images or has other classes"
+    with unquantized(model): check_classes(model, x, task_of(recipe).info(dls)['num_classes'], recipe.network)
 
 @by_first
 def _check_room(run, learn):
