@@ -42,7 +42,10 @@ def _choose(names) -> str: # None if no name is known
 
 def _inner(checkpoint:Mapping) -> Mapping:
     "The state dict in dictionaries"
-    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]): checkpoint = checkpoint[name]
+    above = set()
+    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]):
+        above.add(id(checkpoint)); checkpoint = checkpoint[name]
+        if id(checkpoint) in above: raise ValueError(f'the checkpoint holds itself, as {name!r}')
     return checkpoint
 
 def _without_prefixes(state:dict) -> dict:

@@ -17,7 +17,7 @@ from ..networks.files import check_file, locked
 from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
 from ..networks.costs import cost
-from .resume import Checkpoints, rng_state, set_rng_state
+from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.models import task
 from .recipes import METHODS, Recipe, build, get_recipe, load_state
@@ -112,6 +112,7 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     "What training begins with: data, model and learner; nothing is written"
     recipe, kind = run.recipe, task_of(run.recipe)
     dls = run.dls or together(kind.data)
+    if start.state: _check_length(run, start.state, len(dls.train))
     set_seed(recipe.seed, reproducible=True)
     info = dict(recipe=asdict(recipe), **kind.info(dls), **run.asked, processes=processes(), environment=environment())
     cbs = _guides(run, info)
@@ -120,6 +121,12 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
     return make_learner(recipe, dls, model, run.folder.part, run.skips, run.accumulate, cbs), info
+
+def _check_length(run, state, n):
+    "ValueError where the data has another number of batches than when the run began"
+    before = epoch_length(state, run.recipe.epochs)
+    if before != n: raise ValueError(f'{run.folder.part} was begun on data of {before} batches an epoch, and {run.recipe.data} has {n}: '
+                                     'give the same images back, or delete the folder to start anew')
 
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
