@@ -55,10 +55,12 @@ def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder
 @app.command('list')
 def list_():
     "The models and methods that train knows."
-    from repq.networks.models import image_size, list_models
-    from repq.training.recipes import METHODS
-    typer.echo('models:\n' + '\n'.join(f'  {n:24}{image_size(n)} px' for n in list_models()))
-    typer.echo('methods:\n' + '\n'.join(f'  {n:24}{m.text}' for n, m in METHODS.items()))
+    from repq.networks.registry import image_size, list_models
+    from repq.training.methods import METHODS
+    models, methods = {n: f'{image_size(n):3} px' for n in list_models()}, {n: m.text for n, m in METHODS.items()}
+    width = max(map(len, [*models, *methods])) + 2
+    for title, rows in ('models', models), ('methods', methods):
+        typer.echo('\n'.join([f'{title}:', *(f'  {n:{width}}{text}' for n, text in rows.items())]))
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n004
 @app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')

@@ -21,6 +21,7 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import results_row
 from ..networks.models import task
+from ..networks.waiting import at
 
 # %% auto #0
 __all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'report_run']
@@ -154,7 +155,7 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     check_output(out, overwrite)
     if format == 'onnx' and (Path(run)/'results.json').exists(): read_rows(Path(run)/'results.json') # which the end adds to
     x, text = example_images(recipe), ''
-    with locked(out):
+    with locked(out), at(f'integers for {out.name}'):
         if format == 'onnx': text = _export_onnx(model, out, x, profile, overwrite)
         elif format == 'pt2': to_pt2(model, out, x, overwrite)
         else: save_integers(to_integer(model, x), out, overwrite)
@@ -191,7 +192,8 @@ def _report_layers(run, out, alone) -> str:
     if out is None: return table
     write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n')
     write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores))
-    plots.save(layer_report.plot_layers(model, images[0]), out/'layers.png')
-    plots.save(plots.plot_steps(model), out/'steps.png')
+    with at('pictures of the layers'):
+        plots.save(layer_report.plot_layers(model, images[0]), out/'layers.png')
+        plots.save(plots.plot_steps(model), out/'steps.png')
     if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *_MEASURES[task(recipe.model)]), out/'sensitivity.png')
     return table

@@ -14,6 +14,7 @@ from .pairs import UNIT, bicubic
 from .superres import get_sr_dls, load_benchmarks, psnr
 from ..networks.costs import cost
 from ..networks.models import task
+from ..networks.waiting import heard
 from .recipes import Recipe, get_recipe
 from .tasks import evaluate, psnrs, step_ratios, task_of, twin
 from .run_folders import load_run, making_report, read_history, read_rows
@@ -130,7 +131,7 @@ def _report_pictures(rows, paths, out, overwrite):
         draw['step_ratio.png'] = lambda: plots.plot_step_ratio(rows)
     if histories: draw['history.png'] = lambda: plots.plot_history(histories, results=results)
     with making_report(out, draw, overwrite) as part:
-        for name, picture in draw.items(): plots.save(picture(), part/name)
+        for name, picture in heard(list(draw.items()), 'pictures'): plots.save(picture(), part/name)
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r319
 @torch.no_grad()

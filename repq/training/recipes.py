@@ -6,7 +6,6 @@
 from __future__ import annotations
 import ast, json, math, operator, re
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
@@ -14,40 +13,12 @@ from ..method.blocks import Block
 from ..networks.models import create_model, image_size, plain_twin, task
 from ..networks.schemas import unusable
 from ..networks.checkpoints import differences
+from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'QUANTIZED_ONLY', 'Method', 'nearest', 'get_method', 'Training', 'Recipe', 'recipe_from', 'get_recipe',
-           'parse_fields', 'parse_layer_bits', 'check_effect', 'build', 'load_state']
-
-# %% ../../nbs/3_training/12_recipes.ipynb #c006
-@dataclass(frozen=True)
-class Method:
-    "One row of the comparison"
-    text: str                    # what it is
-    reparametrized: bool = True  # trains blocks?
-    merge_first: bool = False    # merged between the stages, then ordinary quantization-aware training?
-    statistics: str = None       # of batch norms inside blocks in the quantized stage; None: there are none
-    lr_scale: float = 1.         # of the quantized stage's learning rate
-
-METHODS = {
-    'plain':           Method('no re-parametrization in either stage', reparametrized=False),
-    'merged':          Method('re-parametrized full precision, merged, then ordinary quantization-aware training', merge_first=True, lr_scale=.1),
-    'repq':            Method('RepQ for blocks without batch norm'),
-    'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
-    'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
-    'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
-    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled')}
-
-def nearest(value, known, what) -> str:
-    "An error message for a name that is not known"
-    near = get_close_matches(str(value), known, 3, .5)
-    return f'unknown {what} {value!r}; ' + (f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known)}')
-
-def get_method(name:str) -> Method:
-    "A method by name; ValueError with the nearest names otherwise"
-    if name not in METHODS: raise ValueError(nearest(name, METHODS, 'method'))
-    return METHODS[name]
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields', 'parse_layer_bits',
+           'check_effect', 'build', 'load_state']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),

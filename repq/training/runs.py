@@ -17,6 +17,7 @@ from ..networks.files import check_file, locked
 from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
 from ..networks.costs import cost
+from ..networks.waiting import at
 from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.models import task
@@ -25,7 +26,7 @@ from .tasks import environment, step_ratios, task_of, twin
 from .run_folders import (RunFolder, differing, load_run, read_history, read_rows, replace_text, starting_state, write_json, write_names,
                                        write_weights)
 from .evaluation import report, results_row, save_details
-from .fitting import ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
+from .fitting import EpochLines, ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
 
 # %% auto #0
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder',
@@ -218,7 +219,8 @@ def fit(run:Run, learn):
         if begun and not on_epoch: print(f'{learn.path}: going on at epoch {begun["epoch"]}, batch {begun["batch"]}')
         bar = learn.no_bar() if on_epoch or not _watched() else nullcontext()
         lines = learn.no_logging() if on_epoch else nullcontext()
-        with bar, lines, learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+        if not on_epoch and not _watched(): learn.logger = EpochLines(learn)
+        with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
 
 def _silent(done, of, values): pass
 
