@@ -119,6 +119,7 @@ class Waiting:
 
     def __call__(self, what, done, of):
         with self.lock:
+            self.named = what not in (None, 'starting')
             what = 'working' if what is None else what
             self.at = '' if done is None else f' {done}' if of is None else f' {done}/{of}'
             if what == getattr(self, 'what', None): return
@@ -133,8 +134,8 @@ class Waiting:
         "Tell what is due"
         with self.lock:
             seconds = time.monotonic() - self.since
-            if not self.what or seconds < self.next: return
-            text = f'repq: {self.what}{self.at}, {seconds:.0f} s'
+            if not self.what or seconds < self.next or not (self.terminal or self.named): return
+            text = f'[{seconds:.0f} s] {self.what}{self.at}'
             if self.terminal: self.write(f'\r{text}\033[K'); self.shown = True
             else: self.write(text + '\n'); self.next = max(30., 2*self.next)
             self.out.flush()
