@@ -1,3 +1,4 @@
 "Recipes: the name under which users import the chapters below"
 # ruff: noqa: F401, F403, F405
+from repq.training.methods import *
 from repq.training.recipes import *

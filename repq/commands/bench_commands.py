@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import App, Device, Json, Overwrite, Rounds, app, progress
+from .app import App, Commands, Device, Json, Overwrite, Rounds, app, progress
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n020
-bench = App(help='Measure: every candidate takes its turn in every round, and ratios are reported with the quartiles of single rounds.',
+bench = App(cls=Commands, help='Measure: every candidate takes its turn in every round, and ratios are reported with the quartiles of single rounds.',
             no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name='bench')
 

@@ -95,11 +95,13 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
           recompute: _Recompute = False, capture: _Capture = False, skips: _Skips = 10):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
+    from repq.training.recipes import check_effect
     recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, data=data, epochs=epochs, batch_size=batch_size,
                      lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
                      iterations=iterations, benchmarks=benchmarks)
+    check_effect(recipe, recompute, teacher is not None)
     how = dict(init=init, timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
                tensorboard=tensorboard, accumulate=accumulate)
     text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute, capture=capture))

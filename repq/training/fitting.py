@@ -25,7 +25,8 @@ from .tasks import task_of
 from .run_folders import load_run, replace_text
 
 # %% auto #0
-__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'tensorboard', 'teacher', 'make_learner']
+__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines', 'tensorboard', 'teacher',
+           'make_learner']
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
 def lr_schedule(recipe:Recipe) -> dict: # of fastai's `ParamScheduler`
@@ -64,6 +65,17 @@ class ReportEpoch(Callback):
     def after_batch(self):
         if self.training and self.iter % 10 == 9: self.f(self.epoch + self.iter/self.n_iter, self.n_epoch, None)
     def after_epoch(self): self.f(self.epoch + 1, self.n_epoch, self.recorder.log)
+
+class EpochLines:
+    "fastai's logger where there is no bar: aligned columns, below a header"
+    def __init__(self, learn): self.learn, self.names = learn, None
+    def __call__(self, values, **kwargs):
+        names = list(self.learn.recorder.metric_names)
+        width = [max(10, len(n) + 2) for n in names]
+        if self.names != names: self._line(names, width)
+        self.names = names
+        self._line([f'{v:.4f}' if isinstance(v, float) else str(v) for v in values], width)
+    def _line(self, cells, width): print(''.join(c.rjust(w) for c, w in zip(cells, width)), flush=True)
 
 def tensorboard(folder) -> Callback:
     "fastai's callback for TensorBoard; ValueError where the package is missing"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import ast, json, math, operator, re
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
@@ -16,41 +15,12 @@ from ..networks.models import create_model, image_size, plain_twin, task
 from ..networks.schemas import unusable
 from ..networks.checkpoints import differences
 from ..networks.one_call import with_blocks, with_own_head
+from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'QUANTIZED_ONLY', 'Method', 'nearest', 'get_method', 'Training', 'Recipe', 'recipe_from', 'get_recipe',
-           'parse_fields', 'parse_layer_bits', 'build', 'load_state']
-
-# %% ../../nbs/3_training/12_recipes.ipynb #c006
-@dataclass(frozen=True)
-class Method:
-    "One row of the comparison"
-    text: str                    # what it is
-    reparametrized: bool = True  # trains blocks?
-    merge_first: bool = False    # merged between the stages, then ordinary quantization-aware training?
-    statistics: str = None       # of batch norms inside blocks in the quantized stage; None: there are none
-    lr_scale: float = 1.         # of the quantized stage's learning rate
-
-METHODS = {
-    'plain':           Method('no re-parametrization in either stage', reparametrized=False),
-    'merged':          Method('re-parametrized full precision, merged, then ordinary quantization-aware training', merge_first=True, lr_scale=.1),
-    'repq':            Method('RepQ for blocks without batch norm'),
-    'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
-    'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
-    'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
-    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled'),
-    'repq-bnhybrid':   Method('RepQ with exact statistics, their gradient from a sparse grid of positions', statistics='hybrid')}
-
-def nearest(value, known, what) -> str:
-    "An error message for a name that is not known"
-    near = get_close_matches(str(value), known, 3, .5)
-    return f'unknown {what} {value!r}; ' + (f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known)}')
-
-def get_method(name:str) -> Method:
-    "A method by name; ValueError with the nearest names otherwise"
-    if name not in METHODS: raise ValueError(nearest(name, METHODS, 'method'))
-    return METHODS[name]
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields', 'parse_layer_bits',
+           'check_effect', 'build', 'load_state']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -287,6 +257,29 @@ def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
         if name in res: raise ValueError(f'layer {name} comes twice in the layer bits {text!r}')
         res[name] = [int(v) for v in bits.split('/')] if '/' in bits else int(bits)
     return res
+
+# %% ../../nbs/3_training/12_recipes.ipynb #q111
+_UNREAD = [ # when -> fields that nothing reads then
+    (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate')),
+    (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
+    (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
+
+def check_effect(r:Recipe, recompute=False, # of `repq.batchnorm.recompute_exact`
+                 teacher=False):            # is there one?
+    "ValueError for what differs from the usual and has no effect"
+    usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
+    unread = {n: words for when, words, names in _UNREAD if when(r) for n in names}
+    if not teacher: unread['distill'] = 'without a teacher'
+    for n, words in unread.items():
+        if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
+    if recompute and not _takes_exact(r):
+        raise ValueError(f"recompute is for exact statistics, which {r.method} does not compute {'at' if r.quantized else 'in full precision at'} "
+                         f"{r.weight_bits} bits: leave it out")
+
+def _takes_exact(r) -> bool:
+    "Do batch norms inside blocks take exact statistics?"
+    m = METHODS[r.method]
+    return m.statistics == 'exact' if r.quantized else m.reparametrized and r.full_precision == 'merged' and m.statistics in (None, 'exact')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,

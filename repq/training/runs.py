@@ -17,7 +17,8 @@ from ..networks.files import locked
 from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
 from ..networks.costs import layer_costs
-from .resume import Checkpoints, rng_state, set_rng_state
+from ..networks.waiting import at
+from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.changes import unquantized
 from ..networks.one_call import check_classes
@@ -27,7 +28,7 @@ from .tasks import environment, task_of, twin
 from .run_folders import (RunFolder, differing, read_history, read_recipe, read_rows, replace_text, starting_state, write_names,
                                        write_weights)
 from .evaluation import results_row
-from .fitting import ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
+from .fitting import EpochLines, ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
 
 # %% auto #0
 __all__ = ['Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder', 'begun_with', 'fit', 'finish',
@@ -115,6 +116,7 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     "What training begins with: data, model and learner; nothing is written"
     recipe, kind = run.recipe, task_of(run.recipe)
     dls = run.dls or together(kind.data)
+    if start.state: _check_length(run, start.state, len(dls.train))
     set_seed(recipe.seed, reproducible=True)
     info = dict(recipe=asdict(recipe), **kind.info(dls), **run.asked, processes=processes(), environment=environment())
     cbs = _guides(run, info)
@@ -123,6 +125,12 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
     return make_learner(recipe, dls, model, run.folder.part, run.skips, run.accumulate, cbs, run.capture), info
+
+def _check_length(run, state, n):
+    "ValueError where the data has another number of batches than when the run began"
+    before = epoch_length(state, run.recipe.epochs)
+    if before != n: raise ValueError(f'{run.folder.part} was begun on data of {before} batches an epoch, and {run.recipe.data} has {n}: '
+                                     'give the same images back, or delete the folder to start anew')
 
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
@@ -230,7 +238,8 @@ def fit(run:Run, learn):
         if begun and not on_epoch: print(f'{learn.path}: going on at epoch {begun["epoch"]}, batch {begun["batch"]}')
         bar = learn.no_bar() if on_epoch or not _watched() else nullcontext()
         lines = learn.no_logging() if on_epoch else nullcontext()
-        with bar, lines, learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+        if not on_epoch and not _watched(): learn.logger = EpochLines(learn)
+        with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
 
 def _silent(done, of, values): pass
 
