@@ -44,7 +44,7 @@ class Converged:
 
     def quantized(self, variant, bits, lr, epochs, seed, **fields):
         method, own, *_ = VARIANTS[variant]
-        return get_recipe(method=method, weight_bits=bits, **NETWORK, **QUANTIZED, **own, data=str(self.args.data), lr=lr, epochs=epochs, batch_size=self.args.batch_size, seed=seed, **fields)
+        return get_recipe(method=method, weight_bits=bits, as_published=True, **NETWORK, **QUANTIZED, **own, data=str(self.args.data), lr=lr, epochs=epochs, batch_size=self.args.batch_size, seed=seed, **fields)
 
     def tune_start(self, key, lr): return Job(f'tune-{key}-fp-lr{lr:g}', self.full_precision(key, lr, TUNING, valid=.1))
 

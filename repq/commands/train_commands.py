@@ -78,6 +78,7 @@ _DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the 
 _Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')]
 _Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")]
 _Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a step as a CUDA graph and launch it at once; for small networks, whose launches take longer than their arithmetic.')]
+_Published = Annotated[bool, typer.Option('--as-published', help='Below 4 bits: without what the default recipe adds to the paper (norm_after, input_noise, bound_steps, centred).')]
 _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
@@ -93,10 +94,10 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
           iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False,
           checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
-          recompute: _Recompute = False, capture: _Capture = False, skips: _Skips = 10):
+          recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False, skips: _Skips = 10):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq.training.recipes import check_effect
-    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, data=data, epochs=epochs, batch_size=batch_size,
+    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data, epochs=epochs, batch_size=batch_size,
                      lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
@@ -108,11 +109,14 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list.')]
     if text is not None: typer.echo(text)
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907
-def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, **overrides):
+def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, **overrides):
     "The recipe that the options describe"
-    from repq.training.recipes import get_recipe, parse_fields, parse_layer_bits, recipe_from
+    from repq.training.recipes import get_recipe, low_bit_switches, parse_fields, parse_layer_bits, recipe_from
     if layer_bits: overrides['layer_bits'] = parse_layer_bits(layer_bits)
-    recipe = get_recipe(model, method, weight_bits, input_bits, **overrides)
+    recipe = get_recipe(model, method, weight_bits, input_bits, as_published, **overrides)
+    if as_published and weight_bits >= 4: raise ValueError(f'--as-published is for less than 4 bits, where recipes add to the paper; --weight-bits is {weight_bits}')
+    added = {} if as_published else low_bit_switches(model, method, weight_bits)
+    if added: typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
     return recipe_from({**asdict(recipe), **parse_fields(fields)}) if fields else recipe
 
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first

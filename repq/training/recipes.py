@@ -19,8 +19,8 @@ from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields', 'parse_layer_bits',
-           'check_effect', 'build', 'load_state']
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'parse_fields',
+           'parse_layer_bits', 'check_effect', 'build', 'load_state']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -198,11 +198,20 @@ _DEFAULTS = { # image size -> full precision, quantized
 
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
 
-# %% ../../nbs/3_training/12_recipes.ipynb #r753
-def _lr_scale(model, method) -> float:
-    "What the quantized stage's learning rate is multiplied by"
+# %% ../../nbs/3_training/12_recipes.ipynb #q011
+def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
+    "What a recipe switches on below 4 bits, beyond the paper"
     m = get_method(method)
-    return min([m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+    switches = dict(norm_after=True, bound_steps=True, centred=True)
+    if weight_bits >= 4 or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    if m.statistics: return switches | dict(input_noise=True)
+    return switches if m.merge_first else {}
+
+# %% ../../nbs/3_training/12_recipes.ipynb #r753
+def _lr_scale(model, method, norm_after) -> float:
+    "What the quantized stage's learning rate is multiplied by; a norm after each layer makes up for one that was merged"
+    m = get_method(method)
+    return min([1. if norm_after else m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
 
 def _of_authors(model, d, weight_bits) -> dict:
     "The defaults `d` for 224 pixels, as a network's authors change them; their rate is that of full precision"
@@ -215,6 +224,7 @@ def _of_authors(model, d, weight_bits) -> dict:
 
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
+               as_published=False,              # without `low_bit_switches`
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
@@ -222,8 +232,9 @@ def get_recipe(model:str, method='repq-bnest',
     if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
     d = _DEFAULTS[size][weight_bits != 32]
     if size == 224: d = _of_authors(model, d, weight_bits)
-    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method))
     given = {k: v for k, v in overrides.items() if v is not None}
+    if not as_published: given = low_bit_switches(model, method, weight_bits) | given
+    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method, given.get('norm_after') and not as_published))
     return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #n004
