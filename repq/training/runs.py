@@ -12,7 +12,7 @@ import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from .. import __version__, plots, surgery
-from ..networks.schemas import check_finite, check_room, check_whole
+from ..networks.schemas import check_finite, check_room, check_whole, unusable
 from ..networks.files import locked
 from ..method.batchnorm import processes, recompute_exact
 from .data import unreadable
@@ -194,6 +194,7 @@ def _rehearse_end(run, learn) -> float:
         x = dls.one_batch()[0][:4]
         _check_classes(recipe, one, x, dls)
         surgery.calibrate(one, [x])
+        _check_numbers(recipe, one)
         deployed = surgery.deploy(one, verbose=False)
         rows = layer_costs(one, x[:1])
         task_of(recipe).rehearse(one, deployed, dls)
@@ -201,6 +202,11 @@ def _rehearse_end(run, learn) -> float:
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
     return sum(r['macs'] for r in rows)/max(1, len(rows))
+
+def _check_numbers(recipe, model):
+    "FloatingPointError where the network has no finite numbers before training has begun"
+    text = unusable(model.state_dict(), lambda n: not model.state_dict()[n].is_floating_point())
+    if text: raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch norms inside blocks, norm_after, input_noise and bound_steps prevent it')
 
 def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"
