@@ -2,6 +2,7 @@
 # ruff: noqa: F401, F403, F405
 from repq.networks.sites import *
 from repq.networks.changes import *
+from repq.networks.adoption import *
 from repq.networks.surgery import *
 from repq.networks.calibration import *
 from repq.networks.sums import *
