@@ -4,20 +4,21 @@
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v002
 from __future__ import annotations
+import warnings
 import torch, torch.nn as nn
 from torch import Tensor
-from ..method.operations import computes, hooked
+from torch.utils._pytree import tree_leaves
 from ..method.blocks import Block
-from ..method.layers import RepQLayer
+from ..method.layers import RepQLayer, is_deployed
 from .graphs import is_layer, trace_graph
 from .sites import registered
-from .changes import plural, replace_modules, report_change, some, tied, working_copy
+from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Step, Sum, steps
 from .regions import Search, parallel, take
 from .grafts import MERGERS, adopt_in, is_adopted
 
 # %% auto #0
-__all__ = ['adopt']
+__all__ = ['merges_itself', 'adopt', 'original_names', 'original_state_dict']
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v005
 def _scopes(node) -> list:
@@ -83,17 +84,102 @@ def _adopt_part(model, name, searches, grow) -> tuple: # (model, blocks, left)
         blocks += [b for _, b, _ in done]
     return model, blocks, left
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #v012
+def merges_itself(model) -> list: # of (name, method, number of layers)
+    "The smallest modules that have a method of their own to merge and more than one layer to do it with"
+    found = []
+    for n, m in model.named_modules():
+        method = next((f for f in MERGERS if callable(getattr(m, f, None))), None)
+        inside = any(isinstance(o, Block) or is_adopted(o) for o in m.modules())
+        if not n or method is None or is_layer(m) or inside: continue
+        plain = [s for s in registered(m) if not isinstance(s.module, (Block, RepQLayer))]
+        if len(plain) > 1: found.append((n, method, len(plain)))
+    return [f for f in found if not any(o[0].startswith(f'{f[0]}.') for o in found)]
+
+def _warn(left, itself):
+    "Say what will be computed branch by branch"
+    branches = [(n, why, k) for n, why, k in left if k]
+    if branches: warnings.warn(f'{sum(k for *_, k in branches)} parallel convolutions stay branches, each a layer of its own: ' + some([f'{n} ({why})' for n, why, _ in branches]), stacklevel=3)
+    if itself: warnings.warn(f'{plural(len(itself), "module")} with a method to merge stay as they are, {sum(k for *_, k in itself)} layers: ' + some([f'{n} ({f})' for n, f, _ in itself]), stacklevel=3)
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #v013
+def _snapshot(model) -> dict:
+    "The state of every module of a model, for `_restore`"
+    parts = ('_modules', '_parameters', '_buffers')
+    return {m: (type(m), {**vars(m), **{p: dict(vars(m)[p]) for p in parts}}) for m in model.modules()}
+
+def _restore(snapshot):
+    for m, (kind, attrs) in snapshot.items(): m.__class__ = kind; object.__setattr__(m, '__dict__', attrs)
+
+@torch.no_grad()
+def _outputs(model, x) -> list: # of tensors
+    "What `model` gives in evaluation mode"
+    with modes_kept(model): return [t for t in tree_leaves(model.eval()(x)) if isinstance(t, Tensor)]
+
+def _computes_the_same(model, x, want) -> str: # '' or what differs
+    got = _outputs(model, x)
+    worst = max([((a - b).abs().max()/b.abs().max().clamp_min(1e-12)).item() for a, b in zip(got, want) if b.numel()], default=0.)
+    return '' if len(got) == len(want) and worst < 1e-3 else f'outputs of the whole model would differ by {worst:.1g} of the largest value'
+
+def _still_works(model, traced, x, want) -> str: # '' or what is wrong
+    "Can the model be traced as before, and does it compute the same?"
+    try:
+        if traced:
+            for mode in (False, True): trace_graph(model, mode)
+        return '' if x is None else _computes_the_same(model, x, want)
+    except Exception as e: return f'its code needs what was taken out of its modules ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})'
+
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v008
-def adopt(model:nn.Module, example_input=None, # a batch: outputs of the whole model are compared on it as well
-          grow=False,                          # merge as well what computes more as one convolution?
+def adopt(model:nn.Module,
+          example_input=None,   # a batch: outputs of the whole model in evaluation mode are compared on it as well
+          grow=False,           # merge as well what computes more as one convolution?
           inplace=False, verbose=True) -> nn.Module:
-    "A copy of `model` in which what merges is a `Block`, with the same parameters"
+    "A copy of `model` in which what merges is a `Block`, with the same parameters; what stays is named"
     model = working_copy(model, inplace)
+    want = None if example_input is None else _outputs(model, example_input)
     parts, untraced = _traceable(model, grow)
-    blocks, left = [], []
+    before, kept, blocks, left = _snapshot(model), model, [], []
     for name, searches in parts:
         model, more, stay = _adopt_part(model, name, searches, grow)
         blocks += more; left += stay
-    convs = sum(isinstance(m, (nn.Conv2d,)) for b in blocks for m in b.modules())
-    if blocks or left: report_change('adopt', verbose, '', f'{plural(convs, "convolution")} → {plural(len(blocks), "block")}', left=[(n, w) for n, w, _ in left])
+    wrong = _still_works(model, not untraced, example_input, want) if blocks else ''
+    if wrong:
+        _restore(before)
+        model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
+    _report(model, blocks, left, untraced, verbose)
     return model
+
+def _convolutions(block) -> int: return sum(isinstance(m, nn.modules.conv._ConvNd) for m in block.modules())
+
+def _report(model, blocks, left, untraced, verbose):
+    if blocks or left:
+        report_change('adopt', verbose, '', f'{plural(sum(map(_convolutions, blocks)), "convolution")} → {plural(len(blocks), "block")}', left=[(n, why) for n, why, _ in left])
+    if untraced and verbose and len(untraced) < len(list(model.children())): print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
+    _warn([] if all('grow=True' in why for _, why, _ in left) else [(n, w, k) for n, w, k in left if 'grow=True' not in w], merges_itself(model))
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #v015
+def original_names(model:nn.Module) -> dict: # key of the state dict -> key before `adopt` and `quantize`
+    "How the tensors of an adopted or quantized model were called; steps of quantizers have no such name"
+    names = {k: k for k in model.state_dict()}
+    for n, m in model.named_modules():
+        if isinstance(m, RepQLayer):
+            for k in [k for k in names if k.startswith(f'{n}.')]: names[k] = _plain_name(n, k)
+    for n, m in model.named_modules():
+        if not isinstance(m, Block) or not hasattr(m, 'origin'): continue
+        where, own = m.origin
+        outer = n.removesuffix('.block') if n.endswith('.block') and isinstance(model.get_submodule(n.rpartition('.')[0]), RepQLayer) else n
+        owner = outer.removesuffix(where).rstrip('.') if where else outer
+        names |= {_join(n, k): _join(owner, v) for k, v in own.items()}
+    return {k: v for k, v in names.items() if v is not None}
+
+def _plain_name(layer, key) -> str: # None for what a quantizer holds
+    inside = key.removeprefix(f'{layer}.')
+    for wrapped in ('block.branches.0.', 'block.linear.'):
+        if inside.startswith(wrapped): return _join(layer, inside.removeprefix(wrapped))
+    return key if inside.startswith('block.') else None
+
+def original_state_dict(model:nn.Module) -> dict:
+    "The state dict of an adopted model under the names that it had before; ValueError where tensors are no longer what they were"
+    if (d := next((n for n, m in model.named_modules() if is_deployed(m)), None)) is not None: raise ValueError(f"'{d}' is deployed: its branches are one kernel of integers")
+    state = model.state_dict()
+    return {original: state[k] for k, original in original_names(model).items()}

@@ -103,6 +103,10 @@ def _function_step(node, model, constants) -> tuple:
     values = [v for v in a if isinstance(v, fx.Node) and v not in constants]
     numbers = [v for v in a if v not in values]
     if name == 'neg' and len(a) == 1: return (Step('scale', value=(-1.,)),), a
+    if name == 'pad' and values == a[:1]:
+        given = dict(mode='constant', value=None) | dict(zip(('pad', 'mode', 'value'), a[1:])) | {k: v for k, v in node.kwargs.items() if k != 'input'}
+        step = _border(given['pad'], given['mode'], given['value'])
+        return (None, []) if step is None else ((step,), values)
     if set(node.kwargs) - {'input', 'other'}: return None, []
     if name in ('mul', 'imul', 'multiply') and len(a) == 2: return _affine('scale', numbers, values, model)
     if name in ('truediv', 'itruediv', 'div') and len(a) == 2 and values == a[:1] and isinstance(a[1], (int, float)) and a[1]: return _affine('scale', [1/a[1]], values, model)
@@ -110,9 +114,6 @@ def _function_step(node, model, constants) -> tuple:
         if len(values) == 2: return (ADD, Step('scale', value=(-1.,))), values
         if values == a[:1] and isinstance(a[1], (int, float)): return _affine('shift', [-a[1]], values, model)
     if name in ('add', 'iadd') and len(a) == 2 and len(values) == 1: return _affine('shift', numbers, values, model)
-    if name == 'pad' and len(values) == 1 and len(numbers) <= 3:
-        step = _border(*numbers)
-        return (None, []) if step is None else ((step,), values)
     return None, []
 
 def linear(node, model, constants) -> tuple: # ((steps), values); an ADD among the steps: the chain of the second value goes on with what follows it

@@ -121,10 +121,13 @@ def grows(algebra:Algebra, chain) -> bool:
     return any(m > a for m, a in zip(_merged_cost(chain, algebra.reach(chain)), apart(algebra, chain)))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r019
-def is_trivial(chain) -> bool:
-    "Nothing to merge: no convolution, or one and its batch norm"
-    kinds = [s.kind if isinstance(s, Step) else 'sum' for s in chain]
-    return kinds in (['conv'], ['conv', 'norm']) or not any(s.kind == 'conv' for s in steps(chain))
+def is_trivial(chain, grow=False) -> bool:
+    "Nothing to merge: no convolution, one and its batch norm, or a sequence that nothing is added to, nothing learned scales, and nobody asked for"
+    convs = sum(s.kind == 'conv' for s in steps(chain))
+    if not convs or any(isinstance(o, Sum) for o in chain): return not convs
+    if grow and convs > 1: return False
+    kinds, learned = [s.kind for s in chain], any(s.kind in ('scale', 'shift') and s.name for s in chain)
+    return convs > 1 or kinds[0] != 'conv' or not learned
 
 def parallel(chain) -> int:
     "How many convolutions stand beside another in the last step, a sum"
@@ -180,7 +183,7 @@ def take(search:Search, other:Search) -> tuple: # regions, and (region, why) of 
         if node in covered or search.passes_on(node): continue
         whys = {}
         for r in sorted(search.chains[node].values(), key=lambda r: (-size(r.chain), len(r.nodes))):
-            if is_trivial(r.chain): continue
+            if is_trivial(r.chain, search.grow): continue
             whys[r] = search.why_not(r) if r.chain in other.all else 'evaluation and training compute something else'
             if not whys[r]: break
         r = next((r for r, why in whys.items() if not why), None)
