@@ -18,6 +18,7 @@ from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, tra
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
 from .sites import find_sites, is_composite, registered, survey
+from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, working_copy)
 
@@ -82,11 +83,14 @@ def reparametrize(model:nn.Module,
                   block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
                   where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace
-                  inplace=False, verbose=True) -> nn.Module:
+                  inplace=False, verbose=True,
+                  adopt=True,          # take blocks that the model has already over first? See `repq.surgery.adopt`
+                 ) -> nn.Module:
     "A copy of `model` with its convolutions re-parametrized, batch norms after them absorbed"
     if init not in ('preserve', 'paper'): raise ValueError(f"init must be 'preserve' or 'paper', got {init!r}")
     if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
     model = working_copy(model, inplace)
+    if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
     sites, untraced = find_sites(model)
     sites = [s for s in sites if isinstance(s.module, nn.Conv2d) and (where is None or where(s.name, s.module))]
     ties = tied(model)
@@ -200,11 +204,13 @@ def quantize(model:nn.Module,
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
              centred=False,            # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`? Where a kernel holds an identity, they lose less
              where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
+             adopt=True,               # take blocks that the model has already over first? See `repq.surgery.adopt`
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
     if statistics is not None: get_statistics(statistics)
     model = working_copy(model, inplace)
+    if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
     sites, traces, untraced = survey(model)
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
     todo = [s for s in sites if not s.left and (not isinstance(s.module, RepQLayer) or s.module.stage == 'merged')]
