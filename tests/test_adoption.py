@@ -1,5 +1,5 @@
 "Blocks of others, taken over: by structure, with the same parameters, in both modes; or left as they are and named."
-import copy, pickle, re, warnings
+import copy, pickle, warnings
 import pytest, torch
 from torch import nn
 from torch.nn.utils import prune
