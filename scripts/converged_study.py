@@ -7,8 +7,6 @@ Compute: an epoch of the blocks at 4 bits moves some 60 MB an image through a GP
 on two cores it takes ten minutes.
 """
 import os
-from concurrent.futures import as_completed
-from functools import cache
 from pathlib import Path
 from repq.cli import keep_freed_memory
 from repq.recipes import get_recipe
@@ -65,11 +63,6 @@ class Converged:
 
 def start_of(variant): return 'plain' if VARIANTS[variant][0] == 'plain' else 'blocks'
 
-def run(study, jobs, done):
-    "Train `jobs`, `done` called after each"
-    futures = [study.start(j) for j in jobs]
-    for f in as_completed(futures): f.result(); done()
-
 def main():
     p = study_parser(__doc__.splitlines()[0], out=Path('runs/converged'), bits=[4, 2, 3, 8], fp_epochs=24, epochs=8, batch_size=256, jobs=os.cpu_count())
     p.add_argument('--data', type=Path, required=True, help='CIFAR-10 as an ImageFolder tree, train/CLASS/*.jpg and test/')
@@ -84,18 +77,16 @@ def main():
     command, runs = command_line('scripts/converged_study.py', hidden=[args.data]), Converged(args)
     def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
-        study.start = cache(study.start) # a run that began ahead is not begun again
         if args.ahead:
-            for lr in args.fp_lrs:
-                for k in STARTS:
-                    for job in [runs.tune_start(k, lr), *(runs.start(k, seed, lr) for seed in args.seeds)]: study.start(job)
+            study.run((job for lr in args.fp_lrs for k in STARTS
+                       for job in [runs.tune_start(k, lr), *(runs.start(k, seed, lr) for seed in args.seeds)]), done)
         runs.lr |= study.tune({k: args.fp_lrs for k in STARTS}, runs.tune_start)
-        run(study, [runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
+        study.run([runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
         if not args.full_precision_only:
             wanted = {(v, b) for v in args.only for b in VARIANTS[v][3] if b in args.bits}
             rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in sorted(wanted)}
             runs.lr |= study.tune(rates, runs.tune_variant)
-            run(study, [runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
+            study.run([runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
     print(study_table(args.out))
 
 

@@ -20,14 +20,23 @@ def test_processes_change_nothing(tmp_path):
     quantized = Job('w4', get_recipe('repvgg_a0_tiny', 'plain', 4, data='digits', epochs=1, batch_size=240), 'a')
     assert Study(tmp_path/'here').run([quantized])[0]['stage'] == 'quantized'
 
+def test_runs_may_start_from_each_other(tmp_path, capsys):
+    "In any order, and those that are there already are not trained again, nor given a process"
+    fp, w4 = job('fp'), Job('w4', get_recipe('repvgg_a0_tiny', 'plain', 4, data='digits', epochs=1, batch_size=240), 'fp')
+    done = []
+    rows = Study(tmp_path, 2).run([w4, fp, job('fp')], lambda: done.append(1))
+    assert [r['stage'] for r in rows] == ['quantized', 'full-precision', 'full-precision'] and len(done) == 2
+    again = Study(tmp_path, 10**6).run([w4, fp], lambda: done.append(1))
+    assert again == rows[:2] and len(done) == 2
+    assert capsys.readouterr().out.count('w4 ') == 2
+
 class Scored(Study):
     "Scores in the place of training"
     def __init__(self, scores): self.scores, self.asked = scores, []
-    def start(self, job):
-        self.asked.append(job)
-        class Done:
-            def result(own): return self.scores[job] and dict(accuracy=self.scores[job])
-        return Done()
+    def run(self, jobs):
+        jobs = list(jobs)
+        self.asked += jobs
+        return [self.scores[j] and dict(accuracy=self.scores[j]) for j in jobs]
 
 @pytest.mark.parametrize('scores,beyond,best,asked', [
     ({1: .5, 2: .5, 4: .4}, None, 1, 3), ({1: .5, 2: .6, 4: .4}, 2., 2, 3), ({1: .5, 2: .6, 4: .7, 8: .8}, 2., 8, 4),

@@ -78,13 +78,16 @@ class Study:
     def __enter__(self): return self # in a `with` nothing is left behind, as without
     def __exit__(self, *error): pass
 
-    def run(self, jobs) -> list: # of rows, in their order; None for those that diverged
+    def run(self, jobs,
+            after=None, # called after each that was trained
+           ) -> list:   # of rows, in their order; None for those that diverged
         "Train all of `jobs`, which may start from earlier ones or from each other"
         jobs = list(jobs)
         done = {j.name: self._noted(j) for j in jobs if self._is_over(j)}
         todo = {j.name: j for j in jobs if j.name not in done}
         def say(name, share, row):
             if row: print(_line(todo[name], row), flush=True)
+            if after and share == 1: after()
         done |= side_by_side(_run, {n: (self.folder, j) for n, j in todo.items()}, {n: j.init for n, j in todo.items()},
                              self.workers, self.begin, say)
         return [done[j.name] for j in jobs]
