@@ -451,6 +451,21 @@ def test_data_of_another_length(tmp_path):
         with pytest.raises(ValueError, match='begun on data of 2 batches an epoch, and .* has 3'): f(recipe, tmp_path/'x', resume=True, timing=0)
     assert seen(tmp_path) == before
 
+def test_photographs_that_moved(tmp_path, monkeypatch):
+    "A folder that has the name of embedded data: where it is gone, the run is not measured on the other images"
+    monkeypatch.chdir(tmp_path)
+    for i in range(4): (tmp_path/'photos').mkdir(exist_ok=True); Image.effect_noise((40, 40), 50).save(tmp_path/'photos'/f'{i}.png')
+    train(get_recipe('ecbsr_m4c8', 'repq', data='photos', crop=32, iterations=1, batch_size=2, epochs=1), 'sr', on_epoch=lambda *a: None, timing=0)
+    (tmp_path/'photos').rename(tmp_path/'elsewhere')
+    for f in lambda: eval_run('sr'), lambda: post_training('sr', 'x', 8, batches=1):
+        with pytest.raises(ValueError, match='to validate on; its data, photos, has'): f()
+    assert not (tmp_path/'x').exists() and eval_run('sr', str(tmp_path/'elsewhere'))['images'] == 4
+
+def test_a_parent_that_is_not_there(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    res = run('quantize', runs/'fp', '--ptq', '--batches', 1, '--out', 'x/../new')
+    assert res.exit_code == 1 and 'there is no folder x' in str(res.exception) and not list(tmp_path.iterdir())
+
 def test_grey_and_colour(runs, tmp_path):
     for s in 'train', 'val':
         for c in range(10): (tmp_path/'d'/s/str(c)).mkdir(parents=True); Image.new('RGB', (8, 8), (c, 0, 0)).save(tmp_path/'d'/s/str(c)/'0.png')

@@ -9,7 +9,7 @@ import torch.nn as nn
 from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock, conv_bn, same_padding
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
-from .registry import entry, image_size, list_models, plain_twin, task
+from .registry import entry, image_size, list_models, plain_twin, task # noqa: F401 (users import them from here)
 
 # %% auto #0
 __all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'create_model']
