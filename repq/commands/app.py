@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Out', 'Overwrite', 'Data', 'Json', 'Rounds', 'Device', 'Interrupted', 'first_sentence', 'Commands', 'Command',
            'App', 'progress', 'Waiting', 'waiting', 'in_words', 'keep_freed_memory', 'error_line', 'quiet_libraries',
-           'run_app']
+           'settle', 'run_app']
 
 # %% ../../nbs/5_commands/03_app.ipynb #r803
 import ctypes, json, math, os, platform, re, shlex, signal, sys, threading, time, warnings
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
+from ..training.processes import use_threads
 
 # %% ../../nbs/5_commands/03_app.ipynb #r806
 class Interrupted(Exception): "A KeyboardInterrupt, of which typer would make an exit without a word"
@@ -97,16 +98,19 @@ Device = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 # %% ../../nbs/5_commands/03_app.ipynb #c008
 @contextmanager
 def progress():
-    "A context that gives f(done, of, text): a bar on a terminal, a line per finished run elsewhere"
+    "A context that gives f(done, of, text, finished): a bar on a terminal, a line for what is finished (None: text, at each whole number) elsewhere"
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from repq.networks.waiting import at
     with at(''), Progress(TextColumn('{task.description:38}'), BarColumn(), TextColumn('{task.percentage:3.0f} %'),
                   TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn()) as p:
-        task = p.add_task('loading', total=None)
-        def say(done, of, text):
+        task, lines = p.add_task('loading', total=None), 0
+        def say(done, of, text, finished=None):
+            nonlocal lines
             p.update(task, completed=done, total=of, description=text)
-            finished = done == int(done) and 'epoch' not in text
-            if finished and not p.console.is_terminal: print(f'[{int(done)}/{of}] {text}', flush=True)
+            name = finished or (text if done == int(done) else None)
+            if name is None: return
+            lines = lines + 1 if finished else int(done)
+            if not p.console.is_terminal: print(f'[{lines}/{of}] {name}', flush=True)
         yield say
 
 # %% ../../nbs/5_commands/03_app.ipynb #q231
@@ -217,6 +221,7 @@ def _impatient():
 
 def _to_go_on(args) -> str:
     "How to go on with the command of these arguments, in words that go behind an error's"
+    if args[:1] == ['demo']: return f'; finished runs are kept, to go on: {shlex.join(["repq", *args])}'
     if args[:1] != ['train']: return ''
     if 'RANK' in os.environ: return '; to go on: the same command with --resume'
     again = ['repq', *args] if '--resume' in args else ['repq', *args, '--resume']
@@ -235,11 +240,16 @@ def _report(line):
     Path(file).write_text(json.dumps(dict(message=dict(message=line, extraInfo=dict(timestamp=int(time.time()))))))
 
 # %% ../../nbs/5_commands/03_app.ipynb #r816
-def run_app(app):
-    "Run a command from the shell"
+def settle():
+    "Warnings in a line, without what others deprecate; memory that is freed stays: in a process that runs a command, or a part of one"
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line, not where in the source
     keep_freed_memory()
+
+def run_app(app):
+    "Run a command from the shell"
+    settle()
+    use_threads()
     _impatient()
     try:
         quiet_libraries()

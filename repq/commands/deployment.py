@@ -21,10 +21,11 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
+from ..networks.one_call import first_inputs
 from ..networks.waiting import at
 
 # %% auto #0
-__all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'report_run']
+__all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'export_model', 'report_run']
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n022
 def _images(dls, n) -> list: # of tensors
@@ -155,19 +156,42 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     if out.suffix != FORMATS[format]: raise ValueError(f'{out}: the name must end in {FORMATS[format]}')
     check_output(out, overwrite)
     if format == 'onnx' and (Path(run)/'results.json').exists(): read_rows(Path(run)/'results.json') # which the end adds to
-    x, text = example_images(recipe), ''
-    with locked(out), at(f'integers for {out.name}'):
-        if format == 'onnx': text = _export_onnx(model, out, x, profile, overwrite)
-        elif format == 'pt2': to_pt2(model, out, x, overwrite)
-        else: save_integers(to_integer(model, x), out, overwrite)
+    x = example_images(recipe)
+    with locked(out), at(f'integers for {out.name}'): text = _write(model, out, x, format, profile, overwrite)
     if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
+
+def _write(model, out, x, format, profile, overwrite) -> str: # what was found
+    "Write the file of a format"
+    if format == 'onnx': return _export_onnx(model, out, x, profile, overwrite)
+    if format == 'pt2': to_pt2(model, out, x, overwrite)
+    else: save_integers(to_integer(model, x), out, overwrite)
+    return ''
 
 def _usual_name(run, format, profile) -> Path:
     "Where a file is written whose place is not named"
     name = 'model' if profile == 'integers' else f'model-{profile}'
     if format == 'safetensors': name += '.integers'
     return Path(run)/f'{name}{FORMATS[format]}'
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #j502
+def export_model(model,         # quantized, its steps initialised; or deployed; stays as it is
+                 path,          # .onnx, .pt2 or .safetensors, as `FORMATS` has them
+                 images,        # a tensor (batch, channels, h, w), or batches as `repq.networks.one_call.prepare` takes them, of which the first is taken
+                 profile='integers', # of ONNX, a key of `repq.export.PROFILES`
+                 overwrite=True # a file that repq made?
+                ) -> Path:
+    "Write the deployed `model` to a file, compared with the integer reference where it is one of integers, and say what was found"
+    path = Path(path)
+    format = next((f for f, ending in FORMATS.items() if path.suffix == ending), None)
+    if format is None: raise ValueError(f'{path}: the name must end in {", ".join(FORMATS.values())}')
+    if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {path.suffix}')
+    check_output(path, overwrite)
+    one = surgery.copy_model(model).cpu().eval()
+    x = first_inputs(images, one)
+    with locked(path): text = _write(one, path, x, format, profile, overwrite)
+    print(f'export: {path}: {path.stat().st_size/1e3:,.0f} kB{text}')
+    return path
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n029
 _MEASURES = {'classification': ('accuracy', '%', 100), 'super-resolution': ('PSNR', 'dB', 1)} # task -> what is scored, unit, scale

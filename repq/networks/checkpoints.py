@@ -18,7 +18,8 @@ from ..method.blocks import Block
 from ..method.published import QARepVGGBlock
 from ..method.layers import RepQLayer
 from .surgery import deploy, merge
-from .models import ResNet18, create_model, list_models, plain_twin, task
+from .models import ResNet18, create_model, plain_twin, task
+from .registry import list_models
 from .official import LAYOUTS, entries_of
 from .changes import some
 

@@ -9,10 +9,13 @@ import torch.nn as nn
 from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock, conv_bn, same_padding
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
-from .registry import entry, image_size, list_models, plain_twin, task # noqa: F401 (users import them from here)
+from . import registry
+from .registry import entry
+from .sources import from_source, source_of, source_size
 
 # %% auto #0
-__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'create_model']
+__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'plain_twin',
+           'image_size', 'task', 'create_model']
 
 # %% ../../nbs/2_networks/09_models.ipynb #c005
 def plain_conv(in_channels, out_channels, kernel_size=3, stride=1, groups=1) -> nn.Sequential:
@@ -114,16 +117,29 @@ _NETWORKS = {c.__name__: c for c in (RepVGG, ResNet18, MobileOne, ECBSR)}
 _BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB)}
 
 # %% ../../nbs/2_networks/09_models.ipynb #c012
-def create_model(name:str,
+def plain_twin(name:str) -> str:
+    "The plain network of the same shape (a plain network's own name, and that of a network from elsewhere)"
+    return name if source_of(name) else registry.plain_twin(name)
+
+def image_size(name:str) -> int:
+    "Height and width in pixels that the model is made for; of the low-resolution patch for super-resolution"
+    return source_size(name) if source_of(name) else registry.image_size(name)
+
+def task(name:str) -> str:
+    "'classification' or 'super-resolution'"
+    return 'classification' if source_of(name) else registry.task(name)
+
+def create_model(name:str,            # one of `list_models`, or of a network from elsewhere, see `source_of`
                  num_classes:int=None, # None: 1000; super-resolution has none
                  in_channels:int=None, # None: 3; for super-resolution 1, the luminance
                  scale:int=None,       # of super-resolution only; None: 2
                 ) -> nn.Module:
     "A model by name, freshly initialised"
-    network, _, config, _ = entry(name)
     given = {k: v for k, v in dict(num_classes=num_classes, in_channels=in_channels, scale=scale).items() if v is not None}
     for k, v in given.items():
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
         if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'): raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
+    if source_of(name): return from_source(name, num_classes, in_channels)
+    network, _, config, _ = entry(name)
     made = {k: _BLOCKS[v] if isinstance(v, str) else v for k, v in config.items()}
     return _NETWORKS[network](**made, **given)

@@ -16,6 +16,7 @@ _A, _B, _SMALL, _TINY = (2, 4, 14, 1), (4, 6, 16, 1), dict(strides=(2, 1, 2, 2))
 _CONFIGS = dict( # shape -> suffix -> network, image size, arguments
     repvgg_a0 = {'': _repvgg(_A, (48, 96, 192, 1280)),
                  '_small': ('RepVGG', 32, dict(depths=(4, 5, 5), widths=(16, 32, 64), **_SMALL)),
+                 '_cifar': ('RepVGG', 32, dict(depths=(4, 5, 5), widths=(24, 48, 96), **_TINY)),
                  '_tiny': ('RepVGG', 8, dict(depths=(3, 4, 4), widths=(8, 16, 32), **_TINY))},
     repvgg_a1 = {'': _repvgg(_A, (64, 128, 256, 1280))},
     repvgg_a2 = {'': _repvgg(_A, (96, 192, 384, 1408))},
@@ -52,7 +53,7 @@ def entry(name:str) -> tuple: # network, image size, arguments, plain twin
     "What a name stands for; ValueError with the nearest names where it is not known"
     if name not in _MODELS:
         near = get_close_matches(str(name), _MODELS, 3, .5)
-        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all')
+        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all; others are timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function')
     return _MODELS[name]
 
 def plain_twin(name:str) -> str:

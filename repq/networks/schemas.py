@@ -82,7 +82,7 @@ class _Run(TypedDict):
     stats: NotRequired[Optional[Annotated[list[list[float]], Field(min_length=2, max_length=2)]]]
     init: NotRequired[Optional[str]]; teacher: NotRequired[Optional[str]]
     accumulate: NotRequired[_Positive]; processes: NotRequired[_Positive]; earlier_processes: NotRequired[list[_Positive]]
-    environment: NotRequired[dict[str, Any]]
+    environment: NotRequired[dict[str, Any]]; code: NotRequired[dict[str, str]]
 
 class _Row(TypedDict):
     "A row of results.json"

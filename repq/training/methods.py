@@ -27,7 +27,8 @@ METHODS = {
     'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
     'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
     'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
-    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled')}
+    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled'),
+    'repq-bnhybrid':   Method('RepQ with exact statistics, their gradient from a sparse grid of positions', statistics='hybrid')}
 
 def nearest(value, known, what) -> str:
     "An error message for a name that is not known"

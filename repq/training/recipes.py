@@ -10,15 +10,17 @@ import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
+from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
 from ..networks.schemas import unusable
 from ..networks.checkpoints import differences
+from ..networks.one_call import with_blocks, with_own_head
 from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'get_recipe', 'parse_fields', 'parse_layer_bits',
-           'check_effect', 'build', 'load_state']
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'parse_fields',
+           'parse_layer_bits', 'check_effect', 'build', 'load_state']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -31,8 +33,8 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
-_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
+_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'), precision=('auto', 'bf16', 'float32'))
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred') # switches of the quantized stage -> what they add to a method's name in results
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r752
 def _is_kind(value, types) -> bool:
@@ -95,6 +97,8 @@ def _check(r):
     for f in fields(r): _check_type(f, getattr(r, f.name))
     get_method(r.method)
     image_size(r.model) # which knows the models
+    if r.block: get_block(r.block) # which knows the blocks
+    if r.block and not METHODS[r.method].reparametrized: raise ValueError(f'block={r.block!r} has no effect on method {r.method!r}, which trains the network without blocks')
     for n, allowed in _RANGES.items(): _check_range(n, getattr(r, n), allowed)
     for n, known in _CHOICES.items():
         if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
@@ -106,7 +110,7 @@ def _check(r):
 @dataclass(frozen=True)
 class Training:
     "What a training run does in either stage; `weight_bits=32` is the full-precision stage"
-    model: str                     # see `repq.models.list_models`
+    model: str                     # see `repq.models.list_models`; or a network from elsewhere, see `repq.networks.sources.source_of`
     method: str = 'repq-bnest'     # a key of `METHODS`
     data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     weight_bits: int = 32
@@ -131,12 +135,14 @@ class Training:
 @dataclass(frozen=True)
 class Recipe(Training):
     "Everything needed to repeat a training run"
+    block: str = None              # what takes the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
     input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
     bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
+    centred: bool = False          # in the quantized stage grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -144,6 +150,7 @@ class Recipe(Training):
     sqr_mom: float = .99           # of Adam: β2, fastai's value
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
+    precision: str = 'auto'        # of training on a GPU: 'bf16', 'float32' (convolutions in TF32, as torch has them), or bf16 where the GPU has it
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
@@ -174,6 +181,7 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     known = {f.name for f in fields(Recipe)}
     if extra := set(d) - known: raise ValueError(f'a recipe has no {", ".join(map(repr, sorted(extra)))}; it has {", ".join(sorted(known))}')
     if 'model' not in d: raise ValueError("a recipe needs a 'model'")
+    if (s := source_of(d['model'])) and s.kind == 'file': d = d | dict(model=str(s)) # which other folders understand
     return Recipe(**d)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c013
@@ -190,11 +198,20 @@ _DEFAULTS = { # image size -> full precision, quantized
 
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
 
-# %% ../../nbs/3_training/12_recipes.ipynb #r753
-def _lr_scale(model, method) -> float:
-    "What the quantized stage's learning rate is multiplied by"
+# %% ../../nbs/3_training/12_recipes.ipynb #q011
+def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
+    "What a recipe switches on below 4 bits, beyond the paper"
     m = get_method(method)
-    return min([m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+    switches = dict(norm_after=True, bound_steps=True, centred=True)
+    if weight_bits >= 4 or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    if m.statistics: return switches | dict(input_noise=True)
+    return switches if m.merge_first else {}
+
+# %% ../../nbs/3_training/12_recipes.ipynb #r753
+def _lr_scale(model, method, norm_after) -> float:
+    "What the quantized stage's learning rate is multiplied by; a norm after each layer makes up for one that was merged"
+    m = get_method(method)
+    return min([1. if norm_after else m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
 
 def _of_authors(model, d, weight_bits) -> dict:
     "The defaults `d` for 224 pixels, as a network's authors change them; their rate is that of full precision"
@@ -207,13 +224,17 @@ def _of_authors(model, d, weight_bits) -> dict:
 
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
+               as_published=False,              # without `low_bit_switches`
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
-    d = _DEFAULTS[image_size(model)][weight_bits != 32]
-    if image_size(model) == 224: d = _of_authors(model, d, weight_bits)
-    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method))
+    size = image_size(model)
+    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
+    d = _DEFAULTS[size][weight_bits != 32]
+    if size == 224: d = _of_authors(model, d, weight_bits)
     given = {k: v for k, v in overrides.items() if v is not None}
+    if not as_published: given = low_bit_switches(model, method, weight_bits) | given
+    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method, given.get('norm_after') and not as_published))
     return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #n004
@@ -277,10 +298,11 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
          ) -> nn.Module:
     "The model of a recipe's stage"
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
+    if recipe.block or source_of(recipe.model): model, state = _with_blocks(model, recipe, state)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
-                         'use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample')
+                         'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
     method = METHODS[recipe.method]
     if recipe.full_precision == 'merged' and method.reparametrized:
         for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
@@ -288,13 +310,28 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model
 
+def _with_blocks(model, recipe, state) -> tuple: # the network, and the state dict if it is one of the network with blocks
+    "A network from elsewhere, with its weights, and then with its blocks"
+    own, form = model.state_dict(), lambda names: {n for n in names if not n.endswith('num_batches_tracked')}
+    if state and form(state) == form(own):
+        state = {**own, **{k: v for k, v in state.items() if k in own}}
+        load_state(model, with_own_head(own, state, recipe.model, not recipe.quantized), recipe.model)
+        state = None
+    if METHODS[recipe.method].reparametrized:
+        model = with_blocks(model, recipe.block, inplace=True)
+        if not any(isinstance(m, Block) for m in model.modules()):
+            raise ValueError(f'{recipe.model} has no blocks of its own, which method {recipe.method!r} trains: give it some (--block ACBlock, block=), or take method plain')
+    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
+        raise ValueError(f'the weights are not of {recipe.model}: {differences({k: v.shape for k, v in own.items()}, state)}')
+    return model, state
+
 def _quantized(model, recipe, method) -> nn.Module:
     "A full-precision model as it is in the quantized stage"
     quiet = dict(inplace=True, verbose=False)
     if method.merge_first: surgery.merge(model, **quiet)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
                      recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
-                     bound_steps=recipe.bound_steps, **quiet)
+                     bound_steps=recipe.bound_steps, centred=recipe.centred, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 

@@ -18,12 +18,14 @@ from ..networks.files import (MARKER, check_folder, check_output, check_part, is
                                  put_in_place, replacing, take_away, writing)
 from ..networks.checkpoints import from_official, read_checkpoint
 from .resume import check_state, read_state
+from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task
-from .recipes import Recipe, build, load_state, recipe_from
+from .recipes import METHODS, Recipe, build, load_state, recipe_from
 
 # %% auto #0
-__all__ = ['write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe', 'load_run',
-           'read_history', 'read_rows', 'official_state', 'starting_state', 'differing', 'RunFolder', 'making_report']
+__all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe',
+           'load_run', 'read_history', 'read_rows', 'official_state', 'starting_state', 'differing', 'RunFolder',
+           'making_report']
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r205
 def write_text(path, text:str, overwrite:bool=False):
@@ -72,6 +74,7 @@ def load_run(path) -> tuple: # recipe, model, the run's description
     file = of_run(path, 'model.safetensors')
     try: state = load_file(file)
     except Exception as e: raise ValueError(f'{file} is not a readable safetensors file ({e})') from None
+    check_code(recipe.model, info.get('code'), path/'recipe.json')
     model = build(recipe, info['num_classes'], info['in_channels'])
     try: load_state(model, state, f'{recipe.network} as in {path/"recipe.json"}')
     except ValueError as e: raise ValueError(f'{file}: {e}') from None
@@ -96,6 +99,7 @@ def read_rows(path) -> list:
 def official_state(recipe:Recipe, file) -> dict:
     "The weights in an official checkpoint, or in one that `repq convert` wrote, as stage one of `recipe` would have left them"
     state = read_checkpoint(file)
+    if source_of(recipe.model): return state # by the names of that network, as `build` checks
     if any('.branches.' in k for k in state): return state # ours: `build` checks it
     model, origin = from_official(state)
     if origin.deployed: raise ValueError(f'{file} is {origin}: training goes on from the training form, which has the branches')
@@ -103,20 +107,30 @@ def official_state(recipe:Recipe, file) -> dict:
         raise ValueError(f"{file} is {origin}, method '{recipe.method}' on {recipe.model} needs {recipe.network}")
     return model.state_dict()
 
+PRETRAINED = 'pretrained' # in the place of a run: the weights that a network's library has
+
 def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
     "The state dict that the quantized stage starts from, and the recipe with what that run fixes"
     if init is None and recipe.quantized:
         raise ValueError('the quantized stage starts from a full-precision run: give it as init (--init RUN). Train one first: '
                          f'repq train {recipe.model} --data {recipe.data} --method {recipe.method} --out RUN')
     if init is None: return None, recipe
-    if Path(init).is_file(): return official_state(recipe, init), replace(recipe, full_precision='branched')
+    if str(init) == PRETRAINED: return pretrained_state(recipe.model), recipe
+    if Path(init).is_file(): return official_state(recipe, init), recipe if source_of(recipe.model) else replace(recipe, full_precision='branched')
     first, model, info = load_run(init)
     if first.quantized:
         raise ValueError(f'{init} is a quantized run ({first.weight_bits} bits); init must be a full-precision one')
     if first.network != recipe.network:
         raise ValueError(f"{init} is {first.network}, method '{recipe.method}' on {recipe.model} needs {recipe.network}: "
                          'give another init or model')
+    if first.block != recipe.block or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
+        raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: give the same --block, and a method that fits')
     return model.state_dict(), replace(recipe, full_precision=first.full_precision)
+
+def _blocks_of(recipe) -> str:
+    "Which blocks a recipe trains, in words"
+    if not METHODS[recipe.method].reparametrized: return f'no blocks (method {recipe.method})'
+    return f'the block {recipe.block}' if recipe.block else "the network's own blocks"
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r217
 def differing(path, recipe:Recipe, asked:dict) -> str:

@@ -16,6 +16,7 @@ from .. import __version__
 from .data import describe, get_dls
 from .superres import evaluate_pairs, get_sr_dls, psnr
 from .learner import soft_cross_entropy
+from ..networks.sources import code_of
 from ..networks.models import task
 from ..networks.waiting import heard
 from .recipes import build
@@ -103,7 +104,7 @@ class Classification(Task):
     def info(self, dls) -> dict: # as in recipe.json
         "What the network is built for"
         return dict(num_classes=dls.c, in_channels=dls.in_channels, size=dls.size,
-                    classes=list(map(str, dls.vocab)), stats=dls.stats)
+                    classes=list(map(str, dls.vocab)), stats=dls.stats, **code_of(self.recipe.model))
 
     def loss_func(self): return CrossEntropyLossFlat(label_smoothing=self.recipe.label_smoothing)
     def metric(self): return accuracy
@@ -178,4 +179,4 @@ def task_of(recipe) -> Task:
 def twin(recipe, dls) -> nn.Module:
     "The plain network at the same stage, with which times are compared"
     info = task_of(recipe).info(dls)
-    return build(replace(recipe, method='plain'), info['num_classes'], info['in_channels']).to(dls.device)
+    return build(replace(recipe, method='plain', block=None), info['num_classes'], info['in_channels']).to(dls.device)

@@ -1,0 +1,91 @@
+"What users call by `repq.NAME`: names that cost nothing until they are used, and the one call before training."
+import os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import repq
+from repq.layers import RepQLayer, is_deployed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def python(code, **env):
+    res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env}, timeout=300)
+    assert not res.returncode, res.stderr
+    return res.stdout.strip()
+
+def test_import_loads_nothing():
+    "Neither torch nor a chapter: what is imported beside repq are modules of Python's own."
+    new = set(python("import sys, importlib.util; before = set(sys.modules); import repq; print(*(set(sys.modules) - before))").split())
+    assert new <= {'repq', 'repq.__init__'}, new
+
+def test_every_name():
+    names = [n for n in repq.__all__ if n != 'export']
+    assert {'prepare', 'quantize', 'deploy', 'reparametrize', 'calibrate', 'create_model', 'load_deployed', 'Block', 'ACBlock', 'OREPA', 'ECB'} <= set(names)
+    for n in names: assert callable(getattr(repq, n)) and getattr(repq, n).__doc__, n
+    assert set(repq.__all__) <= set(dir(repq)) and len(set(repq.__all__)) == len(repq.__all__)
+    for n in 'surgery', 'runs', 'quantizers': assert getattr(repq, n) is sys.modules[f'repq.{n}']
+
+def test_wrong_name():
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"): repq.quantise
+    with pytest.raises(ImportError): from repq import quantise # noqa: F401
+    assert not hasattr(repq, '_private') and not hasattr(repq, '__wrapped__')
+
+@pytest.mark.parametrize('first', ['import repq', 'from repq.export import to_onnx', 'from repq import export', 'import repq.export', 'from repq import *'])
+def test_export_is_a_function_and_a_module(first):
+    "In whatever order they are imported."
+    said = python(f"{first}\nimport repq, inspect\nfrom repq.export import to_onnx, IntegerNetwork\nassert repq.to_onnx is to_onnx\n"
+                  "print(callable(repq.export), *inspect.signature(repq.export).parameters)")
+    assert said == 'True model path images profile overwrite'
+
+def small(channels=3):
+    return nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+def test_four_lines(tmp_path, capsys):
+    "From a model to a file that a runtime computes as the reference does."
+    pytest.importorskip('onnxruntime')
+    loader = DataLoader(TensorDataset(torch.randn(40, 3, 8, 8), torch.randint(4, (40,))), batch_size=8)
+    model = repq.prepare(small(), loader, block=repq.ACBlock, statistics='estimated')
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(l.startswith('prepare: ') for l in lines)
+    assert '3 layers' in lines[0] and '2 ACBlock' in lines[0] and '4/4 bits' in lines[1] and '8/8 in 0, 7' in lines[1] and '40 images' in lines[2]
+    assert all(m.block.statistics == 'estimated' for m in model.modules() if isinstance(m, RepQLayer) and type(m.block).__name__ == 'ACBlock')
+    opt = torch.optim.SGD(repq.param_groups(model, 1e-4), lr=.01)
+    for x, y in loader: nn.functional.cross_entropy(model.train()(x), y).backward(); opt.step(); opt.zero_grad()
+    deployed = repq.deploy(model)
+    assert sum(map(is_deployed, deployed.modules())) == 3
+    x = next(iter(loader))[0]
+    path = repq.export(model, tmp_path/'model.onnx', loader)
+    assert 'equals the integer reference' in capsys.readouterr().out
+    assert torch.equal(repq.run_onnx(repq.onnx_session(path), x), repq.to_integer(model, x)(x))
+
+def test_enough_images_and_no_more():
+    "A loader is asked once, for as many batches as are needed."
+    asked = []
+    def endless():
+        while True: asked.append(1); yield torch.randn(8, 3, 8, 8), 0
+    repq.prepare(small(), endless(), images=20, verbose=False)
+    assert len(asked) == 3
+
+class Named(nn.Module):
+    def __init__(self): super().__init__(); self.net = small()
+    def forward(self, pixel_values, labels=None): return dict(logits=self.net(pixel_values))
+
+def test_dictionaries_and_forward():
+    batch = dict(pixel_values=torch.randn(4, 3, 8, 8), labels=torch.zeros(4, dtype=torch.long))
+    for loader, kw in (([batch], {}), (batch, {}), ([('a name', batch['pixel_values'])], dict(forward=lambda m, b: m(b[1])))):
+        assert sum(isinstance(m, RepQLayer) for m in repq.prepare(Named(), loader, verbose=False, **kw).modules()) == 3
+
+@pytest.mark.parametrize('loader, says', [
+    ([], 'empty'), (iter(()), 'empty'), (torch.randn(4, 1, 8, 8), "layer '0' takes 3 channels and gets 1"), ([torch.randn(3, 8, 8)], 'one image without a batch'),
+    (torch.full((4, 3, 8, 8), float('inf')), 'not finite'), ([torch.randn(4, 3, 8, 8), torch.full((4, 3, 8, 8), float('nan'))], 'batch 1 of the loader holds values that are not finite'),
+    ('images', "got 'images'"), (None, 'got None'), (TensorDataset(torch.randn(4, 3, 8, 8)), 'wrap it'), ([['a', 'b']], 'no tensor'), (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 'uint8'),
+    (torch.zeros(0, 3, 8, 8), 'is it a batch'), ((torch.randn(4, 3, 8, 8), torch.zeros(4)), 'belongs into a list')])
+def test_bad_loaders(loader, says):
+    "Named, and the model stays as it is."
+    model = small()
+    before, text = {k: v.clone() for k, v in model.state_dict().items()}, str(model)
+    with pytest.raises((ValueError, TypeError), match=says.replace('(', r'\(')): repq.prepare(model, loader, block=repq.RepVGGBlock, verbose=False)
+    assert str(model) == text and all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and model.training
+    assert not any(m._forward_pre_hooks for m in model.modules())
