@@ -451,6 +451,24 @@ def test_data_of_another_length(tmp_path):
         with pytest.raises(ValueError, match='begun on data of 2 batches an epoch, and .* has 3'): f(recipe, tmp_path/'x', resume=True, timing=0)
     assert seen(tmp_path) == before
 
+def test_photographs_that_changed(tmp_path, monkeypatch):
+    "A run is not measured on other images than those of its own without a word"
+    monkeypatch.chdir(tmp_path)
+    for name, n in dict(pictures=4, bench=1).items():
+        (tmp_path/name).mkdir()
+        for i in range(n): Image.effect_noise((40, 40), 50).save(tmp_path/name/f'{i}.png')
+    train(get_recipe('ecbsr_m4c8', 'repq', data='pictures', benchmarks='bench', crop=32, iterations=1, batch_size=2, epochs=1), 'sr', on_epoch=lambda *a: None, timing=0)
+    assert eval_run('sr')['images'] == 1
+    shutil.copy(tmp_path/'pictures'/'0.png', tmp_path/'bench'/'more.png')
+    for f in lambda: eval_run('sr'), lambda: post_training('sr', 'x', 8, batches=1):
+        with pytest.raises(ValueError, match='sr was trained with 1 of bench to validate on; its data, pictures, has 2 of bench now'): f()
+    assert not (tmp_path/'x').exists() and eval_run('sr', str(tmp_path/'bench'))['images'] == 2
+
+def test_a_parent_that_is_not_there(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    res = run('quantize', runs/'fp', '--ptq', '--batches', 1, '--out', 'x/../new')
+    assert res.exit_code == 1 and 'there is no folder x' in str(res.exception) and not list(tmp_path.iterdir())
+
 def test_grey_and_colour(runs, tmp_path):
     for s in 'train', 'val':
         for c in range(10): (tmp_path/'d'/s/str(c)).mkdir(parents=True); Image.new('RGB', (8, 8), (c, 0, 0)).save(tmp_path/'d'/s/str(c)/'0.png')

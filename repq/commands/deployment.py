@@ -19,7 +19,7 @@ from ..deploy.integers import to_integer
 from ..training.recipes import METHODS, Recipe, build, get_recipe
 from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
-from ..training.evaluation import results_row
+from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
 from ..networks.one_call import first_inputs
 from ..networks.waiting import at
@@ -67,6 +67,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
+    if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     surgery.calibrate(net, [torch.cat(_images(dls, batches))])
     with making(out, 'a quantized run') as part:

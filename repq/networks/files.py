@@ -188,6 +188,7 @@ def check_folder(path):
     path = Path(path)
     with naming(path):
         if os.path.lexists(path): _sweep(path); raise FileExistsError(f'{"" if path.name else "the folder "}{path if path.name else path.resolve()} exists: give another folder, nothing is overwritten')
+        if '..' in path.parts and not os.path.lexists(path.parent): raise FileNotFoundError(f'there is no folder {path.parent}: make it first')
         _checked_parent(path, True)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w017

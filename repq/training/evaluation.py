@@ -20,7 +20,7 @@ from .tasks import evaluate, psnrs, step_ratios, task_of, twin
 from .run_folders import load_run, making_report, read_history, read_rows
 
 # %% auto #0
-__all__ = ['unusual_settings', 'step_ratio', 'results_row', 'eval_run', 'collect', 'report', 'save_details']
+__all__ = ['unusual_settings', 'step_ratio', 'results_row', 'eval_run', 'check_same_images', 'collect', 'report', 'save_details']
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r306
 _OWN_COLUMNS = ('data', 'seed', 'epochs', 'lr', 'full_precision')
@@ -58,13 +58,14 @@ def eval_run(path, data=None, # None: what the run was trained on
     "Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes; PSNR of a super-resolution run on its benchmarks or on others (`data`)"
     check_whole('batch_size', batch_size)
     recipe, model, info = load_run(path)
-    if task(recipe.model) == 'super-resolution': return _eval_pairs(path, recipe, model, data)
+    if task(recipe.model) == 'super-resolution': return _eval_pairs(path, recipe, model, info, data)
     return _eval_classes(path, recipe, model, info, data, batch_size)
 
-def _eval_pairs(path, recipe, model, data) -> dict:
+def _eval_pairs(path, recipe, model, info, data) -> dict:
     "PSNRs on the run's benchmarks, or on those in the folder `data`"
     if data: tests = load_benchmarks(data, recipe.scale)
     else: tests = get_sr_dls(recipe.data, recipe.scale, recipe.crop, 1, 1, recipe.benchmarks, recipe.seed).benchmarks
+    if not data: check_same_images(path, info, {n: len(pairs) for n, pairs in tests.items()})
     deployed = surgery.deploy(model, verbose=False)
     return dict(run=str(path), **psnrs(model, deployed, tests), images=sum(map(len, tests.values())))
 
@@ -78,6 +79,13 @@ def _eval_classes(path, recipe, model, info, data, batch_size) -> dict:
     deployed = surgery.deploy(model, verbose=False)
     return dict(run=str(path), accuracy=evaluate(model, valid), merged_accuracy=evaluate(deployed, valid),
                 images=dls.valid_ds.readable)
+
+def check_same_images(path, info, images:dict): # benchmark -> how many
+    "ValueError where the data of the run in `path` has other validation images than when it was trained"
+    was = info.get('images')
+    if was in (None, images): return
+    said = lambda d: ', '.join(f'{v} of {n}' for n, v in d.items())
+    raise ValueError(f"{path} was trained with {said(was)} to validate on; its data, {info['recipe'].get('data')}, has {said(images)} now")
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r311
 def _check_same_kind(path, info, data, dls):
