@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j003
 from __future__ import annotations
-import sys, time, warnings
+import os, sys, time, warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ from .graphs import BatchNorm
 from .sites import find_sites, registered
 from .surgery import quantize, reparametrize
 from .calibration import adapt_statistics, calibrate, feed
-from .sources import get_block
+from .sources import get_block, source_of
+from .models import create_model
 from .changes import modes_kept, obstacles, plural, some, working_copy
 
 # %% auto #0
 __all__ = ['batches_of', 'to_device', 'tensors_in', 'inputs_of', 'check_inputs', 'naming_input', 'check_takes', 'check_classes',
-           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'prepare']
+           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'merges', 'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j006
 def batches_of(loader) -> Iterable: # of batches
@@ -164,6 +165,10 @@ def first_inputs(loader, model, forward=None) -> Tensor:
     return tensors[0]
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j022
+def _watched() -> bool:
+    "Does somebody look on: at a terminal, or a notebook that isn't executed only to be tested or shown?"
+    return sys.stdout.isatty() or 'ipykernel' in sys.modules and 'IN_TEST' not in os.environ
+
 class _Progress:
     "A bar over all that takes time, shown once that is more than two seconds"
     def __init__(self, total, wanted=True): self.total, self.done, self.start, self.bar, self.wanted = total, 0, time.monotonic(), None, wanted
@@ -171,7 +176,7 @@ class _Progress:
     def __call__(self, n):
         "So many more are done"
         self.done += n
-        if self.bar is None and self.wanted and time.monotonic() - self.start > 2 and (sys.stdout.isatty() or 'ipykernel' in sys.modules): self._begin()
+        if self.bar is None and self.wanted and time.monotonic() - self.start > 2 and _watched(): self._begin()
         if self.bar is not None: self.bar.total = self.total; self.bar.update(min(self.done, self.total - 1))
 
     def _begin(self):
@@ -206,6 +211,10 @@ def _blocks(model) -> Counter: # class -> how many
     "The blocks of a model, in full precision or quantized"
     blocks = [getattr(s.module, 'block', s.module) for s in registered(model)]
     return Counter(type(b).__name__ for b in blocks if isinstance(b, Block))
+
+def merges(name:str, block:str=None) -> bool:
+    "Has the network of this name blocks that merge, given ones or its own?"
+    return bool(block) or not source_of(name) or bool(_blocks(with_blocks(create_model(name))))
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j027
 def _layer_line(model, blocks:Counter) -> str:
