@@ -1,5 +1,5 @@
 "Networks from elsewhere: names, code of the user's own, weights, blocks, and the runs that remember them."
-import json, sys
+import json
 from pathlib import Path
 import pytest, torch
 from torch import nn
