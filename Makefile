@@ -13,7 +13,7 @@ env:  ## make .venv, or bring it up to date with settings.ini
 	@sh scripts/venv.sh
 
 demo: env  ## the main job on the embedded data, into runs/demo (options: ARGS="--seed 1 --out runs/demo-1")
-	@echo 'repq demo: full-precision runs, then quantized ones from them; some minutes. Finished runs in the folder are kept.'
+	@echo 'repq demo: full-precision runs, then quantized ones from them, one on each core; some minutes. Finished runs in the folder are kept.'
 	@.venv/bin/repq demo $(ARGS)
 	@echo 'Again, or with other runs beside it: .venv/bin/repq report FOLDER...; other data and models: .venv/bin/repq demo --help'
 
@@ -52,7 +52,7 @@ docs: env  ## the site in _docs/, links checked: by Quarto where it is installed
 	@$(PY) scripts/check.py docs
 
 lab: env  ## JupyterLab on the notebooks
-	.venv/bin/jupyter lab --notebook-dir nbs $(ARGS)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} .venv/bin/jupyter lab --notebook-dir nbs $(ARGS)
 
 test-wheel: env  ## build sdist and wheel; try the wheel in a clean environment with the newest fastai
 	@$(PY) scripts/wheel.py

@@ -21,6 +21,10 @@ def run(*cmd, cwd=ROOT, quiet=False):
     if res.returncode: raise Failed((res.stdout or '') + f'{Path(str(cmd[0])).name} ended with status {res.returncode}')
     return res.stdout
 
+def workers():
+    "How many processes of one thread the cores, and the memory, are for."
+    return int(run(sys.executable, '-c', 'from repq.training.processes import workers_for; print(workers_for(8, 2**31))', quiet=True))
+
 def notebooks(folder=NBS):
     "The notebooks nbdev would look at: not in hidden or underscored folders."
     found = (p.relative_to(folder) for p in folder.rglob('*.ipynb'))
@@ -86,7 +90,7 @@ def executed():
 def nbs():
     "Every notebook runs from top to bottom."
     if not notebooks(): raise Failed('there are no notebooks in nbs/')
-    run(BIN/'nbdev_test', '--n_workers', 2, '--do_print', '--timing')
+    run(BIN/'nbdev_test', '--n_workers', workers(), '--do_print', '--timing')
     done, left_out = executed()
     return f'{len(notebooks())} notebooks executed: {done} cells, {left_out} more left out for their flags'
 
@@ -104,7 +108,7 @@ def render():
     listed, there = sidebar(config['website']['sidebar']['contents']), [p.as_posix() for p in notebooks()]
     if wrong := sorted(set(listed) ^ set(there)):
         raise Failed('the sidebar in _quarto.yml and the notebooks differ: ' + ', '.join(f"{p} ({'not a notebook' if p in listed else 'not listed'})" for p in wrong))
-    try: run(sys.executable, '-c', "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=2, force=True)", quiet=True)
+    try: run(sys.executable, '-c', f"from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers={workers()}, force=True)", quiet=True)
     except Failed as e:
         said = re.sub(r'(?s)^.*?(?=^Exception: Error in notebook)', '', str(e), flags=re.M)     # without nbdev's traceback
         raise Failed(f'{said}\nTo document a module nbdev executes exported cells and every cell with an import, no others: '
@@ -203,7 +207,7 @@ def docs():
 
 def pytest(*args):
     "The integration tests; their own closing line has the count."
-    run(sys.executable, '-m', 'pytest', 'tests', '-n', 2, *args)
+    run(sys.executable, '-m', 'pytest', 'tests', '-n', workers(), *args)
 
 STEPS = dict(export=export, clean=clean, lint=lint, readme=readme, notebooks=nbs, docs=docs, pytest=pytest)
 

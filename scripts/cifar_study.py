@@ -35,7 +35,7 @@ class Cifar:
     def __init__(self, args): self.args, self.lr = args, {} # key -> learning rate: of a start, or of (network, variant, bits)
 
     def recipe(self, net, method, lr, epochs, seed, bits=32, **fields):
-        return get_recipe(method=method, weight_bits=bits, **NETWORKS[net], data=str(self.args.out/'data'), lr=lr, epochs=epochs,
+        return get_recipe(method=method, weight_bits=bits, as_published=True, **NETWORKS[net], data=str(self.args.out/'data'), lr=lr, epochs=epochs,
                           batch_size=self.args.batch_size, seed=seed, **fields)
 
     def tune_start(self, key, lr):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault('REPQ_PROGRESS', '0') # what commands tell after two seconds depends on the machine
 torch.set_num_threads(1)   # two test processes share the cores
 
 @pytest.fixture(autouse=True)

@@ -179,3 +179,26 @@ def test_torchao_takes_part_where_it_is_installed():
     pytest.importorskip('torchao')
     rows = {r['quantizer']: r for r in peers(2, 8, 2, 8, rounds=1, compiled=False)}
     for n in 'moving average', 'learned step': assert rows[f'torchao PT2E, {n}']['quantizer_ms'] > 0 and rows[f'torchao PT2E, {n}']['numerics']
+
+def test_verbs_over_sizes():
+    from repq.bench import VERBS, chain, exponent, verb_seconds, verbs
+    *rows, last = verbs((10, 104, 200))
+    assert [r['modules'] for r in rows] == [10, 103, 199] and last['modules'] == 'exponent'
+    assert all(r[v] > 0 for r in rows for v in VERBS)
+    assert last['deploy'] == round(exponent([103, 199], [r['deploy'] for r in rows[1:]]), 2)
+    model = chain(10)
+    before = copy.deepcopy(model.state_dict())
+    verb_seconds(model, torch.randn(2, 3, 8, 8))
+    close(model.state_dict().values(), before.values())
+
+def test_benchmarks_of_waiting_print_their_columns(monkeypatch):
+    "Their tables show every column, and the load ends with the measurement"
+    from repq import bench
+    from repq.commands.waiting import load
+    with load(2) as _: pass
+    row = dict(network='small', work=1.9, load=2, seconds_by_threads={1: .04, 2: 1.95}, chosen=1, over_best=0.)
+    monkeypatch.setattr(bench, 'threads', lambda rounds: [row])
+    monkeypatch.setattr(bench, 'verbs', lambda rounds: [dict(modules=20, reparametrize=.1, quantize=.2, calibrate=.3, deploy=.4, merge=.5)])
+    for command, words in ('threads', [*row, '{1: 0.04, 2: 1.95}']), ('verbs', ['modules', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', '0.40']):
+        res = CliRunner().invoke(app, ['bench', command])
+        assert res.exit_code == 0 and all(w in res.output for w in words), res.output

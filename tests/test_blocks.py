@@ -48,7 +48,7 @@ def inputs_of(model, x):
     for h in hooks: h.remove()
     return seen, y
 
-@pytest.mark.parametrize('stage,statistics', [('branched', None)] + [(s, n) for s in ('merged', 'quantized') for n in ('exact', 'estimated', 'corrected', 'sampled')])
+@pytest.mark.parametrize('stage,statistics', [('branched', None)] + [(s, n) for s in ('merged', 'quantized') for n in ('exact', 'estimated', 'corrected', 'sampled', 'hybrid')])
 @pytest.mark.parametrize('name', BLOCKS)
 def test_trains_deploys_and_survives_saving(name, stage, statistics, tmp_path):
     x, y = torch.randn(16, 3, 12, 12).double(), torch.randint(5, (16,))

@@ -200,3 +200,9 @@ def test_convert_round_trip(name, tmp_path):
     with pytest.raises(ValueError, match='not repvgg_b0'): convert(tmp_path/'theirs.pth', tmp_path/'x.pth', model='repvgg_b0')
     with pytest.raises(ValueError, match='is not of'): convert(tmp_path/'ours.safetensors', tmp_path/'x.pth', model='repvgg_a0_tiny')
     assert not (tmp_path/'x.pth').exists()
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    state = {}; state['state_dict'] = {'model': state}
+    with pytest.raises(ValueError, match='holds itself'): unwrap(state)
+    torch.save(state, tmp_path/'a.pth')
+    with pytest.raises(ValueError, match='holds itself'): convert(tmp_path/'a.pth', tmp_path/'b.safetensors')

@@ -3,6 +3,8 @@ import os, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 import repq.training.data as D
 from repq.data import *
 
@@ -256,6 +258,19 @@ def test_damaged_cache(root, own_cache, damage):
     x = get_dls(root, bs=8, **CPU).train_ds.x
     for f in own_cache.iterdir(): f.write_bytes(f.read_bytes()[:500] if damage is None else damage)
     assert torch.equal(get_dls(root, bs=8, **CPU).train_ds.x, x)
+
+@pytest.mark.parametrize('change', [lambda x: x[..., :0], lambda x: x[:, :, :1], lambda x: x[:, :1], lambda x: x[1:], lambda x: x.float()])
+def test_cache_of_other_images(root, own_cache, change):
+    "A cache with the right fingerprint and the wrong tensors is made again"
+    x = get_dls(root, bs=8, size=12, **CPU).train_ds.x
+    for f in own_cache.iterdir():
+        with safe_open(f, 'pt') as o: marks, ok = o.metadata(), o.get_tensor('ok')
+        save_file(dict(x=change(load_file(f)['x']).contiguous(), ok=ok), f, marks)
+    assert torch.equal(get_dls(root, bs=8, size=12, **CPU).train_ds.x, x)
+
+def test_cache_in_no_home(root, monkeypatch):
+    monkeypatch.setenv('REPQ_CACHE', '~nobodyatall/x')
+    with pytest.raises(ValueError, match='~nobodyatall/x is in a home that is not known'): get_dls(root, bs=8, **CPU)
 
 def test_cache_that_cannot_be_written(root, tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')

@@ -177,3 +177,42 @@ def test_torchrun_reports_the_line(tmp_path):
     line = p.stderr.splitlines()[-1]
     assert p.returncode == 1 and line.startswith('repq: ') and 'repvgg_a0_tyny' in line
     assert ProcessFailure(0, 1, 1, str(file)).message['message'] == line
+
+def test_an_error_in_calibration_names_the_layer():
+    model = quantize(seq(conv(3, 4, 3), nn.ReLU(), conv(4, 2, 1)), 4, 4, verbose=False)
+    for bad in float('nan'), float('inf'):
+        with pytest.raises(ValueError, match="'0.input_quantizer': cannot find a step for non-finite values"): calibrate(model, [torch.full((2, 3, 8, 8), bad)])
+    with torch.no_grad(): model[2].block.weight.fill_(float('nan')) if hasattr(model[2].block, 'weight') else [p.fill_(float('nan')) for p in model[2].block.parameters()]
+    with pytest.raises(ValueError, match="'2.weight_quantizer': cannot find a step"): calibrate(model, [torch.randn(2, 3, 8, 8)])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+# What commands load, and what they say
+
+def test_list_and_help_load_no_torch():
+    code = "import sys; sys.argv = ['repq', *{args}]\nfrom repq.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'repq.networks.registry' in sys.modules or {args} != ['list']\nassert 'torch' not in sys.modules"
+    for args in ['list'], ['--help'], ['train', '--help'], ['bench', '-h']:
+        p = subprocess.run([sys.executable, '-c', code.format(args=args)], capture_output=True, text=True)
+        assert p.returncode == 0 and p.stdout and not p.stderr, p.stderr
+
+def test_help_is_whole():
+    from typer.testing import CliRunner
+    from repq.cli import app
+    for args in (), ('bench',):
+        text = CliRunner().invoke(app, [*args, '--help']).output
+        assert '…' not in text and '...' not in text[text.index('Commands:'):]
+
+def test_list_has_columns():
+    from typer.testing import CliRunner
+    from repq.cli import app
+    from repq.models import image_size, list_models
+    lines = CliRunner().invoke(app, ['list']).output.splitlines()
+    for n in list_models(): assert [l.split() for l in lines if l.split()[:1] == [n]] == [[n, str(image_size(n)), 'px']]
+
+def test_no_warning_of_libraries(tmp_path):
+    "Of a real command, in a process of its own with Python's own filters"
+    p = subprocess.run([sys.executable, '-m', 'repq.cli', 'train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--epochs', '2', '--batch-size', '240', '--timing', '0', '--out', tmp_path/'x'], capture_output=True, text=True)
+    assert p.returncode == 0 and not p.stderr, p.stderr
+    head, *epochs = p.stdout.splitlines()[:3]
+    assert head.split() == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time'] and [len(l) for l in epochs] == [len(head)]*2
+    assert [l.split()[0] for l in epochs] == ['0', '1'] and all(float(v) for l in epochs for v in l.split()[1:4])
+

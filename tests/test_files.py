@@ -240,7 +240,8 @@ def test_images_that_the_measure_cannot_take(tmp_path):
 def state_of(path): return torch.load(path, weights_only=True)
 
 @pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]), lambda s: s['optimizer'].update(state=[], hypers=[]), lambda s: s['optimizer'].update(state=[{}]*999, hypers=[{}]),
-                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan'))])
+                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan')), lambda s: s.update(batch=s['batch'] + 1),
+                                    lambda s: s.update(step=s['step'] + 6, batch=s['batch'] + 6), lambda s: s.update(epoch=s['epoch'] + 1), lambda s: s.update(pct_train=.9)])
 def test_a_wrong_but_readable_checkpoint(runs, tmp_path, change):
     "The one before it is tried, and the run ends with the same weights"
     with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY), tmp_path/'x', on_epoch=cut, timing=0, minutes=0, keep=3)
@@ -339,6 +340,50 @@ def test_a_report_into_its_run(runs, tmp_path):
         new = {k: v for k, v in seen(tmp_path).items() if k in before}
         assert new == before
 
+def killed(f):
+    "Run `f` in a process of its own, which is expected to kill itself"
+    pid = os.fork()
+    if not pid:
+        try: f()
+        finally: os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+def test_a_report_that_was_killed(runs, tmp_path):
+    "Between two moves or before: the next one takes the place of what it left, and of nothing else"
+    report = lambda *extra: run('report', runs/'fp', '--out', tmp_path/'r', *extra)
+    def die_at(f, n):
+        calls = []
+        def g(*args, **kw):
+            calls.append(args)
+            return f(*args, **kw) if len(calls) < n else os.kill(os.getpid(), signal.SIGKILL)
+        return g
+    def cut(where, name, n):
+        def f(): setattr(where, name, die_at(getattr(where, name), n)); report()
+        return f
+    killed(cut(folders, '_move_report', 1)) # all pictures are made, none is moved
+    assert not [f for f in (tmp_path/'r').iterdir() if f.name[0] != '.']
+    killed(cut(folders, 'writing', 2)) # one is moved
+    assert [f.name for f in (tmp_path/'r').iterdir() if f.name[0] != '.'] == ['accuracy.png']
+    (tmp_path/'r'/'notes.txt').write_text('mine')
+    assert report().exit_code == 0
+    assert sorted(f.name for f in (tmp_path/'r').iterdir()) == ['accuracy.png', 'history.png', 'notes.txt', 'tradeoff.png']
+    assert 'exists' in str(report().exception) and report('--overwrite').exit_code == 0
+
+def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
+    "Its two halves, the comparison and the layers, too"
+    from repq import plots
+    save = plots.save
+    def full(fig, path, **kw):
+        if path.name == 'steps.png': raise OSError(f'{path} cannot be written (No space left on device): make room on that disk')
+        return save(fig, path, **kw)
+    monkeypatch.setattr(plots, 'save', full)
+    res = run('report', runs/'w4', '--no-alone', '--out', tmp_path/'r')
+    assert res.exit_code == 1 and 'steps.png' in str(res.exception) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(plots, 'save', save)
+    (tmp_path/'r'/'.report.part').mkdir(parents=True); (tmp_path/'r'/'.report.part'/'thesis.tex').write_text('years')
+    res = run('report', runs/'w4', '--no-alone', '--out', tmp_path/'r')
+    assert res.exit_code == 1 and 'was not made by repq' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['.report.part', 'thesis.tex']
+
 def test_the_file_of_a_benchmark_is_held(tmp_path):
     with locked(tmp_path/'a.json'):
         res = run('bench', 'peers', '--batch-size', 1, '--width', 2, '--depth', 1, '--size', 4, '--rounds', 1, '--no-compiled', '--json', tmp_path/'a.json')
@@ -371,6 +416,9 @@ def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
     ('quantize {0}/fp --ptq --out x --input-bits 0', '0'), ('quantize {0}/fp --ptq --out x --weight-bits 32', 'needs 2 to 16 bits, got 32'), ('quantize {0}/fp --ptq --out x --layer-bits stem.conv=4,stem.conv=8', 'stem.conv comes twice'),
     ('train repvgg_a0_tiny --out x --set lr=1 --set lr=2', 'lr is set twice'), ('train repvgg_a0_tiny --out x --epochs 3 --set epochs=5', 'epochs is given by --epochs and by --set epochs=5'), ('train repvgg_a0_tiny --out x --per-tensor --set per_channel=true', 'by --per-tensor and by --set'), ('train repvgg_a0_tiny --out x --set model=repvgg_a0', 'by MODEL and by --set'),
     ('train repvgg_a0_tiny --out x --out y', '--out is given twice'), ('eval {0}/fp --batch-size 3 --batch-size 4', '--batch-size is given twice'), ('report {0}/fp --alone --no-alone', '--alone/--no-alone is given twice'), ('demo --task sr --data images --out x', '--data and --model are for classification'), ('train repvgg_a0_tiny --out x --dry-run --benchmarks nowhere', 'benchmarks is for super-resolution'), ('quantize {0}/fp --ptq --out x --data digits', 'leave out --model and --data'), ('bench train-step repvgg_a0_tiny --only zzz', "unknown method 'zzz'"), ('bench train-step repvgg_a0_tiny --batch-size 0', 'batch_size must be'), ('bench peers --device cuda:7', 'there is no device'),
+    ('train repvgg_a0_tiny --out x --per-tensor', 'per_channel=False has no effect in full precision'), ('train repvgg_a0_tiny --out x --dry-run --first-last-bits 4', 'first_last_bits=4 has no effect in full precision'), ('train repvgg_a0_tiny --out x --set sqr_mom=.9', 'sqr_mom=0.9 has no effect without optimizer=adam'),
+    ('train repvgg_a0_tiny --out x --set distill=.9', 'distill=0.9 has no effect without a teacher'), ('train repvgg_a0_tiny --out x --method plain --full-precision merged', 'for plain networks'), ('train repvgg_a0_tiny --out x --dry-run --recompute', 'recompute is for exact statistics'), ('train repvgg_a0_tiny --out x --method repq-bn --recompute', 'recompute is for exact statistics'),
+    ('train repvgg_a0_tiny --out x --method repq-bnest --weight-bits 4 --init {0}/fp --recompute', 'recompute is for exact statistics'),
     ('bench peers --device zzz', "there is no device 'zzz'"), ('bench scaling --rounds 0', 'rounds must be'), ('bench inference repvgg_a0_tiny --size 0', 'size must be'), ('bench peers --width 900000 --size 900000', 'in memory'), ('shard nowhere x --size nan', '--size takes a finite number'),
     ('train repvgg_a0_tiny --out x --batch-size 64 --image-size 20000', 'image_size must be'), ('eval {0}/fp --batch-size 0', 'batch_size must be'), ('recipes --images-per-second inf', 'finite')])
 def test_numbers(runs, tmp_path, monkeypatch, args, words):
@@ -378,6 +426,30 @@ def test_numbers(runs, tmp_path, monkeypatch, args, words):
     res = run(*args.format(runs).split())
     assert res.exit_code == 1 and words in str(res.exception) and '\n' not in str(res.exception), res.exception
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('text,words', [('method,weight_bits\nrepq-bn,32\n', 'has no figures'), ('method,weight_bits,accuracy\nrepq-bn,32,\n', 'has no figures'), ('method,weight_bits,psnr\nrepq-bn,32,33\n', 'figures are psnr, those of the runs accuracy')])
+def test_figures_of_nothing(runs, tmp_path, text, words):
+    (tmp_path/'paper.csv').write_text(text)
+    res = run('report', runs/'fp', '--beside', tmp_path/'paper.csv')
+    assert res.exit_code == 1 and words in str(res.exception)
+
+def test_figures_of_others(runs, tmp_path):
+    (tmp_path/'paper.csv').write_text('method,weight_bits,accuracy\nrepq-zz,32,90\n')
+    with pytest.warns(UserWarning, match='none of its figures'): assert run('report', runs/'fp', '--beside', tmp_path/'paper.csv').exit_code == 0
+
+def test_data_of_another_length(tmp_path):
+    "A run does not go on with another number of batches than it began with"
+    for s in 'train', 'val':
+        for c in 'ab':
+            (tmp_path/'d'/s/c).mkdir(parents=True)
+            for i in range(4): Image.new('RGB', (8, 8), (i, 9, 200*(c == 'a'))).save(tmp_path/'d'/s/c/f'{i}.png')
+    recipe = get_recipe('repvgg_a0_tiny', 'repq-bn', data=str(tmp_path/'d'), batch_size=4, epochs=2)
+    with pytest.raises(RuntimeError, match='cut'): train(recipe, tmp_path/'x', on_epoch=cut, timing=0, minutes=0)
+    for i in range(4): shutil.copy(tmp_path/'d'/'train'/'a'/'0.png', tmp_path/'d'/'train'/'b'/f'more{i}.png')
+    before = seen(tmp_path)
+    for f in plan, train:
+        with pytest.raises(ValueError, match='begun on data of 2 batches an epoch, and .* has 3'): f(recipe, tmp_path/'x', resume=True, timing=0)
+    assert seen(tmp_path) == before
 
 def test_grey_and_colour(runs, tmp_path):
     for s in 'train', 'val':

@@ -1,6 +1,6 @@
 """Anything at all as options, as bytes of files and as trees of folders: no traceback, no hang, no file changed outside of --out, no exit 0 with a wrong result.
 `make test` tries the same examples each time; `make fuzz` goes on with others for REPQ_FUZZ minutes (10 if it says nothing) and keeps what fails in .hypothesis."""
-import hashlib, json, os, shutil, signal, socket, stat, time, warnings
+import functools, hashlib, json, os, shutil, signal, socket, stat, time, warnings
 from contextlib import contextmanager
 import pytest, torch
 from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
@@ -16,13 +16,20 @@ from repq.deployment import post_training
 from repq.runs import load_run, train
 
 MINUTES = float(os.environ.get('REPQ_FUZZ') or 0)
-def fuzz(n):
-    "Settings of a test: `n` examples, the same each time; or, for `make fuzz`, new ones as long as there is time"
-    if not MINUTES: return settings(max_examples=n, phases=(Phase.explicit, Phase.generate))
-    return settings(max_examples=10**6, derandomize=False, print_blob=True, database=settings.get_profile('default').database, suppress_health_check=list(HealthCheck))
-
 BEGAN = time.monotonic()
 def enough(share): return MINUTES and time.monotonic() - BEGAN > 60*MINUTES*share
+
+def fuzz(n, share):
+    "Try a test on `n` examples, the same each time; or, for `make fuzz`, on new ones until so much of the time is over"
+    if not MINUTES: return settings(max_examples=n, phases=(Phase.explicit, Phase.generate))
+    some = settings(max_examples=25, derandomize=False, print_blob=True, database=settings.get_profile('default').database, suppress_health_check=list(HealthCheck))
+    def decorate(test):
+        test = some(test)
+        @functools.wraps(test)
+        def again(*args, **kw):
+            while not enough(share): test(*args, **kw)
+        return again
+    return decorate
 
 def ignore(done, of, values): pass
 
@@ -129,7 +136,7 @@ def commands(draw):
         args += [o, draw(options[o]), o, draw(options[o])] if args[0] != 'train' or draw(st.booleans()) or o == '--set' else [o, draw(options[o]), '--set', f'{o[2:].replace("-", "_")}={draw(options[o])}']
     return args, place
 
-@fuzz(60)
+@fuzz(60, .4)
 @example((['quantize', 'fp', '--ptq', '--out', 'new', '--input-bits', '0'], 'new'))
 @example((['quantize', 'fp', '--ptq', '--out', 'theirs', '--weight-bits', '4'], 'theirs'))
 @example((['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--dry-run', '--out', 'new', '--checkpoint-minutes', 'nan'], 'new'))
@@ -137,7 +144,6 @@ def commands(draw):
 @example((['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--dry-run', '--out', 'new', '--epochs', '3', '--set', 'epochs=5'], 'new'))
 @given(commands())
 def test_options(world, command):
-    if enough(.4): return
     args, place = command
     before = seen(world)
     code, said = run(world, *args)
@@ -229,10 +235,9 @@ FILES = [('fp/recipe.json', 'eval fp'), ('fp/recipe.json', 'quantize fp --ptq --
          ('cut.part/recipe.json', 'train repvgg_a0_tiny --method repq-bn --epochs 2 --batch-size 240 --resume --dry-run --out cut'), ('cut.part/checkpoints/step-0000000006.pt', 'train repvgg_a0_tiny --method repq-bn --epochs 2 --batch-size 240 --resume --dry-run --out cut'),
          ('photo.png', 'upscale photo.png new.png --run fp'), ('fp/model.safetensors', 'train repvgg_a0_tiny --method repq-bn --weight-bits 4 --init fp --dry-run --out new'), ('fp/model.safetensors', 'train repvgg_a0_tiny --method repq-bn --teacher fp --dry-run --out new'), ('fp/model.safetensors', 'quantize fp --ptq --out new'), ('w4/model.safetensors', 'report w4 --no-alone')]
 
-@fuzz(70)
+@fuzz(70, .8)
 @given(st.data())
 def test_bytes_of_files(world, tmp_path_factory, data):
-    if enough(.8): return
     name, command = data.draw(st.sampled_from(FILES))
     d = tmp_path_factory.mktemp('copy')/'world'
     shutil.copytree(world, d)
@@ -280,10 +285,9 @@ def grow(root, kinds, counter):
 
 def draw_up(counter): return ['.', '..', '../..', '/'][next(counter) % 4]
 
-@fuzz(12)
+@fuzz(12, 1.)
 @given(st.lists(st.tuples(st.sampled_from(['train', 'val']), st.sampled_from('ab'), st.sampled_from(KINDS)), max_size=6))
 def test_trees_of_folders(tmp_path_factory, world, kinds):
-    if enough(1.): return
     d = tmp_path_factory.mktemp('tree')
     images = grow(d/'data', kinds, iter(range(10**6)))
     before = seen(d)

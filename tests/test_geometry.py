@@ -57,7 +57,7 @@ def test_merge_equals_impulse_response(bc):
     close(torch.zeros_like(want.bias) if k.bias is None else k.bias, want.bias, c.tol*10, 'bias')
 
 @settings(max_examples=40)
-@given(blocks(), st.integers(2, 8), st.booleans(), st.sampled_from(['exact', 'estimated', 'corrected', 'sampled']))
+@given(blocks(), st.integers(2, 8), st.booleans(), st.sampled_from(['exact', 'estimated', 'corrected', 'sampled', 'hybrid']))
 def test_deploy_stores_what_was_trained(bc, bits, per_channel, statistics):
     "Q(M(..)) is integers·step, bit for bit, and so is the deployed layer's output"
     block, c = bc

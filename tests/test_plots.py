@@ -68,7 +68,7 @@ def test_branches_add_up_and_statistics_are_those_of_the_branch():
     for b in (RepVGGBlock(4, 4, groups=2), ACBlock(4, 8, stride=2), deep):
         assert torch.allclose(sum(k.weight for k in plots.branch_kernels(b).values()), b.kernel().weight, atol=1e-6)
         x = torch.randn(16, 4, 8, 8)
-        for kinds in plots.branch_statistics(RepQLayer(b), x).values(): assert list(kinds) == ['exact', 'estimated', 'corrected', 'sampled']
+        for kinds in plots.branch_statistics(RepQLayer(b), x).values(): assert list(kinds) == ['exact', 'estimated', 'corrected', 'sampled', 'hybrid']
     mean, var = plots.branch_statistics(deep, x)['1']['estimated']
     assert torch.allclose(mean, x.mean((0, 2, 3)), atol=1e-5) and torch.allclose(var, x.var((0, 2, 3)), rtol=1e-2)
 

@@ -329,3 +329,18 @@ def test_ranks_start_alike(tmp_path):
     try: out = [p.communicate(timeout=100)[1] for p in procs]
     finally: [p.kill() for p in procs]
     assert [p.returncode for p in procs] == [0, 0], out
+
+@pytest.mark.parametrize('draw', [torch.randn, torch.rand, lambda *s: torch.randn(*s).relu(), lambda *s: torch.randn(*s)**5, lambda *s: torch.randint(-9, 9, s)/9., lambda *s: torch.zeros(s).index_fill(1, torch.tensor([3]), 1.)],
+                         ids='normal uniform relu heavy few-values one-value'.split())
+@pytest.mark.parametrize('qn,qp', [(-128, 127), (0, 255), (-256, 255)])
+def test_candidates_that_are_left_out_are_worse(draw, qn, qp):
+    "The best and its equals stay, by the definition in double precision"
+    torch.manual_seed(0)
+    x = draw(1, 2**15)
+    steps = torch.linspace(1e-7, float(x.abs().max())/qp, 300, dtype=torch.float64)[None]
+    few, err = minerror._promising(x, steps, qn, qp), minerror._direct_errors(x, steps, qn, qp)
+    assert set(steps[err == err.min()].tolist()) <= set(few[0].tolist()) and few.shape[1] < 300
+    if minerror._prunes(x, qn, qp, False): assert minerror.min_error_step(x, qn, qp) in few.float()
+
+def test_overflowing_squares_are_refused_with_fewer_candidates_too():
+    with pytest.raises(ValueError, match='overflow'): minerror.min_error_step(torch.full((1, 2**15), 1e300, dtype=torch.float64).mul(torch.linspace(.1, 1, 2**15)), -128, 127)

@@ -1,11 +1,12 @@
-"The four statistics: what each promises, for any geometry."
+"The five statistics: what each promises, for any geometry."
 import math, subprocess, sys
 import pytest, torch, torch.nn as nn
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from helpers import BN, cases, close, randomize
-from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, get_statistics, normalize, sampled_stats
+from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, fold, get_statistics, hybrid_stats, normalize, sample_patches, sampled_stats
 from repq.blocks import ACBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
+from repq.method.sampling import _grid_step, _thinned
 from repq.layers import RepQLayer
 
 def kernel_of(c, bias=True):
@@ -61,8 +62,9 @@ def test_estimate_is_exact_for_single_pixels_of_uncorrelated_channels(c):
 @settings(max_examples=40)
 @given(cases())
 def test_sampled_equals_exact_where_everything_is_sampled(c):
-    "Maps this small are not thinned out"
+    "Where the map is small, or there are few images"
     k, x = kernel_of(c), c.input()
+    assume(not _thinned(x, k, c.geometry))
     for a, b in zip(sampled_stats(x, k, c.geometry), exact_stats(x, k, c.geometry)): close(a, b, c.tol*10)
 
 def edge_kernel(): return Kernel(torch.tensor([[[[1., 0, 0], [2, 0, 0], [0, 0, .5]]]]))
@@ -117,8 +119,7 @@ def test_gradients(name, groups, stride, padding, mode):
 def test_gradients_of_a_thinned_map():
     "Where the sampled patches overlap and where an incomplete cycle is added"
     x, w = torch.randn(5, 1, 16, 16).double().requires_grad_(), torch.randn(1, 1, 5, 5).double().requires_grad_()
-    from repq.method.batchnorm import _grid_step
-    assert _grid_step(5, (16, 16)) == 2
+    assert _grid_step(5, (16, 16)) == 4
     assert torch.autograd.gradcheck(lambda x, w: sampled_stats(x, Kernel(w), Geometry(1, 2)), (x, w), nondet_tol=1e-12)
 
 @pytest.mark.parametrize('name', STATISTICS)
@@ -210,7 +211,6 @@ def test_rebase(c, ac):
 
 def test_sampled_positions():
     "A whole cycle of images visits every phase of the grid once, at the output's own positions"
-    from repq.method.batchnorm import _grid_step, sample_patches
     n, size = 16, 16
     assert _grid_step(n, (size, size)) == 4
     where = torch.arange(size*size).view(1, 1, size, size).expand(n, 1, -1, -1).float() # each pixel says where it is
@@ -220,7 +220,7 @@ def test_sampled_positions():
     rows, cols = stride2.long()//32, stride2.long() % 32
     assert (rows % 2 == 0).all() and (cols % 2 == 0).all() and len(stride2.unique()) == 256
 
-@pytest.mark.parametrize('name', STATISTICS)
+@pytest.mark.parametrize('name', [n for n in STATISTICS if n != 'hybrid'])
 @pytest.mark.parametrize('stride,mode', [(1, 'zeros'), (2, 'circular')])
 def test_gradients_of_large_maps(name, stride, mode):
     "Along a random direction, where the grid is sparse and its last cycle incomplete"
@@ -231,11 +231,82 @@ def test_gradients_of_large_maps(name, stride, mode):
     with torch.no_grad(): numeric = (loss(x + 1e-5*dx, w + 1e-5*dw) - loss(x - 1e-5*dx, w - 1e-5*dw))/2e-5
     close((gx*dx).sum() + (gw*dw).sum(), numeric, 1e-6)
 
+HYBRID = [(32, 16, 1, Geometry(1, 1), (3, 3)), (16, 32, 2, Geometry(2, 1), (3, 3)), (32, 14, 1, Geometry(1, (1, 0)), (3, 1)), (16, 16, 2, Geometry(1, 2, 2, 'reflect'), (3, 3)), (16, 16, 1, Geometry(1, 2), (5, 5))]
+
+def gradients(f, x, kernel, geometry, upstream):
+    "Values, and gradients to x, weight and bias"
+    given = [t.detach().clone().requires_grad_() for t in (x, kernel.weight, kernel.bias)]
+    mean, var = f(given[0], Kernel(*given[1:], kernel.groups), geometry)
+    return (mean.detach(), var.detach()), torch.autograd.grad((upstream[0]*mean + upstream[1]*var).sum(), given)
+
+def hybrid_case(n, size, groups, geometry, kernel_size):
+    torch.manual_seed(n + size)
+    x = torch.randn(n, 4, size, size).double().cumsum(3)/3 + torch.linspace(0, 1, size).double()    # neighbours alike, columns not
+    return x, Kernel(torch.randn(6, 4//groups, *kernel_size).double(), torch.randn(6).double(), groups), geometry, torch.randn(2, 6).double()
+
+@pytest.mark.parametrize('case', HYBRID, ids=str)
+def test_hybrid_values_are_exact(case):
+    x, k, geo, _ = hybrid_case(*case)
+    assert _thinned(x, k, geo)
+    for a, b, c in zip(hybrid_stats(x.requires_grad_(), k, geo), exact_stats(x, k, geo), hybrid_stats(x.detach(), k, geo)): close(a, b, 1e-12); close(c, b, 1e-12)
+    with torch.no_grad():
+        for a, b in zip(hybrid_stats(x, k, geo), exact_stats(x, k, geo)): assert torch.equal(a, b)
+
+@pytest.mark.parametrize('case', HYBRID, ids=str)
+def test_hybrid_gradients_are_exact_on_average(case):
+    "Over orders of the images: to the weight each one, to x a fixed set of projections, within standard errors; the bias's is exact"
+    x, k, geo, up = hybrid_case(*case)
+    want = gradients(exact_stats, x, k, geo, up)[1]
+    views, seen = torch.randn(40, x.numel()).double(), []
+    for _ in range(200):
+        p = torch.randperm(len(x))
+        gx, gw, gb = gradients(hybrid_stats, x[p], k, geo, up)[1]
+        close(gb, want[2], 1e-9)
+        seen.append(torch.cat([views @ gx[p.argsort()].flatten(), gw.flatten()]))
+    seen, want = torch.stack(seen), torch.cat([views @ want[0].flatten(), want[1].flatten()])
+    noise = seen.std(0)
+    assert (noise > 0).all(), 'nothing was left out'
+    z = (seen.mean(0) - want)/(noise/len(seen)**.5)
+    assert z.abs().max() < 5 and z.square().mean() < 1.6, f'{z.abs().max():.1f} standard errors'
+
+def test_hybrid_gradients_are_exact_where_every_position_is_taken():
+    x, k, geo, up = hybrid_case(4, 6, 1, Geometry(1, 1), (3, 3))
+    assert not _thinned(x, k, geo)
+    for a, b in zip(gradients(hybrid_stats, x, k, geo, up)[1], gradients(exact_stats, x, k, geo, up)[1]): close(a, b, 1e-12)
+
+def test_hybrid_gradients_by_hand():
+    "A 1x1 kernel: the gradients are those of a and b over the sampled positions alone, in closed form"
+    x, k, geo, (a, b) = hybrid_case(32, 16, 1, Geometry(), (1, 1))
+    (mean, var), (gx, gw, _) = gradients(hybrid_stats, x, k, geo, (a, b))
+    p = sample_patches(x, (1, 1), geo)[:, :, 0, 0]
+    n, y = len(p), p @ k.weight[:, :, 0, 0].T + k.bias
+    gy = a/n + 2*b*(y - y.mean(0))/(n - 1)
+    close(gw[:, :, 0, 0], gy.T @ p, 1e-10)
+    at = gx.permute(0, 2, 3, 1).reshape(-1, 4)
+    taken = at.abs().sum(1) > 0
+    assert taken.sum() == n and n*16 == len(at)
+    close(at.sum(0), (gy @ k.weight[:, :, 0, 0]).sum(0), 1e-10)
+
+@pytest.mark.parametrize('name', ['sampled', 'hybrid'])
+@pytest.mark.parametrize('size,geometry', [((3, 1), Geometry(2, (1, 0))), ((1, 3), Geometry(2, (0, 1))), ((1, 1), Geometry(2, 0)), ((2, 3), Geometry(2, 1)), ((3, 3), Geometry(1, 1)), ((3, 3), Geometry(2, 1, 1, 'circular'))])
+def test_patches_of_a_larger_kernel_serve_a_smaller_one(name, size, geometry):
+    "Statistics and gradients of a branch are the same with and without a 3x3 branch before it"
+    torch.manual_seed(0)
+    x, k = torch.randn(16, 4, 32, 32).double(), Kernel(torch.randn(6, 4, *size).double(), torch.randn(6).double())
+    def after_another(x, kernel, geo):
+        m = Moments(x)
+        sampled_stats(m, Kernel(torch.randn(2, 4, 3, 3).double()), Geometry(2, 1))
+        return STATISTICS[name](m, kernel, geo)
+    up = torch.randn(2, 6).double()
+    (v1, g1), (v2, g2) = (gradients(f, x, k, geometry, up) for f in (after_another, STATISTICS[name]))
+    for a, b in zip((*v1, *g1), (*v2, *g2)): close(a, b, 1e-12)
+
 RANK = """
 import sys, torch, torch.distributed as dist
 store, out, rank, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=2)
 from repq.kernels import Geometry, Kernel
+from repq.method.sampling import _grid_step, _thinned
 from repq.batchnorm import normalize
 torch.manual_seed(0)
 x, w, bn = torch.randn(64, 4, 8, 8, dtype=torch.float64) + 3, torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True), torch.nn.BatchNorm2d(6).double()
@@ -262,3 +333,24 @@ def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path, name):
     for got in (a, b):
         for u, v in zip((*got[:2], *got[3:]), (mean, var, *grads[1:])): torch.testing.assert_close(u, v)
     torch.testing.assert_close(torch.cat([a[2], b[2]])/2, grads[0])  # each process' loss is a mean over half of the images
+
+@pytest.mark.parametrize('name', ['sampled', 'hybrid'])
+@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == 'win32', reason='needs torch.distributed with gloo')
+def test_two_processes_sample_their_own_images(tmp_path, name):
+    "Statistics over both, each process's from its own grid, and the gradients that follow"
+    run = [subprocess.Popen([sys.executable, '-c', RANK, tmp_path/'store', tmp_path/'r', str(r), name]) for r in range(2)]
+    assert [p.wait(120) for p in run] == [0, 0]
+    got = [torch.load(tmp_path/f'r{r}.pt', weights_only=True) for r in range(2)]
+    torch.manual_seed(0)
+    x, w, bn, geo = torch.randn(64, 4, 8, 8, dtype=torch.float64) + 3, torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True), nn.BatchNorm2d(6).double(), Geometry(padding=1)
+    x.requires_grad_()
+    assert _thinned(x[:32], Kernel(w), geo)
+    each = [get_statistics(name)(half, Kernel(w), geo) for half in x.split(32)]
+    mean = sum(m for m, _ in each)/2
+    var = sum(v + m**2 for m, v in each)/2 - mean**2
+    grads = torch.autograd.grad(Kernel(w).affine(*fold(bn, mean, var)).conv(x, geo).sin().mean(), (x, w, bn.weight))
+    for one in got:
+        for u, v in zip((*one[:2], *one[3:]), (mean, var, *grads[1:])): torch.testing.assert_close(u, v)
+    torch.testing.assert_close(torch.cat([got[0][2], got[1][2]])/2, grads[0])
+    if name == 'hybrid':
+        for u, v in zip(got[0][:2], exact_stats(x, Kernel(w), geo)): torch.testing.assert_close(u, v)

@@ -4,21 +4,31 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Overwrite', 'Data', 'Json', 'Rounds', 'Device', 'Block', 'Weights', 'Pretrained', 'Interrupted',
-           'Commands', 'Command', 'App', 'begin_with', 'progress', 'in_words', 'keep_freed_memory', 'error_line',
-           'run_app']
+           'first_sentence', 'Commands', 'Command', 'App', 'begin_with', 'progress', 'Waiting', 'waiting', 'in_words',
+           'keep_freed_memory', 'error_line', 'quiet_libraries', 'settle', 'run_app']
 
 # %% ../../nbs/5_commands/03_app.ipynb #r803
-import ctypes, json, math, os, platform, shlex, signal, sys, time, warnings
+import ctypes, json, math, os, platform, re, shlex, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
+from ..training.processes import use_threads
 
 # %% ../../nbs/5_commands/03_app.ipynb #r806
 class Interrupted(Exception): "A KeyboardInterrupt, of which typer would make an exit without a word"
 
+def first_sentence(text) -> str:
+    "The first sentence of a help text, whole, up to a semicolon"
+    return re.split(r'[.;] ', ' '.join((text or '').split()))[0].rstrip('.') + '.'
+
 class Commands(typer.core.TyperGroup):
     "Commands whose interruption reaches `run_app`"
+    def format_commands(self, ctx, formatter):
+        commands = [(n, self.get_command(ctx, n)) for n in self.list_commands(ctx)]
+        rows = [(n, first_sentence(c.help)) for n, c in commands if not c.hidden]
+        with formatter.section('Commands'): formatter.write_dl(rows)
+
     def invoke(self, ctx):
         try: return super().invoke(ctx)
         except KeyboardInterrupt as e: raise Interrupted(str(e) or 'interrupted') from None
@@ -53,8 +63,8 @@ def _check_number(name, v):
 @contextmanager
 def _held(file, overwrite):
     "Keep the file that --json names, if any, from other commands meanwhile; raise before anything is measured where it cannot be made"
-    from repq.networks.files import check_output, locked
     if file is None: yield; return
+    from repq.networks.files import check_output, locked # they load torch
     check_output(file, overwrite)
     with locked(file): yield
 
@@ -101,16 +111,84 @@ def begin_with(init, weights, pretrained): # -> what training calls `init`
 # %% ../../nbs/5_commands/03_app.ipynb #c008
 @contextmanager
 def progress():
-    "A context that gives f(done, of, text): a bar on a terminal, a line per finished run elsewhere"
+    "A context that gives f(done, of, text, finished): a bar on a terminal, a line for what is finished (None: text, at each whole number) elsewhere"
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    with Progress(TextColumn('{task.description:38}'), BarColumn(), TextColumn('{task.percentage:3.0f} %'),
+    from repq.networks.waiting import at
+    with at(''), Progress(TextColumn('{task.description:38}'), BarColumn(), TextColumn('{task.percentage:3.0f} %'),
                   TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn()) as p:
-        task = p.add_task('loading', total=None)
-        def say(done, of, text):
+        task, lines = p.add_task('loading', total=None), 0
+        def say(done, of, text, finished=None):
+            nonlocal lines
             p.update(task, completed=done, total=of, description=text)
-            finished = done == int(done) and 'epoch' not in text
-            if finished and not p.console.is_terminal: print(f'[{int(done)}/{of}] {text}', flush=True)
+            name = finished or (text if done == int(done) else None)
+            if name is None: return
+            lines = lines + 1 if finished else int(done)
+            if not p.console.is_terminal: print(f'[{lines}/{of}] {name}', flush=True)
         yield say
+
+# %% ../../nbs/5_commands/03_app.ipynb #q231
+class Waiting:
+    "Tells on `out` what is going on, see `repq.networks.waiting.listening`, where that takes more than two seconds"
+    def __init__(self, out):
+        self.out, self.terminal, self.write, self.shown = out, out.isatty(), out.write, False
+        self.lock = threading.RLock()
+        self('starting', None, None)
+
+    def __call__(self, what, done, of):
+        with self.lock:
+            self.named = what not in (None, 'starting')
+            what = 'working' if what is None else what
+            self.at = '' if done is None else f' {done}' if of is None else f' {done}/{of}'
+            if what == getattr(self, 'what', None): return
+            self.what, self.since, self.next = what, time.monotonic(), 2.
+            self.clear()
+
+    def forget(self):
+        "In a copy of this process, which has no thread that tells"
+        self.lock, self.what, self.shown = threading.RLock(), '', False
+
+    def look(self):
+        "Tell what is due"
+        with self.lock:
+            seconds = time.monotonic() - self.since
+            if not self.what or seconds < self.next or not (self.terminal or self.named): return
+            text = f'[{seconds:.0f} s] {self.what}{self.at}'
+            if self.terminal: self.write(f'\r{text}\033[K'); self.shown = True
+            else: self.write(text + '\n'); self.next = max(30., 2*self.next)
+            self.out.flush()
+
+    def clear(self):
+        "Take the line away that stands on a terminal"
+        with self.lock:
+            if self.shown: self.write('\r\033[K'); self.out.flush()
+            self.shown = False
+
+# %% ../../nbs/5_commands/03_app.ipynb #q232
+def _clearing(write, waiting):
+    "A stream's `write`, for whose text the line makes room"
+    def f(text): waiting.clear(); return write(text)
+    return f
+
+@contextmanager
+def waiting():
+    "Within it a thread tells on stderr what takes long, by the first of several processes"
+    from repq.networks.waiting import listening
+    if os.environ.get('REPQ_PROGRESS') == '0' or os.environ.get('RANK', '0') != '0': yield; return
+    w, done, streams = Waiting(sys.stderr), threading.Event(), [sys.stdout, sys.stderr]
+    def run():
+        while not done.wait(.5): w.look()
+    thread = threading.Thread(target=run, daemon=True)
+    own = [s.write for s in streams]
+    if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=w.forget)
+    if w.terminal:
+        for s, f in zip(streams, own): s.write = _clearing(f, w)
+    thread.start()
+    try:
+        with listening(w): yield
+    finally:
+        done.set(); thread.join(); w.clear()
+        if w.terminal:
+            for s, f in zip(streams, own): s.write = f
 
 # %% ../../nbs/5_commands/03_app.ipynb #n001
 def in_words(row:dict) -> str: # of results.json, or of `repq.results.eval_run`
@@ -137,6 +215,12 @@ def error_line(e) -> str:
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return str(e)
     return f'unexpected {type(e).__name__}: {line[:300] or "without a word"} (REPQ_TRACEBACK=1 shows where; please report it)'
 
+# %% ../../nbs/5_commands/03_app.ipynb #q235
+def quiet_libraries():
+    "No warning of a library about another one: what is deprecated is no user's doing"
+    for kind in FutureWarning, DeprecationWarning, PendingDeprecationWarning: warnings.filterwarnings('ignore', category=kind)
+    for library in 'torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'onnx', 'onnxruntime', 'torchao': warnings.filterwarnings('ignore', category=Warning, module=rf'{library}(\.|$)')
+
 # %% ../../nbs/5_commands/03_app.ipynb #c011
 def _impatient():
     "Take a Ctrl-C within a second after another for the same"
@@ -150,6 +234,7 @@ def _impatient():
 
 def _to_go_on(args) -> str:
     "How to go on with the command of these arguments, in words that go behind an error's"
+    if args[:1] == ['demo']: return f'; finished runs are kept, to go on: {shlex.join(["repq", *args])}'
     if args[:1] != ['train']: return ''
     if 'RANK' in os.environ: return '; to go on: the same command with --resume'
     again = ['repq', *args] if '--resume' in args else ['repq', *args, '--resume']
@@ -168,13 +253,20 @@ def _report(line):
     Path(file).write_text(json.dumps(dict(message=dict(message=line, extraInfo=dict(timestamp=int(time.time()))))))
 
 # %% ../../nbs/5_commands/03_app.ipynb #r816
-def run_app(app):
-    "Run a command from the shell"
+def settle():
+    "Warnings in a line, without what others deprecate; memory that is freed stays: in a process that runs a command, or a part of one"
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line, not where in the source
     keep_freed_memory()
+
+def run_app(app):
+    "Run a command from the shell"
+    settle()
+    use_threads()
     _impatient()
-    try: app()
+    try:
+        quiet_libraries()
+        with waiting(): app()
     except Interrupted as e: _stopped(e)
     except KeyboardInterrupt: _stopped('interrupted')
     except Exception as e:

@@ -309,7 +309,7 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
                  float32_ms=ms(r['float32']), integers_ms=ms(r['integers']), vnni_speedup=r['vnni_ratio'] and round(r['vnni_ratio'], 4), vnni_ms=ms(r['vnni']), time_in=share, rounds=rounds) for r in bench_inference(net, x, threads, rounds)]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c028
-def table(rows, columns=('model', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'vnni_speedup', 'vnni_ms', 'instructions', 'time_in')) -> str:
+def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'vnni_speedup', 'vnni_ms', 'instructions', 'time_in')) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
     text = [[f'{r[c]:.2f}' if isinstance(r[c], float) and c != 'seconds' else f'{r[c]:.3f}' if isinstance(r[c], float) else '–'.join(f'{v:.2f}' for v in r[c]) if isinstance(r[c], list) else str(r[c]) for c in columns] for r in rows]

@@ -6,6 +6,7 @@
 __all__ = ['eval_', 'report', 'recipes_', 'list_', 'quantize', 'export', 'convert', 'upscale', 'shard', 'main']
 
 # %% ../../nbs/5_commands/06_cli.ipynb #c003
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
@@ -30,8 +31,10 @@ def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, 
            overwrite: Overwrite = False):
     "Compare finished runs in a table, means and standard deviations over seeds; a single quantized run also layer by layer."
     from repq import runs
-    typer.echo(runs.report(run_folders, out, beside, overwrite))
-    if len(run_folders) == 1 and run_folders[0].is_dir(): _report_layers(run_folders[0], out, alone, overwrite)
+    from repq.training.run_folders import making_report
+    with nullcontext() if out is None else making_report(out, overwrite=overwrite): # all pictures or none
+        typer.echo(runs.report(run_folders, out, beside, overwrite))
+        if len(run_folders) == 1 and run_folders[0].is_dir(): _report_layers(run_folders[0], out, alone, overwrite)
 
 def _report_layers(run, out, alone, overwrite):
     "The layers of a run, if it is quantized"
@@ -52,11 +55,13 @@ def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder
 @app.command('list')
 def list_():
     "The models and methods that train knows."
-    from repq.networks.models import image_size, list_models
-    from repq.training.recipes import METHODS
-    typer.echo('models:\n' + '\n'.join(f'  {n:24}{image_size(n)} px' for n in list_models()))
-    typer.echo('models from elsewhere:\n  timm:NAME\n  torchvision:NAME\n  package.module:function\n  path/to/file.py:function')
-    typer.echo('methods:\n' + '\n'.join(f'  {n:24}{m.text}' for n, m in METHODS.items()))
+    from repq.networks.registry import image_size, list_models
+    from repq.training.methods import METHODS
+    models, methods = {n: f'{image_size(n):3} px' for n in list_models()}, {n: m.text for n, m in METHODS.items()}
+    width = max(map(len, [*models, *methods])) + 2
+    for title, rows in ('models', models), ('methods', methods):
+        typer.echo('\n'.join([f'{title}:', *(f'  {n:{width}}{text}' for n, text in rows.items())]))
+    typer.echo('a model can also be timm:NAME, torchvision:NAME, package.module:function or path/to/file.py:function')
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n004
 @app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')

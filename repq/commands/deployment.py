@@ -18,10 +18,11 @@ from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
 from ..training.recipes import METHODS, Recipe, build, get_recipe
 from ..training.tasks import environment, task_of
-from ..training.run_folders import load_run, read_rows, replace_text, starting_state, write_json, write_text, write_weights
+from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import results_row
 from ..networks.models import task
 from ..networks.one_call import check_classes, first_inputs, merges
+from ..networks.waiting import at
 
 # %% auto #0
 __all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'export_model', 'report_run']
@@ -159,7 +160,7 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     check_output(out, overwrite)
     if format == 'onnx' and (Path(run)/'results.json').exists(): read_rows(Path(run)/'results.json') # which the end adds to
     x = example_images(recipe)
-    with locked(out): text = _write(model, out, x, format, profile, overwrite)
+    with locked(out), at(f'integers for {out.name}'): text = _write(model, out, x, format, profile, overwrite)
     if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
 
@@ -204,7 +205,11 @@ def report_run(run, out=None,   # folder for pictures
                overwrite=False, # files that repq made?
               ) -> str: # a table
     "Layer by layer: bits, ranges, costs, errors, and accuracy with that layer alone quantized"
-    if out is not None and Path(out).is_dir(): _check_report(Path(out), overwrite)
+    if out is None: return _report_layers(run, None, alone)
+    with making_report(out, _REPORT_FILES, overwrite) as part: return _report_layers(run, part, alone)
+
+def _report_layers(run, out, alone) -> str:
+    "The table of `report_run`; its files go to the empty folder `out`"
     recipe, model, _ = load_run(run)
     kind = task_of(replace(recipe, augment=False))
     dls = kind.data()
@@ -212,19 +217,11 @@ def report_run(run, out=None,   # folder for pictures
     rows = layer_report.layer_report(model, images[0])
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
     table = layer_report.layer_table(rows, scores)
-    if out is not None: _write_report(Path(out), table, rows, scores, model, images[0], overwrite, _MEASURES[task(recipe.model)])
+    if out is None: return table
+    write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n')
+    write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores))
+    with at('pictures of the layers'):
+        plots.save(layer_report.plot_layers(model, images[0]), out/'layers.png')
+        plots.save(plots.plot_steps(model), out/'steps.png')
+    if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *_MEASURES[task(recipe.model)]), out/'sensitivity.png')
     return table
-
-def _check_report(out, overwrite):
-    "An error where a file of a report cannot be written"
-    for n in _REPORT_FILES: check_output(out/n, overwrite)
-
-def _write_report(out, table, rows, scores, model, x, overwrite, measure):
-    "What `report_run` shows, into the folder `out`"
-    with locked(out/'report'): # makes the folder
-        _check_report(out, overwrite)
-        write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n', overwrite)
-        write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores), overwrite)
-        plots.save(layer_report.plot_layers(model, x), out/'layers.png', overwrite=overwrite)
-        plots.save(plots.plot_steps(model), out/'steps.png', overwrite=overwrite)
-        if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *measure), out/'sensitivity.png', overwrite=overwrite)

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Data, Out, Pretrained, Weights, app, begin_with, in_words, progress
+from .app import Block, Data, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
+from ..training.processes import prepare_processes
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c007
 @app.command(epilog='Example: repq demo --out runs/demo')
@@ -19,23 +20,26 @@ def demo(out: Out = Path('runs/demo'),
          model: Annotated[str, typer.Option(help='A re-parametrized model, see: repq list.')] = 'ac_resnet18_tiny',
          task: Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's photographs, at 32, 8, 4 and 2 bits.")] = 'classification',
          seed: int = 0,
-         quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False):
-    "Compare all methods at 4 and 2 bits on embedded data, in under five minutes; finished runs in OUT are kept."
+         quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False,
+         jobs: Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: one for each core if left out; 0: one after another.')] = None):
+    "Compare all methods at 4 and 2 bits on embedded data, in some minutes; finished runs in OUT are kept, interrupted ones go on."
+    if jobs is not None and not 0 <= jobs <= 1000: raise ValueError(f'--jobs takes 0 to 1000 runs at a time, not {jobs}')
     if task not in ('classification', 'sr'): raise ValueError(f"task must be classification or sr, got '{task}'")
     if task == 'sr' and (data, model) != ('digits', 'ac_resnet18_tiny'):
         raise ValueError('--data and --model are for classification: the demo of super-resolution has photographs and a network of its own')
-    if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed)
-    else: _demo_classification(out, quick, seed, data, model)
+    if jobs != 0: prepare_processes('repq.training.demo') # while this process imports the same
+    if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed, jobs)
+    else: _demo_classification(out, quick, seed, jobs, data, model)
 
-def _demo_sr(out, quick, seed):
+def _demo_sr(out, quick, seed, jobs):
     from repq import plots, runs
-    with progress() as say: rows = runs.demo(out, quick, seed, say, **runs.SR_DEMO)
+    with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, **runs.SR_DEMO)
     typer.echo(f'{plots.psnr_table(rows)}\n\nPSNR on Y, dB, unrounded. Seed {seed}; one seed is an anecdote.')
     _echo_places(out)
 
-def _demo_classification(out, quick, seed, data, model):
+def _demo_classification(out, quick, seed, jobs, data, model):
     from repq import plots, runs
-    with progress() as say: rows = runs.demo(out, quick, seed, say, data=data, model=model)
+    with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, data=data, model=model)
     equal = all(r['accuracy'] == r['merged_accuracy'] for r in rows)
     text = 'equal in every row' if equal else 'NOT equal in every row'
     typer.echo(f'{plots.results_table(rows)}\n\nMerged networks, evaluated again: {text}. Seed {seed}; one seed is an anecdote.')
@@ -45,7 +49,7 @@ def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e402
 _AnyData = Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")]
-_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected or repq-bnsample.')]
+_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid.')]
 _WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
 _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
 _Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")]
@@ -73,6 +77,8 @@ _TensorBoard = Annotated[bool, typer.Option('--tensorboard', help='Write for Ten
 _DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')]
 _Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')]
 _Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")]
+_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a step as a CUDA graph and launch it at once; for small networks, whose launches take longer than their arithmetic.')]
+_Published = Annotated[bool, typer.Option('--as-published', help='Below 4 bits: without what the default recipe adds to the paper (norm_after, input_noise, bound_steps, centred).')]
 _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
@@ -88,24 +94,30 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or
           iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False,
           checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
-          recompute: _Recompute = False, skips: _Skips = 10, block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
+          recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False, skips: _Skips = 10,
+          block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
-    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, data=data, epochs=epochs, batch_size=batch_size,
+    from repq.training.recipes import check_effect
+    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data, epochs=epochs, batch_size=batch_size,
                      lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
                      iterations=iterations, benchmarks=benchmarks, block=block)
+    check_effect(recipe, recompute, teacher is not None)
     how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
                tensorboard=tensorboard, accumulate=accumulate)
-    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute))
+    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute, capture=capture))
     if text is not None: typer.echo(text)
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907
-def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, **overrides):
+def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, **overrides):
     "The recipe that the options describe"
-    from repq.training.recipes import get_recipe, parse_fields, parse_layer_bits, recipe_from
+    from repq.training.recipes import get_recipe, low_bit_switches, parse_fields, parse_layer_bits, recipe_from
     if layer_bits: overrides['layer_bits'] = parse_layer_bits(layer_bits)
-    recipe = get_recipe(model, method, weight_bits, input_bits, **overrides)
+    recipe = get_recipe(model, method, weight_bits, input_bits, as_published, **overrides)
+    if as_published and weight_bits >= 4: raise ValueError(f'--as-published is for less than 4 bits, where recipes add to the paper; --weight-bits is {weight_bits}')
+    added = {} if as_published else low_bit_switches(model, method, weight_bits)
+    if added: typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
     return recipe_from({**asdict(recipe), **parse_fields(fields)}) if fields else recipe
 
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first

@@ -65,6 +65,7 @@ def _refuse_saturating(rows):
 def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer network, its ONNX file
     "What `to_onnx` writes"
     if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
+    example_input = example_input.cpu() # where integers are computed
     net = to_integer(model, example_input, PROFILES[profile].symmetric)
     proto = onnx_model(net, example_input, profile)
     if PROFILES[profile].exact: _refuse_saturating(check_saturation(proto))

@@ -14,6 +14,7 @@ from ..networks.sites import find_sites
 from ..networks.changes import modes_kept, copy_model
 from ..networks.calibration import calibrate, feed
 from ..networks.costs import layer_costs
+from ..networks.waiting import heard
 from ..training.results import markdown_table
 from ..training.layer_plots import in_steps, plot_quantized
 from ..networks.graphs import BatchNorm
@@ -82,7 +83,7 @@ def sensitivity(model:nn.Module, # quantized, its steps initialised; stays as it
                ) -> dict: # name -> score with that layer alone quantized; '' -> with none
     "What each layer alone does to the score"
     res = {}
-    for n in ('', *_quantized_layers(model)):
+    for n in heard(('', *_quantized_layers(model)), 'each layer alone'):
         twin = copy_model(model)
         with _only(_quantized_layers(twin), n):
             if batches and any(isinstance(m, BatchNorm) for m in twin.modules()): calibrate(twin, batches, forward)

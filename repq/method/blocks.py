@@ -154,12 +154,14 @@ def kernel(self:Block,
     "The merged kernel M(X, W1..Wn), differentiable in the branches' parameters and, through the statistics, in `x`"
     return self._merge(Batch() if x is None else Batch(Moments.of(x), self.statistics, self.training))
 
+_AUTOCAST = [d for d in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(d)] # asked once: torch 2.11's compiler cannot
+
 @patch
 def _merge(self:Block, batch:Batch) -> Kernel:
     like = self._like
     start = Kernel.identity(self.in_channels, device=like.device, dtype=like.dtype)
     device = start.weight.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext(): # kernels and statistics stay in full precision
+    with torch.autocast(device, enabled=False) if device in _AUTOCAST else nullcontext(): # kernels and statistics stay in full precision
         return self._extend(start, batch)
 
 @patch(as_prop=True)

@@ -53,7 +53,7 @@ class RepQLayer(nn.Module):
                  block,                       # yields the kernel: a convolution, linear layer or block
                  weight_quantizer:LSQ=None,   # Q of the merged weight
                  input_quantizer:LSQ=None,    # Q of the input
-                 statistics:str=None,         # exact, estimated, corrected or sampled; None: as the block has it
+                 statistics:str=None,         # exact, estimated, corrected, sampled or hybrid; None: as the block has it
                 ):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
@@ -245,7 +245,8 @@ def deploy(self:RepQLayer) -> nn.Module:
     iq, wq = copy_quantizer(self.input_quantizer), self.weight_quantizer
     if not wq.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
-    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1).clone(), self.rounded_bias(b), wq.bits)
+    parts = 2 if wq.centred else 1 # odd integers at half the step, which are of one bit more
+    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/parts, self.rounded_bias(b), wq.bits + parts - 1)
     res = RepQLayer(kernel, None, iq).train(self.training)
     res.integer_bias = self.integer_bias
     return res

@@ -8,8 +8,8 @@ __all__ = ['extremes', 'min_error_step']
 # %% ../../nbs/1_method/04_minerror.ipynb #c002
 import numpy as np, torch
 from torch import Tensor
-from .batchnorm import reduce_ranks
-from .grids import check_grid
+from .batchnorm import processes, reduce_ranks
+from .grids import check_grid, round_on_grid_
 
 # %% ../../nbs/1_method/04_minerror.ipynb #c049
 def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
@@ -22,7 +22,7 @@ def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
             v, sums = part.to(dtype)[:,None], []
             for s in steps[i:i+r,:,None].to(dtype).split(max(1, block//v.numel()), dim=1):
                 u = v/s
-                sums.append(u.clamp(qn, qp).round_().sub_(u).square_().sum(2))
+                sums.append(round_on_grid_(u.clamp(qn, qp), qn).sub_(u).square_().sum(2))
             err[i:i+r] += torch.cat(sums, 1)
     return err*steps.square()
 
@@ -51,7 +51,8 @@ def _sorted_part(rows, steps, midpoints, qn, qp):
     below[:,order] = torch.searchsorted(x, midpoints.flatten(1)[:,order])
     total = sums[:,-1:]
     qv = qp*total - sums.gather(1, below).view(shape).sum(2)
-    qq = qp**2*n - (below.view(shape)*(2*torch.arange(qn, qp, device=x.device) + 1)).sum(2)
+    levels = torch.arange(qn, qp, dtype=torch.float64, device=x.device) # all but the last
+    qq = qp**2*n - (below.view(shape)*(2*levels + 1)).sum(2)
     size = total - 2*sums.amin(1, keepdim=True)   # Σ|v|: the prefix sums of sorted values are smallest where the negative ones end
     eps = torch.finfo(torch.float64).eps
     return energy - 2*steps*qv + steps.square()*qq, 2*eps*size*(size + (qp-qn+1)**2*steps)
@@ -77,9 +78,25 @@ def _errors(rows, steps, qn, qp):
     size = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=steps.dtype)
     return err, 2*eps*err.sqrt()*size + (eps*size)**2 + 32*eps*err
 
+# %% ../../nbs/1_method/04_minerror.ipynb #z002
+def _promising(rows, steps, qn, qp, every=8):
+    "Those of one row's steps that can be the best, in their order"
+    tried = torch.cat([steps[:,:-1:every], steps[:,-1:]], 1)
+    err, bound = _errors(rows, tried, qn, qp)
+    size, root = torch.linalg.vector_norm(rows, dtype=steps.dtype), rows.shape[1]**.5
+    norm = (size/steps + .5*root).clamp(max=max(-qn, qp)*root)   # of the integers, at most
+    low = ((err-bound).clamp(min=0).sqrt()[:,None] - (steps[:,:,None]-tried[:,None]).abs()*norm[:,:,None]).amax(2)
+    worse = low > (err+bound).amin().sqrt()*(1+1e-9)
+    return steps[:,~worse[0]]
+
+def _prunes(rows, qn, qp, over_ranks):
+    "Is the search among candidates what takes time here? In a distributed run all processes would have to agree"
+    return len(rows) == 1 and 2**7 <= qp-qn < 2**10 and 64*(qp-qn+1) <= rows.shape[1] <= 300_000 and not (over_ranks and processes() > 1)
+
 # %% ../../nbs/1_method/04_minerror.ipynb #m010
 def _least(rows, steps, qn, qp, skip, over_ranks=False):
     "The best of each row's steps, (r,); rows in the mask `skip` need none"
+    if _prunes(rows, qn, qp, over_ranks): steps = _promising(rows, steps, qn, qp)
     both = torch.stack(_errors(rows, steps, qn, qp))
     if over_ranks: reduce_ranks(both, 'SUM')
     low, high = both[0]-both[1], both[0]+both[1]

@@ -10,6 +10,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
+from .sampling import COMPUTED
 
 # %% auto #0
 __all__ = ['BATCH_NORMS', 'POINTWISE', 'computes', 'hooked', 'flat', 'Composite', 'kernel_owner', 'footprint', 'Footprint',
@@ -134,7 +135,7 @@ class Batch:
         if self.moments is None or (self.update and not bn.training): return kernel.affine(*fold(bn, *running_stats(bn)))
         geo, x = place.geometry, self.moments.x
         normalized, mean, var = normalize(kernel, bn, self.moments, geo, self.statistics)
-        computed = kernel.is_identity or self.statistics in ('exact', 'sampled')
+        computed = kernel.is_identity or self.statistics in COMPUTED
         oh, ow = geo.out_size(x.shape[2:], kernel.kernel_size)
         count = len(x)*oh*ow if computed else None
         if self.seen is not None:

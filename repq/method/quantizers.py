@@ -42,11 +42,11 @@ class _State(NamedTuple):
     signed: bool|None = None # has the grid negative integers? None: there is no step
     weight: float = 0.       # of the step in an average that began before it was there; 1 where nothing was averaged
 
-def _state_of(bits, low, top) -> _State:
+def _state_of(bits, low, top, centred=False) -> _State:
     "The state that `qrange` = (low, top) tells; ValueError if that is no multiple of a grid of `bits`"
     if not top > 0: return _State()
     signed = -low > top/2
-    qn, qp = grid(bits, signed)
+    qn, qp = grid(bits, signed, centred)
     weight = top/qp
     other = not signed and top != qp and top in [grid(b, False)[1] for b in range(2, 17)]
     if other or weight > 1 + 1e-5 or abs(low - weight*qn) > 1e-5*top: raise ValueError(f'a quantizer of {bits} bits has the range {low:g}..{top:g}, which is of another')
@@ -60,12 +60,15 @@ class LSQ(nn.Module):
         signed:bool|None=True, # with negative integers? None: decided on the first tensor, unsigned if nothing in it is negative
         per_channel:bool=False, # one step for each entry of dimension 0, as for a weight
         channels:int|None=None, # with per_channel: how many; None: as many as the first tensor has
-        n_candidates:int=300 # of the MinError search
+        n_candidates:int=300, # of the MinError search
+        centred:bool=False # a grid without zero, as far down as up, see `grid`; for weights
     ):
         super().__init__()
         if channels is not None and not per_channel: raise ValueError(f'channels={channels} needs per_channel=True')
         if channels is not None and channels < 1: raise ValueError(f'channels must be 1 or more, got {channels}')
         self.bits, self.per_channel, self.channels, self.n_candidates = check_bits(bits), per_channel, channels, n_candidates
+        if centred and signed is not True: raise ValueError(f'a centred grid has as much below zero as above: signed must be True, got {signed}')
+        self.centred = bool(centred)
         shape = (channels or 0,) if per_channel else ()
         self.raw_step = nn.Parameter(torch.zeros(shape))
         self.register_buffer('init_step', torch.zeros(shape))   # 0: no step yet
@@ -100,7 +103,7 @@ def _state(self:LSQ) -> _State:
     if self._seen and self._seen[0] == versions: return self._known
     least = self.init_step.detach().min() if self.init_step.numel() else self.qrange.new_zeros(())
     low, top, least = torch.cat([self.qrange.detach(), least[None].to(self.qrange)]).tolist()
-    self._known = _state_of(self.bits, low, top if least > 0 else 0)
+    self._known = _state_of(self.bits, low, top if least > 0 else 0, self.centred)
     keep = versions and self._known.weight == 1
     self._seen = (versions, self.init_step, self.qrange) if keep else None # held, so that no other tensor takes their place in memory
     return self._known
@@ -117,7 +120,7 @@ def signed(self:LSQ) -> bool: # with negative integers? None: not decided yet
 @patch(as_prop=True)
 def _grid(self:LSQ) -> tuple: # (qn, qp), or two times None
     signed = self.signed
-    return (None, None) if signed is None else grid(self.bits, signed)
+    return (None, None) if signed is None else grid(self.bits, signed, self.centred)
 
 @patch(as_prop=True)
 def qn(self:LSQ) -> int: return self._grid[0]
@@ -156,7 +159,7 @@ def _put(self:LSQ, s, signed):
     with torch.inference_mode(False), torch.no_grad():   # stays trainable if the first tensor came in inference mode
         self._resize(s.shape)
         self.raw_step.copy_(s); self.init_step.copy_(s)
-        self.qrange.copy_(torch.tensor(grid(self.bits, signed)))
+        self.qrange.copy_(torch.tensor(grid(self.bits, signed, self.centred)))
     self._state
 
 @patch
@@ -185,7 +188,7 @@ def initialize(self:LSQ,
     if signed is None:
         lo, _ = extremes(v.detach().reshape(1, -1), over_ranks=True)
         signed = bool(lo < 0)
-    self._put(min_error_step(v, *grid(self.bits, signed), self.n_candidates, self.per_channel, over_ranks=True), signed)
+    self._put(min_error_step(v, *grid(self.bits, signed, self.centred), self.n_candidates, self.per_channel, over_ranks=True), signed)
 
 @patch
 def start(self:LSQ, v:Tensor):
@@ -205,7 +208,7 @@ def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
 @patch
 def extra_repr(self:LSQ):
     step = f'step={self.step.mean():.3g}{" on average" if self.per_channel else ""}' if self.initialized else 'not initialized'
-    return f'bits={self.bits}, signed={self.signed}, per_channel={self.per_channel}, {step}'
+    return f'bits={self.bits}, signed={self.signed}, {"centred, " if self.centred else ""}per_channel={self.per_channel}, {step}'
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c082
 @patch
@@ -218,11 +221,11 @@ def _mismatch(self:LSQ, raw, qrange):
     if qrange is None or qrange.is_meta: return
     low, top = qrange.tolist()
     try:
-        found = _state_of(self.bits, low, top).signed
+        found = _state_of(self.bits, low, top, self.centred).signed
         fits = None in (found, self.asked_sign) or found == self.asked_sign
     except ValueError: fits = False
     if fits: return
-    wanted = ' or '.join('{}..{}'.format(*grid(self.bits, s)) for s in (True, False) if self.asked_sign in (None, s))
+    wanted = ' or '.join('{}..{}'.format(*grid(self.bits, s, self.centred)) for s in (True, False) if self.asked_sign in (None, s))
     return f'the checkpoint quantizes to {low:g}..{top:g}, this quantizer to {wanted}'
 
 @patch

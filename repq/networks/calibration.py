@@ -17,6 +17,7 @@ from ..method.layers import RepQLayer
 from .graphs import is_norm
 from .graphs import BatchNorm
 from .sites import registered
+from .waiting import at
 from .surgery import WithNorm
 from .changes import modes_kept, unquantized, working_copy
 
@@ -164,6 +165,23 @@ def _averaging(norms):
             if m in reached: continue
             for b, old in stats: b.copy_(old)
 
+# %% ../../nbs/2_networks/06_calibration.ipynb #q221
+@contextmanager
+def _choosing_steps(model):
+    "Quantizers without steps are heard of, one after another, and errors in them begin with their names"
+    names = {m: n for n, m in model.named_modules() if isinstance(m, LSQ) and not m.initialized}
+    entered, inside = [], []
+    with at('steps of quantizers', len(names)) as say:
+        def enter(m, args): entered.append(m); inside.append(names[m]); say(len(entered))
+        def leave(m, args, out): inside.pop()
+        hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+        try: yield
+        except (ValueError, RuntimeError) as e:
+            if not inside or type(e) not in (ValueError, RuntimeError): raise
+            raise type(e)(f"'{inside[-1]}': {e}") from e
+        finally:
+            for h in hooks: h.remove()
+
 # %% ../../nbs/2_networks/06_calibration.ipynb #s109
 def _pending(model): # blocks or norms that still have to be rebased
     return any(isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh for m in model.modules())
@@ -187,7 +205,7 @@ def calibrate(model:nn.Module,
     with _calibrating(model, norms), _averaging(norms) as begin_anew:
         for n, b in enumerate(batches, 1):
             if n == 1: # to set the steps
-                feed(model, b, forward)
+                with _choosing_steps(model): feed(model, b, forward)
                 for m in norms: m.reset_running_stats()
                 begin_anew()
             feed(model, b, forward)

@@ -18,7 +18,8 @@ from ..method.blocks import Block
 from ..method.published import QARepVGGBlock
 from ..method.layers import RepQLayer
 from .surgery import deploy, merge
-from .models import ResNet18, create_model, list_models, plain_twin, task
+from .models import ResNet18, create_model, plain_twin, task
+from .registry import list_models
 from .official import LAYOUTS, entries_of
 from .changes import some
 
@@ -42,7 +43,10 @@ def _choose(names) -> str: # None if no name is known
 
 def _inner(checkpoint:Mapping) -> Mapping:
     "The state dict in dictionaries"
-    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]): checkpoint = checkpoint[name]
+    above = set()
+    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]):
+        above.add(id(checkpoint)); checkpoint = checkpoint[name]
+        if id(checkpoint) in above: raise ValueError(f'the checkpoint holds itself, as {name!r}')
     return checkpoint
 
 def _without_prefixes(state:dict) -> dict:

@@ -101,15 +101,17 @@ def _line() -> str:
 # %% ../../nbs/2_networks/01_graphs.ipynb #a014
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
-    def __init__(self, buffers:bool=True): # are buffers values?
+    def __init__(self, buffers:bool=True, # are buffers values?
+                 leaf=None):          # name of a module -> bool: is it a single step beside those that are?
         super().__init__()
-        self.buffers = buffers
+        self.buffers, self.leaf = buffers, leaf
 
     def trace(self, root, concrete_args=None):
         self._values = {id(t): n for n, t in chain(root.named_parameters(), root.named_buffers() if self.buffers else ())}
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m, qualname):
+        if self.leaf is not None and self.leaf(qualname): return True
         if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
         return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or super().is_leaf_module(m, qualname)
 
@@ -186,21 +188,23 @@ def _take_effect(node, target, order, same, memory):
             else: reader.meta['unclear'] = f"reads '{other.name}', a view of what '{node.name}' changes in place"
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a016
-def trace_graph(model:nn.Module, training:bool) -> fx.Graph: # its attribute `constants`: tensors that `forward` makes, by name
+def trace_graph(model:nn.Module, training:bool,
+                leaf=None, # name of a module -> bool: modules that are single steps, beside layers, norms and what torch has
+               ) -> fx.Graph: # its attribute `constants`: tensors that `forward` makes, by name
     "What `model` computes in one mode, arguments with a default left out; each node reads what it sees, whatever is changed in place"
     defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
-    try: graph = _trace(model, training, defaults, True)
-    except Exception: graph = _trace(model, training, defaults, False)
+    try: graph = _trace(model, training, defaults, True, leaf)
+    except Exception: graph = _trace(model, training, defaults, False, leaf)
     resolve_in_place(graph, model)
     return graph
 
-def _trace(model, training, defaults, buffers):
+def _trace(model, training, defaults, buffers, leaf):
     with untouched(model), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         known = set(vars(model)) | set(model._buffers)
         for m in model.modules():
             if isinstance(m, BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
-        graph = _Tracer(buffers).trace(model.train(training), defaults)
+        graph = _Tracer(buffers, leaf).trace(model.train(training), defaults)
         graph.constants = {n: getattr(model, n) for n in (*vars(model), *model._buffers) if n not in known and n.startswith('_tensor_constant')}
     return graph
 

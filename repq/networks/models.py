@@ -4,18 +4,18 @@
 
 # %% ../../nbs/2_networks/09_models.ipynb #c002
 from __future__ import annotations
-from difflib import get_close_matches
-from fnmatch import filter as fnmatch_filter
 from functools import partial
 import torch.nn as nn
 from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock, conv_bn, same_padding
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
+from . import registry
+from .registry import entry
 from .sources import from_source, source_of, source_size
 
 # %% auto #0
-__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'list_models',
-           'plain_twin', 'image_size', 'task', 'create_model']
+__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'plain_twin',
+           'image_size', 'task', 'create_model']
 
 # %% ../../nbs/2_networks/09_models.ipynb #c005
 def plain_conv(in_channels, out_channels, kernel_size=3, stride=1, groups=1) -> nn.Sequential:
@@ -113,60 +113,21 @@ class ECBSR(nn.Module):
     def forward(self, x): return self.shuffle(self.backbone(x) + x.repeat_interleave(self.scale**2, 1))
 
 # %% ../../nbs/2_networks/09_models.ipynb #c011
-def _repvgg(depths, widths, **kw): return RepVGG, 224, dict(depths=depths, widths=widths, **kw)
-_A, _B, _SMALL, _TINY = (2, 4, 14, 1), (4, 6, 16, 1), dict(strides=(2, 1, 2, 2)), dict(strides=(1, 1, 2, 2))
-_CONFIGS = dict( # shape -> suffix -> class, image size, arguments
-    repvgg_a0 = {'': _repvgg(_A, (48, 96, 192, 1280)),
-                 '_small': (RepVGG, 32, dict(depths=(4, 5, 5), widths=(16, 32, 64), **_SMALL)),
-                 '_tiny': (RepVGG, 8, dict(depths=(3, 4, 4), widths=(8, 16, 32), **_TINY))},
-    repvgg_a1 = {'': _repvgg(_A, (64, 128, 256, 1280))},
-    repvgg_a2 = {'': _repvgg(_A, (96, 192, 384, 1408))},
-    repvgg_b0 = {'': _repvgg(_B, (64, 128, 256, 1280)),
-                 '_small': (RepVGG, 32, dict(depths=(4, 6, 8), widths=(24, 48, 96), **_SMALL)),
-                 '_tiny': (RepVGG, 8, dict(depths=(4, 5, 6), widths=(12, 24, 48), **_TINY))},
-    repvgg_b1 = {'': _repvgg(_B, (128, 256, 512, 2048))},
-    repvgg_b1g2 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=2)},
-    repvgg_b1g4 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=4)},
-    resnet18 = {'': (ResNet18, 224, {}), '_small': (ResNet18, 32, dict(width=16, small=True)), '_tiny': (ResNet18, 8, dict(width=8, small=True))},
-    mobileone_s0 = {'': (MobileOne, 224, dict(depths=(2, 8, 10, 1), widths=(48, 128, 256, 1024))),
-                    '_small': (MobileOne, 32, dict(depths=(2, 3, 3), widths=(24, 48, 96), **_SMALL)),
-                    '_tiny': (MobileOne, 8, dict(depths=(2, 2, 3), widths=(12, 24, 48), **_TINY))},
-    ecbsr_m4c8 = {'': (ECBSR, 64, {})})
-
-_REPVGGS = [n for n in _CONFIGS if n.startswith('repvgg')]
-_PLAIN = dict(block=plain_conv)
-_FAMILIES = dict( # name -> shape, arguments, plain twin
-    **{n: (n, dict(block=RepVGGBlock), f'{n}_plain') for n in _REPVGGS}, **{f'{n}_plain': (n, _PLAIN, None) for n in _REPVGGS},
-    qarepvgg_a0 = ('repvgg_a0', dict(block=QARepVGGBlock), 'repvgg_a0_plain'), qarepvgg_b0 = ('repvgg_b0', dict(block=QARepVGGBlock), 'repvgg_b0_plain'),
-    ac_resnet18 = ('resnet18', dict(block=ACBlock), 'resnet18'), orepa_resnet18 = ('resnet18', dict(block=orepa_bn, stem=orepa_bn), 'resnet18'), resnet18 = ('resnet18', _PLAIN, None),
-    mobileone_s0 = ('mobileone_s0', {}, 'mobileone_s0_plain'), mobileone_s0_plain = ('mobileone_s0', dict(stem=plain_conv, **_PLAIN), None),
-    ecbsr_m4c8 = ('ecbsr_m4c8', dict(block=ECB), 'plainsr_m4c8'), plainsr_m4c8 = ('ecbsr_m4c8', dict(block=biased_conv), None))
-_MODELS = {family + suffix: (cls, size, {**config, **kwargs}, (twin or family) + suffix)
-           for family, (shape, kwargs, twin) in _FAMILIES.items() for suffix, (cls, size, config) in _CONFIGS[shape].items()}
+_NETWORKS = {c.__name__: c for c in (RepVGG, ResNet18, MobileOne, ECBSR)}
+_BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB)}
 
 # %% ../../nbs/2_networks/09_models.ipynb #c012
-def list_models(pattern='*' # as in file names: 'repvgg*'
-               ) -> list:
-    "Names that `create_model` knows"
-    return sorted(fnmatch_filter(_MODELS, pattern))
-
-def _model(name:str):
-    if name not in _MODELS:
-        near = get_close_matches(str(name), _MODELS, 3, .5)
-        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all; others are timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function')
-    return _MODELS[name]
-
 def plain_twin(name:str) -> str:
     "The plain network of the same shape (a plain network's own name, and that of a network from elsewhere)"
-    return name if source_of(name) else _model(name)[3]
+    return name if source_of(name) else registry.plain_twin(name)
 
 def image_size(name:str) -> int:
     "Height and width in pixels that the model is made for; of the low-resolution patch for super-resolution"
-    return source_size(name) if source_of(name) else _model(name)[1]
+    return source_size(name) if source_of(name) else registry.image_size(name)
 
 def task(name:str) -> str:
     "'classification' or 'super-resolution'"
-    return 'super-resolution' if not source_of(name) and _model(name)[0] is ECBSR else 'classification'
+    return 'classification' if source_of(name) else registry.task(name)
 
 def create_model(name:str,            # one of `list_models`, or of a network from elsewhere, see `source_of`
                  num_classes:int=None, # None: 1000; super-resolution has none
@@ -179,5 +140,6 @@ def create_model(name:str,            # one of `list_models`, or of a network fr
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
         if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'): raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
     if source_of(name): return from_source(name, num_classes, in_channels)
-    cls, _, config, _ = _model(name)
-    return cls(**config, **given)
+    network, _, config, _ = entry(name)
+    made = {k: _BLOCKS[v] if isinstance(v, str) else v for k, v in config.items()}
+    return _NETWORKS[network](**made, **given)

@@ -18,6 +18,7 @@ from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, tra
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
 from .sites import find_sites, is_composite, registered, survey
+from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, working_copy)
 
@@ -82,11 +83,14 @@ def reparametrize(model:nn.Module,
                   block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
                   where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace
-                  inplace=False, verbose=True) -> nn.Module:
+                  inplace=False, verbose=True,
+                  adopt=True,          # take blocks that the model has already over first? See `repq.surgery.adopt`
+                 ) -> nn.Module:
     "A copy of `model` with its convolutions re-parametrized, batch norms after them absorbed"
     if init not in ('preserve', 'paper'): raise ValueError(f"init must be 'preserve' or 'paper', got {init!r}")
     if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
     model = working_copy(model, inplace)
+    if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
     sites, untraced = find_sites(model)
     sites = [s for s in sites if isinstance(s.module, nn.Conv2d) and (where is None or where(s.name, s.module))]
     ties = tied(model)
@@ -118,7 +122,7 @@ def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c053
 def train_merged(model:nn.Module,
-                 statistics:str=None, # 'exact', 'estimated', 'corrected' or 'sampled'; None: as the blocks have it
+                 statistics:str=None, # 'exact', 'estimated', 'corrected', 'sampled' or 'hybrid'; None: as the blocks have it
                  inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` whose blocks train through their merged kernel, in full precision"
     if statistics is not None: get_statistics(statistics)
@@ -155,10 +159,11 @@ def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
     signed = None if site.nonnegative is None else not site.nonnegative
     return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
 
-def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps):
+def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps, centred):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
     layer.input_noise, layer.weight_quantizer.bounded = input_noise, bound_steps
+    layer.weight_quantizer.centred = centred and layer.weight_quantizer.bits <= 4
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #n003
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
@@ -190,19 +195,22 @@ def _differing(own) -> str:
 # %% ../../nbs/2_networks/05_surgery.ipynb #c058
 def quantize(model:nn.Module,
              weight_bits:int=8, input_bits:int=8, # 2..16
-             statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled'; None: as they are ('exact' unless set)
+             statistics:str=None,      # for batch norms inside blocks: 'exact' (RepQ-BN), 'estimated' (RepQ-BNEst), 'corrected', 'sampled', 'hybrid'; None: as they are ('exact' unless set)
              per_channel=True,         # one weight step per output channel, or one per layer
              first_last_bits=8,        # for the first and the last layer; None: as all others
              layer_bits:dict=None,     # name -> bits, or (weight bits, input bits): layers that differ; None: left in floating point
              inplace=False, verbose=True,
              input_noise=False,        # do variances of batch norms inside blocks count the input's rounding error? For less than 4 bits
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
+             centred=False,            # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`? Where a kernel holds an identity, they lose less
              where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
+             adopt=True,               # take blocks that the model has already over first? See `repq.surgery.adopt`
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
     if statistics is not None: get_statistics(statistics)
     model = working_copy(model, inplace)
+    if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
     sites, traces, untraced = survey(model)
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
     todo = [s for s in sites if not s.left and (not isinstance(s.module, RepQLayer) or s.module.stage == 'merged')]
@@ -211,7 +219,7 @@ def quantize(model:nn.Module,
     edges = [] if first_last_bits is None else _edges(sites)
     plan = _plan_all([s for s in todo if s not in out], lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits)), per_channel)
     for s in out: s.left = 'left out'
-    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps)
+    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps, centred)
     before = [s for s in sites if s not in todo and not s.left]
     ties, obstacles = tied_pairs(model, [s.name for s in todo if s.module in plan]), without_integers(model, sites, traces)
     model, hooks = replace_modules(model, {m: p[0] for m, p in plan.items()})

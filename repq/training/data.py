@@ -91,15 +91,16 @@ def decode_images(
     return torch.from_numpy(x), torch.from_numpy(ok)
 
 # %% ../../nbs/3_training/05_data.ipynb #c080
-def _read_cache(path, mark, n):
-    "The tensors of `n` images in `path` if it carries the fingerprint `mark`, else None"
+def _read_cache(path, mark, n, size):
+    "The tensors of `n` images in `path` if it carries the fingerprint `mark`, else None; `size` as in `decode_images`"
     if not path.is_file(): return None
     try:
         with safe_open(path, 'pt') as f:
             if (f.metadata() or {}).get('fingerprint') != mark: return None
             x,ok = f.get_tensor('x'),f.get_tensor('ok')
     except (OSError, SafetensorError): return None # half of one
-    return (x, ok.bool()) if x.dtype==ok.dtype==torch.uint8 and x.ndim==4 and len(x)==len(ok)==n and ok.ndim==1 and x.shape[1]==3 else None
+    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3) and (x.shape[2:]==(size, size) if size else x[0].numel() > 0)
+    return (x, ok.bool()) if images and ok.dtype==torch.uint8 and ok.shape==(n,) else None
 
 def _write_cache(path, mark, x, ok):
     "Write atomically; a cache that can't be written costs time, not the run"
@@ -119,7 +120,7 @@ def decode_cached(
     folder = Path(folder).resolve()
     path = cache_dir()/f'{folder.parent.name}-{folder.name}-{hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:12]}.safetensors'
     mark = fingerprint(files, size)
-    if (kept := _read_cache(path, mark, len(files))) is not None:
+    if (kept := _read_cache(path, mark, len(files), size)) is not None:
         tolerate([files[i] for i in (~kept[1]).nonzero()[:,0]], len(files))
         return kept
     x,ok = decode_images(files, size)

@@ -15,9 +15,9 @@ __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'MORE_COLORS', '
 
 # %% ../../nbs/3_training/14_drawing.ipynb #c005
 METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2', 'repq-bnest': '#D55E00',
-                 'repq-bncorrected': '#009E73', 'repq-bnsample': '#56B4E9'} # told apart by the colour-blind too
+                 'repq-bncorrected': '#009E73', 'repq-bnsample': '#56B4E9', 'repq-bnhybrid': '#8C6D31'} # told apart by the colour-blind too
 STATISTICS_COLORS = dict(exact=METHOD_COLORS['repq-bn'], estimated=METHOD_COLORS['repq-bnest'],
-                         corrected=METHOD_COLORS['repq-bncorrected'], sampled=METHOD_COLORS['repq-bnsample'])
+                         corrected=METHOD_COLORS['repq-bncorrected'], sampled=METHOD_COLORS['repq-bnsample'], hybrid=METHOD_COLORS['repq-bnhybrid'])
 BITS_COLORS = {2: '#D55E00', 3: '#E69F00', 4: '#0072B2', 8: '#56B4E9'} # other widths are grey
 MORE_COLORS = ['#8C564B', '#9467BD', '#BCBD22', '#17BECF', '#000000', '#E7298A', '#80BA5A', '#7F3C8D', '#A6761D'] # of what has none of its own
 

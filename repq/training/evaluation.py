@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from .. import plots, surgery
 from ..networks.schemas import check_whole
-from ..networks.files import locked, check_output
 from .data import get_dls, unreadable
 from .pairs import UNIT, bicubic
 from .superres import get_sr_dls, load_benchmarks, psnr
 from ..networks.costs import cost
 from ..networks.models import task
+from ..networks.waiting import heard
 from .recipes import Recipe, get_recipe
 from .tasks import evaluate, psnrs, step_ratios, task_of, twin
-from .run_folders import load_run, read_history, read_rows
+from .run_folders import load_run, making_report, read_history, read_rows
 
 # %% auto #0
 __all__ = ['unusual_settings', 'step_ratio', 'results_row', 'eval_run', 'collect', 'report', 'save_details']
@@ -114,6 +114,7 @@ def report(paths, out=None, # folder for pictures
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows):
         raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')
+    if figures: plots.check_beside(figures, rows, {b for r in sr for b in r['psnr']} or {'accuracy'})
     if out is not None: _report_pictures(rows, paths, Path(out), overwrite)
     table = plots.psnr_table if sr else plots.results_table
     return table(rows, figures)
@@ -129,10 +130,8 @@ def _report_pictures(rows, paths, out, overwrite):
     if any(r['step_ratio'] and r['stage'] == 'quantized' for r in rows):
         draw['step_ratio.png'] = lambda: plots.plot_step_ratio(rows)
     if histories: draw['history.png'] = lambda: plots.plot_history(histories, results=results)
-    with locked(out/'report'): # makes the folder
-        for name in draw: check_output(out/name, overwrite)
-        figures = {name: picture() for name, picture in draw.items()} # all, before the first is written
-        for name, figure in figures.items(): plots.save(figure, out/name, overwrite=overwrite)
+    with making_report(out, draw, overwrite) as part:
+        for name, picture in heard(list(draw.items()), 'pictures'): plots.save(picture(), part/name)
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r319
 @torch.no_grad()

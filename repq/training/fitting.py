@@ -12,11 +12,12 @@ from fastai.callback.channelslast import * # noqa: F403 (patches Learner)
 from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos, combined_cos
 from fastai.learner import Learner
-from fastai.optimizer import SGD, Adam
+from fastai.optimizer import Adam
 from fastai.torch_core import rank_distrib, trainable_params
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
 from ..method.batchnorm import processes
+from .steps import capture, list_sgd
 from .parallel import Accumulate, DataParallel, by_first
 from ..networks.models import task
 from .recipes import Recipe
@@ -24,7 +25,8 @@ from .tasks import task_of
 from .run_folders import load_run, replace_text
 
 # %% auto #0
-__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'tensorboard', 'teacher', 'make_learner']
+__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines', 'tensorboard', 'teacher',
+           'make_learner']
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
 def lr_schedule(recipe:Recipe) -> dict: # of fastai's `ParamScheduler`
@@ -42,7 +44,7 @@ def parameter_groups(recipe:Recipe, model) -> list: # of lists of parameters
 def get_optimizer(recipe:Recipe) -> partial:
     "fastai's optimizer, but for parameters and learning rate"
     kw = dict(mom=recipe.momentum, decouple_wd=recipe.decouple_wd)
-    if recipe.optimizer == 'sgd': return partial(SGD, **kw)
+    if recipe.optimizer == 'sgd': return partial(list_sgd, **kw)
     return partial(Adam, sqr_mom=recipe.sqr_mom, eps=recipe.eps, **kw)
 
 # %% ../../nbs/3_training/19_fitting.ipynb #c011
@@ -63,6 +65,17 @@ class ReportEpoch(Callback):
     def after_batch(self):
         if self.training and self.iter % 10 == 9: self.f(self.epoch + self.iter/self.n_iter, self.n_epoch, None)
     def after_epoch(self): self.f(self.epoch + 1, self.n_epoch, self.recorder.log)
+
+class EpochLines:
+    "fastai's logger where there is no bar: aligned columns, below a header"
+    def __init__(self, learn): self.learn, self.names = learn, None
+    def __call__(self, values, **kwargs):
+        names = list(self.learn.recorder.metric_names)
+        width = [max(10, len(n) + 2) for n in names]
+        if self.names != names: self._line(names, width)
+        self.names = names
+        self._line([f'{v:.4f}' if isinstance(v, float) else str(v) for v in values], width)
+    def _line(self, cells, width): print(''.join(c.rjust(w) for c, w in zip(cells, width)), flush=True)
 
 def tensorboard(folder) -> Callback:
     "fastai's callback for TensorBoard; ValueError where the package is missing"
@@ -104,19 +117,28 @@ def make_learner(recipe:Recipe, dls, model,
                  path,           # folder of what its callbacks write
                  skips:int,      # steps that may be skipped, see `repq.resume.SkipNonFinite`
                  accumulate:int, # parts of a batch
-                 cbs=()          # further callbacks
+                 cbs=(),         # further callbacks
+                 captured=False  # record steps as CUDA graphs?
                 ) -> Learner:
     "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
     kind = task_of(recipe)
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
+    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs), _autocast(recipe.precision))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=kind.metric(), path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
-    return _on_gpu(learn) if torch.cuda.is_available() else learn
+    return _on_device(learn, recipe.precision)
 
-def _on_gpu(learn) -> Learner:
-    "Channels last, and bf16 where the GPU has it"
-    learn.to_channelslast(use_amp=False)
-    return learn.to_bf16() if torch.cuda.is_bf16_supported() else learn
+def _on_device(learn, precision) -> Learner:
+    "On a GPU: channels last, and in bf16 where that is asked for, or there"
+    gpu = torch.cuda.is_available()
+    if precision == 'bf16' and not _autocast(precision): raise ValueError("precision='bf16' is for GPUs that have it, and there is none: take 'auto' or 'float32'")
+    if gpu: learn.to_channelslast(use_amp=False)
+    return learn.to_bf16() if _autocast(precision) else learn
+
+def _autocast(precision):
+    "The type that convolutions are computed in on this machine's GPU; None: float32"
+    there = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if there and precision != 'float32' else None

@@ -102,7 +102,9 @@ def split_folders(
 def cache_dir() -> Path:
     "Where decoded images are kept: `$REPQ_CACHE`, or `repq` in the user's cache folder"
     own,users = os.environ.get('REPQ_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(own or f'{users}/repq').expanduser()
+    path = Path(own or f'{users}/repq')
+    try: return path.expanduser()
+    except RuntimeError: raise ValueError(f'the cache {path} is in a home that is not known: let REPQ_CACHE name another folder') from None
 
 def fingerprint(
     files:list, # what is decoded

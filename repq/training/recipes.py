@@ -6,50 +6,19 @@
 from __future__ import annotations
 import ast, json, math, operator, re
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
-from ..networks.schemas import unusable
-from ..networks.checkpoints import differences
-from ..networks.one_call import with_blocks, with_own_head
+from ..networks.one_call import assembled, load_state
+from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['METHODS', 'QUANTIZED_ONLY', 'Method', 'nearest', 'get_method', 'Training', 'Recipe', 'recipe_from', 'get_recipe',
-           'parse_fields', 'parse_layer_bits', 'build', 'load_state']
-
-# %% ../../nbs/3_training/12_recipes.ipynb #c006
-@dataclass(frozen=True)
-class Method:
-    "One row of the comparison"
-    text: str                    # what it is
-    reparametrized: bool = True  # trains blocks?
-    merge_first: bool = False    # merged between the stages, then ordinary quantization-aware training?
-    statistics: str = None       # of batch norms inside blocks in the quantized stage; None: there are none
-    lr_scale: float = 1.         # of the quantized stage's learning rate
-
-METHODS = {
-    'plain':           Method('no re-parametrization in either stage', reparametrized=False),
-    'merged':          Method('re-parametrized full precision, merged, then ordinary quantization-aware training', merge_first=True, lr_scale=.1),
-    'repq':            Method('RepQ for blocks without batch norm'),
-    'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
-    'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
-    'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
-    'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled')}
-
-def nearest(value, known, what) -> str:
-    "An error message for a name that is not known"
-    near = get_close_matches(str(value), known, 3, .5)
-    return f'unknown {what} {value!r}; ' + (f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known)}')
-
-def get_method(name:str) -> Method:
-    "A method by name; ValueError with the nearest names otherwise"
-    if name not in METHODS: raise ValueError(nearest(name, METHODS, 'method'))
-    return METHODS[name]
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'parse_fields',
+           'parse_layer_bits', 'check_effect', 'build']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -62,8 +31,8 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
-_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'))
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound') # switches of the quantized stage -> what they add to a method's name in results
+_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'), precision=('auto', 'bf16', 'float32'))
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred') # switches of the quantized stage -> what they add to a method's name in results
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r752
 def _is_kind(value, types) -> bool:
@@ -171,6 +140,7 @@ class Recipe(Training):
     norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
     input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
     bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
+    centred: bool = False          # in the quantized stage grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -178,6 +148,7 @@ class Recipe(Training):
     sqr_mom: float = .99           # of Adam: β2, fastai's value
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
+    precision: str = 'auto'        # of training on a GPU: 'bf16', 'float32' (convolutions in TF32, as torch has them), or bf16 where the GPU has it
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
@@ -225,11 +196,20 @@ _DEFAULTS = { # image size -> full precision, quantized
 
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
 
-# %% ../../nbs/3_training/12_recipes.ipynb #r753
-def _lr_scale(model, method) -> float:
-    "What the quantized stage's learning rate is multiplied by"
+# %% ../../nbs/3_training/12_recipes.ipynb #q011
+def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
+    "What a recipe switches on below 4 bits, beyond the paper"
     m = get_method(method)
-    return min([m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+    switches = dict(norm_after=True, bound_steps=True, centred=True)
+    if weight_bits >= 4 or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    if m.statistics: return switches | dict(input_noise=True)
+    return switches if m.merge_first else {}
+
+# %% ../../nbs/3_training/12_recipes.ipynb #r753
+def _lr_scale(model, method, norm_after) -> float:
+    "What the quantized stage's learning rate is multiplied by; a norm after each layer makes up for one that was merged"
+    m = get_method(method)
+    return min([1. if norm_after else m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
 
 def _of_authors(model, d, weight_bits) -> dict:
     "The defaults `d` for 224 pixels, as a network's authors change them; their rate is that of full precision"
@@ -242,6 +222,7 @@ def _of_authors(model, d, weight_bits) -> dict:
 
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
+               as_published=False,              # without `low_bit_switches`
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
     input_bits = weight_bits if input_bits is None else input_bits
@@ -249,8 +230,9 @@ def get_recipe(model:str, method='repq-bnest',
     if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
     d = _DEFAULTS[size][weight_bits != 32]
     if size == 224: d = _of_authors(model, d, weight_bits)
-    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method))
     given = {k: v for k, v in overrides.items() if v is not None}
+    if not as_published: given = low_bit_switches(model, method, weight_bits) | given
+    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method, given.get('norm_after') and not as_published))
     return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #n004
@@ -285,38 +267,47 @@ def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
         res[name] = [int(v) for v in bits.split('/')] if '/' in bits else int(bits)
     return res
 
+# %% ../../nbs/3_training/12_recipes.ipynb #q111
+_UNREAD = [ # when -> fields that nothing reads then
+    (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate')),
+    (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
+    (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
+
+def check_effect(r:Recipe, recompute=False, # of `repq.batchnorm.recompute_exact`
+                 teacher=False):            # is there one?
+    "ValueError for what differs from the usual and has no effect"
+    usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
+    unread = {n: words for when, words, names in _UNREAD if when(r) for n in names}
+    if not teacher: unread['distill'] = 'without a teacher'
+    for n, words in unread.items():
+        if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
+    if recompute and not _takes_exact(r):
+        raise ValueError(f"recompute is for exact statistics, which {r.method} does not compute {'at' if r.quantized else 'in full precision at'} "
+                         f"{r.weight_bits} bits: leave it out")
+
+def _takes_exact(r) -> bool:
+    "Do batch norms inside blocks take exact statistics?"
+    m = METHODS[r.method]
+    return m.statistics == 'exact' if r.quantized else m.reparametrized and r.full_precision == 'merged' and m.statistics in (None, 'exact')
+
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
           state:dict=None, # a full-precision state dict to start the quantized stage from
          ) -> nn.Module:
     "The model of a recipe's stage"
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
-    if recipe.block or source_of(recipe.model): model, state = _with_blocks(model, recipe, state)
+    method = METHODS[recipe.method]
+    if recipe.block or source_of(recipe.model):
+        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
-                         'use repq-bn, repq-bnest, repq-bncorrected or repq-bnsample')
-    method = METHODS[recipe.method]
+                         'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
     if recipe.full_precision == 'merged' and method.reparametrized:
         for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model
-
-def _with_blocks(model, recipe, state) -> tuple: # the network, and the state dict if it is one of the network with blocks
-    "A network from elsewhere, with its weights, and then with its blocks"
-    own, form = model.state_dict(), lambda names: {n for n in names if not n.endswith('num_batches_tracked')}
-    if state and form(state) == form(own):
-        state = {**own, **{k: v for k, v in state.items() if k in own}}
-        load_state(model, with_own_head(own, state, recipe.model, not recipe.quantized), recipe.model)
-        state = None
-    if METHODS[recipe.method].reparametrized:
-        model = with_blocks(model, recipe.block, inplace=True)
-        if not any(isinstance(m, Block) for m in model.modules()):
-            raise ValueError(f'{recipe.model} has no blocks of its own, which method {recipe.method!r} trains: give it some (--block ACBlock, block=), or take method plain')
-    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
-        raise ValueError(f'the weights are not of {recipe.model}: {differences({k: v.shape for k, v in own.items()}, state)}')
-    return model, state
 
 def _quantized(model, recipe, method) -> nn.Module:
     "A full-precision model as it is in the quantized stage"
@@ -324,15 +315,6 @@ def _quantized(model, recipe, method) -> nn.Module:
     if method.merge_first: surgery.merge(model, **quiet)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
                      recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
-                     bound_steps=recipe.bound_steps, **quiet)
+                     bound_steps=recipe.bound_steps, centred=recipe.centred, adopt=False, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
-
-# %% ../../nbs/3_training/12_recipes.ipynb #r754
-def load_state(model:nn.Module, state:dict, what:str):
-    "`load_state_dict` with one clear line where the checkpoint is of another model"
-    own = model.state_dict()
-    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
-    if text := unusable(state, lambda n: not own[n].is_floating_point()):
-        raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
-    model.load_state_dict(state)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/3_training/13_results.ipynb #g102
 from __future__ import annotations
+import warnings
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -13,8 +14,8 @@ from .recipes import METHODS, QUANTIZED_ONLY
 
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'STAGES', 'check_rows', 'upgrade', 'by_method', 'labelled', 'series', 'mean_sd', 'summarize', 'show',
-           'show_sd', 'show_bits', 'show_large', 'markdown_table', 'read_figures', 'beside', 'results_table',
-           'summarize_psnr', 'psnr_table', 'paired', 'clear']
+           'show_sd', 'show_bits', 'show_large', 'markdown_table', 'read_figures', 'beside', 'check_beside',
+           'results_table', 'summarize_psnr', 'psnr_table', 'paired', 'clear']
 
 # %% ../../nbs/3_training/13_results.ipynb #g105
 RESULT_KEYS = ('method', 'stage', 'weight_bits', 'input_bits', 'seed', 'accuracy', 'merged_accuracy', 'size_bytes',
@@ -185,6 +186,8 @@ def read_figures(path # CSV: method, weight_bits, accuracy in percent or a colum
     of = Counter(tuple(r[k] for k in _KEYS_OF_FIGURES) for r in res)
     for (method, bits, _), n in of.items():
         if n > 1: raise ValueError(f'{path}: {method} at {bits} bits comes twice')
+    if not any(k in r for r in res for k in measured):
+        raise ValueError(f'{path} has no figures: what is measured stands in a column accuracy (percent), or in one per benchmark (dB)')
     return Path(path).stem, res
 
 def beside(figures, row, key):
@@ -193,6 +196,15 @@ def beside(figures, row, key):
     for o in figures[1]:
         same = (o['method'], o['weight_bits']) == (name, row['weight_bits'] or 32)
         if same and o['model'] in (None, row['model']): return o.get(key)
+
+def check_beside(figures, rows, keys):
+    "Raise where figures of others measure none of `keys`; warn where none is of a method, width and network of `rows`"
+    name, others = figures
+    measured = {k for o in others for k in o if k not in _KEYS_OF_FIGURES}
+    if not measured & set(keys):
+        raise ValueError(f'{name}: its figures are {", ".join(sorted(measured))}, those of the runs {", ".join(sorted(keys))}')
+    if all(beside(figures, r, k) is None for r in labelled(rows, RESULT_KEYS[:5]) for k in keys):
+        warnings.warn(f'{name}: none of its figures is of a method, a width and a network of these runs')
 
 # %% ../../nbs/3_training/13_results.ipynb #g121
 def results_table(rows, figures=None # of others, as `read_figures` gives them

@@ -17,8 +17,8 @@ from ..networks.schemas import STATE, checked, regular, unusable
 from ..networks.files import replacing
 
 # %% auto #0
-__all__ = ['write_state', 'read_state', 'check_state', 'rng_state', 'set_rng_state', 'training_state', 'set_training_state',
-           'Checkpoints', 'ResumableLearner', 'SkipNonFinite']
+__all__ = ['write_state', 'read_state', 'epoch_length', 'check_state', 'rng_state', 'set_rng_state', 'training_state',
+           'set_training_state', 'Checkpoints', 'ResumableLearner', 'SkipNonFinite']
 
 # %% ../../nbs/3_training/10_resume.ipynb #n029
 def write_state(path, state:dict):
@@ -35,7 +35,9 @@ def read_state(folder,
     for f in files:
         try:
             state = torch.load(regular(f), map_location='cpu', weights_only=True)
-            if check is not None: check(state)
+            if check is not None:
+                check(state)
+                if f.stem != f'step-{state["step"]:010}': raise ValueError(f'it is of step {state["step"]}')
             return state
         except Exception as e: # damage has many kinds
             warnings.warn(f'{f} cannot be read ({_first_line(e)}): the checkpoint before it is taken')
@@ -61,14 +63,22 @@ def _other_optimizer(optimizer, model) -> str:
     known = optimizer['hypers'] and all('lr' in h for h in optimizer['hypers'])
     return '' if same and known else 'its optimizer is of another model'
 
+def epoch_length(state, epochs:int) -> int: # batches
+    "Batches of an epoch of the run of `epochs` epochs that `state` is of; ValueError where its numbers are not of one place"
+    epoch, batch, step, share = (state[k] for k in ('epoch', 'batch', 'step', 'pct_train'))
+    n = round(step/(share*epochs)) if share else 0
+    if not 0 <= batch <= n or epoch*n + batch != step or epoch > epochs or abs(share - step/(n*epochs)) > 1e-6:
+        raise ValueError(f'epoch {epoch}, batch {batch} and step {step} are not one place in {epochs} epochs')
+    return n
+
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
-    weights, own, epoch = state['model'], model.state_dict(), state['epoch']
+    weights, own = state['model'], model.state_dict()
     text = (_other_shapes(weights, own) or unusable(weights, lambda n: not own[n].is_floating_point())
             or unusable(_averages(state), lambda n: False) or _other_optimizer(state['optimizer'], model))
-    if not text and epoch > epochs: text = f'it is of epoch {epoch} of {epochs}'
     if text: raise ValueError(text)
+    epoch_length(state, epochs)
     _check_rng(state['rng'])
 
 def _check_rng(state):

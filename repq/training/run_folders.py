@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from fastai.torch_core import rank_distrib
 from safetensors.torch import load_file, save_file
 from ..networks.schemas import HISTORY, ROWS, RUN, checked, read_csv, read_json, regular
-from ..networks.files import check_folder, check_part, open_part, part_of, put_in_place, replacing, take_away, writing
+from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark, open_part, part_of,
+                                 put_in_place, replacing, take_away, writing)
 from ..networks.checkpoints import from_official, read_checkpoint
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
@@ -23,7 +24,8 @@ from .recipes import METHODS, Recipe, build, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe',
-           'load_run', 'read_history', 'read_rows', 'official_state', 'starting_state', 'differing', 'RunFolder']
+           'load_run', 'read_history', 'read_rows', 'official_state', 'starting_state', 'differing', 'RunFolder',
+           'making_report']
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r205
 def write_text(path, text:str, overwrite:bool=False):
@@ -237,3 +239,56 @@ def _left(self:RunFolder, error) -> str:
     if isinstance(error, FloatingPointError): return f'; the last checkpoint, from before these steps, is {steps[-1]}'
     how = ', from which the run goes on with --resume (resume=True)' if isinstance(error, OSError) else ''
     return f'; the last checkpoint is {steps[-1]}{how}'
+
+# %% ../../nbs/3_training/18_run_folders.ipynb #q101
+_reports = {} # folder -> where the report is made that this process is at
+
+def _moved(part) -> list:
+    "Names of the files that a killed process moved out of the part of a report"
+    if not made_here(part/MARKER): return []
+    names = (part/MARKER).read_text(errors='replace').partition('moves ')[2].strip().split('/')
+    return [n for n in names if n and not os.path.lexists(part/n)]
+
+def _empty(part):
+    "Take away what killed processes made in the part of a report"
+    if not os.path.lexists(part): return
+    if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} was not made by repq: move it away')
+    take_away(part, (f'{MARKER}.*.tmp',)) # of a kill before the marker was there
+    if part.exists() and any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq: move it away')
+    if not part.exists(): return
+    for f in [f for f in part.iterdir() if f.name == MARKER or made_here(f)]: f.unlink()
+    take_away(part, ('*.tmp',))
+
+# %% ../../nbs/3_training/18_run_folders.ipynb #q102
+@contextmanager
+def making_report(out, names=(),        # of the files that will be made
+                  overwrite:bool=False # files that repq made?
+                 ):                    # the folder to make them in
+    "A folder for files that are moved into `out` together, at the end; within another `making_report` of the same folder, at its end"
+    out = Path(out)
+    key, part = os.path.abspath(out), out/'.report.part'
+    if key in _reports:
+        free = _reports[key]
+        for n in names: check_output(out/n, overwrite or n in free)
+        yield part
+        return
+    with locked(out/'report'): # makes the folder
+        free = _moved(part)
+        for n in names: check_output(out/n, overwrite or n in free)
+        _empty(part)
+        part.mkdir(exist_ok=True); mark(part, 'a report')
+        _reports[key] = free
+        try:
+            yield part
+            _move_report(part, out, lambda n: overwrite or n in free)
+        finally:
+            del _reports[key]
+            _empty(part)
+
+def _move_report(part, out, over):
+    "Move what was made to its place; `over` says of a name whether repq's own file of that name is replaced"
+    made = sorted(f.name for f in part.iterdir() if f.name != MARKER and made_here(f))
+    for n in made: check_output(out/n, over(n))
+    mark(part, 'a report, moves ' + '/'.join(made))
+    for n in made:
+        with writing(out/n, over(n)) as new: os.replace(part/n, new)

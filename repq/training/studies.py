@@ -5,12 +5,10 @@
 # %% ../../nbs/3_training/23_studies.ipynb #g503
 from __future__ import annotations
 import argparse, json, math, sys
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-import torch
 from ..networks.files import part_of, writing
+from .processes import side_by_side
 from .recipes import Recipe
 from .tasks import environment
 from .run_folders import read_rows, write_text
@@ -18,16 +16,24 @@ from .evaluation import report
 from .runs import train
 
 # %% auto #0
-__all__ = ['Job', 'score', 'run_job', 'best_rate', 'rate_beyond', 'Study', 'finished', 'study_results', 'study_table', 'keep',
-           'study_parser', 'command_line']
+__all__ = ['Job', 'train_job', 'score', 'run_job', 'best_rate', 'rate_beyond', 'Study', 'finished', 'study_results',
+           'study_table', 'keep', 'study_parser', 'command_line']
 
 # %% ../../nbs/3_training/23_studies.ipynb #g506
 @dataclass(frozen=True)
 class Job:
-    "A run of a study"
+    "A run among others in a folder"
     name: str        # of its folder
     recipe: Recipe
     init: str = None # the name of the run that it starts from
+
+def train_job(folder, job:Job,
+              tell=None, # called with the share of it that is done
+             ) -> dict:  # the row of results.json
+    "Train a run into its folder, unless it is there; an interrupted one goes on"
+    def on_epoch(done, of, values):
+        if tell: tell(.98*done/of) # the rest is evaluation
+    return train(job.recipe, Path(folder)/job.name, job.init and Path(folder)/job.init, on_epoch=on_epoch, timing=0, resume=True)
 
 def score(row) -> float:
     "What is tuned for: accuracy, or PSNR on the first benchmark; minus infinity for a run that diverged"
@@ -39,31 +45,17 @@ def _line(job, row) -> str:
     what = ', '.join(f'{n} {v:.2f} dB' for n, v in row['psnr'].items()) if 'psnr' in row else f'{row["accuracy"]:.2%}'
     return f'{job.name:36} lr {job.recipe.lr:<7g} {what}  {row["seconds"]:.0f} s'
 
-def run_job(folder, job:Job) -> dict: # the row of results.json; None where the loss did not stay finite
-    "Train a run of a study into its folder, unless it is there"
-    out = Path(folder)/job.name
-    diverged = part_of(out)/'diverged'
+def run_job(folder, job:Job, tell=None) -> dict: # the row of results.json; None where the loss did not stay finite
+    "`train_job` for a study, where a loss that does not stay finite is a result"
+    diverged = part_of(Path(folder)/job.name)/'diverged'
     if diverged.exists(): return None
-    try: row = train(job.recipe, out, job.init and Path(folder)/job.init, on_epoch=lambda *a: None, timing=0, resume=True)
+    try: return train_job(folder, job, tell)
     except FloatingPointError as e:
         with writing(diverged) as part: part.write_text(f'{e}\n')
-        return None
-    print(_line(job, row), flush=True)
-    return row
+
+def _run(value, tell): return run_job(*value, tell)
 
 # %% ../../nbs/3_training/23_studies.ipynb #g508
-class _Here(Executor):
-    "Does at once what it is given, in this process"
-    def submit(self, f, *args):
-        done = Future()
-        done.set_result(f(*args))
-        return done
-
-def _begin(also):
-    "The start of a process of a study"
-    torch.set_num_threads(1)
-    if also: also()
-
 def best_rate(scores:dict # learning rate -> score
              ) -> float:
     "The learning rate of the highest score, the lower one of equals"
@@ -80,34 +72,48 @@ class Study:
     def __init__(self, folder, # of the run folders; made where it is missing
                  workers:int=0, # processes, of one thread each; 0: this one
                  begin=None):  # a function that each process calls at its start
-        self.folder = Path(folder)
+        self.folder, self.workers, self.begin = Path(folder), workers, begin
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.pool = _Here()
-        if workers: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin, (begin,))
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.pool.shutdown(cancel_futures=True)
-
-    def start(self, job:Job) -> Future:
-        "The row of a run, in the future"
-        return self.pool.submit(run_job, self.folder, job)
+    def __enter__(self): return self # in a `with` nothing is left behind, as without
+    def __exit__(self, *error): pass
 
     def run(self, jobs) -> list: # of rows, in their order; None for those that diverged
-        "Train all of `jobs`, which may start from earlier ones only"
-        return [f.result() for f in [self.start(j) for j in jobs]]
+        "Train all of `jobs`, which may start from earlier ones or from each other"
+        jobs = list(jobs)
+        done = {j.name: self._noted(j) for j in jobs if self._is_over(j)}
+        todo = {j.name: j for j in jobs if j.name not in done}
+        def say(name, share, row):
+            if row: print(_line(todo[name], row), flush=True)
+        done |= side_by_side(_run, {n: (self.folder, j) for n, j in todo.items()}, {n: j.init for n, j in todo.items()},
+                             self.workers, self.begin, say)
+        return [done[j.name] for j in jobs]
+
+    def _is_over(self, job) -> bool:
+        out = self.folder/job.name
+        return (out/'results.json').exists() or (part_of(out)/'diverged').exists()
+
+    def _noted(self, job) -> dict:
+        "The row of a run that is over"
+        row = run_job(self.folder, job)
+        if row: print(_line(job, row), flush=True)
+        return row
 
     def tune(self, rates:dict, # key -> learning rates
              job,              # (key, learning rate) -> `Job`, validated on held-out images
              beyond:float=None, # where the best rate is the least or the greatest, one this many times beyond is tried too
             ) -> dict:         # key -> the best learning rate
         "The learning rate of each variant"
-        tried = {k: {lr: self.start(job(k, lr)) for lr in lrs} for k, lrs in rates.items()}
-        def best(): return {k: best_rate({lr: score(f.result()) for lr, f in runs.items()}) for k, runs in tried.items()}
-        if beyond is None: return best()
-        for k, lr in best().items():
-            more = rate_beyond(tried[k], lr, beyond)
-            if more is not None: tried[k][more] = self.start(job(k, more))
-        return best()
+        scores = self._scores({k: list(lrs) for k, lrs in rates.items()}, job)
+        if beyond is not None:
+            more = {k: rate_beyond(s, best_rate(s), beyond) for k, s in scores.items()}
+            for k, s in self._scores({k: [lr] for k, lr in more.items() if lr is not None}, job).items(): scores[k] |= s
+        return {k: best_rate(s) for k, s in scores.items()}
+
+    def _scores(self, rates, job) -> dict: # key -> learning rate -> score
+        pairs = [(k, lr) for k, lrs in rates.items() for lr in lrs]
+        rows = dict(zip(pairs, self.run([job(*p) for p in pairs])))
+        return {k: {lr: score(rows[k, lr]) for lr in lrs} for k, lrs in rates.items()}
 
 # %% ../../nbs/3_training/23_studies.ipynb #g516
 def finished(folder) -> dict: # name -> row of results.json

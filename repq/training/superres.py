@@ -13,6 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.losses import L1LossFlat
 from ..networks.schemas import check_memory, check_whole
 from ..networks.files import SIGNATURE, check_output, locked, writing
+from ..networks.waiting import heard
 from ..method.kernels import pair
 from ..networks.sites import find_sites
 from .loader import ImageDL, generator_at
@@ -136,7 +137,7 @@ def evaluate_pairs(f, # (1, 1, h, w) -> (1, 1, scale·h, scale·w): a network in
                    pairs:list, device='cpu', with_ssim=False) -> dict: # psnr, psnr_rounded (dB) and ssim, means over images
     "How near `f` of the small images comes to the large ones"
     rows = []
-    for p in pairs:
+    for p in heard(pairs, 'evaluation, images'):
         lr, hr = (t[None].to(device).float()/UNIT for t in (p.lr, p.hr))
         scale = hr.shape[-1]//lr.shape[-1]
         sr = bicubic(lr, hr.shape[-2:]) if f is None else f(lr).float()

@@ -18,6 +18,7 @@ from .superres import evaluate_pairs, get_sr_dls, psnr
 from .learner import soft_cross_entropy
 from ..networks.sources import code_of
 from ..networks.models import task
+from ..networks.waiting import heard
 from .recipes import build
 
 # %% auto #0
@@ -30,7 +31,7 @@ def evaluate(model:nn.Module, batches) -> float:
     "Share of right answers over `batches` of (x, y), in evaluation mode"
     was_training, right, n = model.training, 0, 0
     model.eval()
-    for x, y in batches:
+    for x, y in heard(batches, 'evaluation, batches'):
         right += (model(x).argmax(1) == y).sum().item()
         n += len(y)
     model.train(was_training)
@@ -59,7 +60,7 @@ def step_times(models:dict,  # name -> model
     models = {n: copy.deepcopy(m).train() for n, m in models.items()}
     opts = {n: torch.optim.SGD(m.parameters(), 1e-4, momentum=.9) for n, m in models.items()}
     times, sync = {n: [] for n in models}, torch.cuda.synchronize if x.is_cuda else lambda: None
-    for i in range(rounds + 1): # the first round warms up
+    for i in heard(range(rounds + 1), 'step times, rounds'): # the first round warms up
         for n, m in models.items():
             sync()
             t = time.perf_counter()

@@ -1,0 +1,102 @@
+"""CIFAR-10 until accuracy stands: a RepVGG-like network of 15 convolutions on all 50,000 images, every method at 8, 4, 3 and 2 bits.
+
+    python scripts/converged_study.py --data DIR --keep nbs/experiments/converged.json
+
+The same command goes on where it was: finished runs are kept, and their rows are in the JSON as soon as they are there.
+Compute: an epoch of the blocks at 4 bits moves some 60 MB an image through a GPU's memory (float32; counted by operations), 3 TB, and takes 14 processes to fill one;
+on two cores it takes ten minutes.
+"""
+import os
+from concurrent.futures import as_completed
+from functools import cache
+from pathlib import Path
+from repq.cli import keep_freed_memory
+from repq.recipes import get_recipe
+from repq.studies import Job, Study, command_line, keep, study_parser, study_results, study_table
+
+NETWORK = dict(model='repvgg_a0_cifar', decouple_wd=False)
+STARTS = {'blocks': 'repq-bn', 'plain': 'plain'} # stage one -> method
+FP, QUANTIZED = dict(weight_decay=5e-4, warmup=.1), dict(weight_decay=1e-4, precision='float32')
+FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .03), (.001, .003)
+NORM = dict(norm_after=True)
+SAFE = NORM | dict(input_noise=True, bound_steps=True)
+CENTRED = dict(centred=True)
+VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
+    'plain': ('plain', {}, LRS, (8, 4, 3, 2)),
+    'merged': ('merged', {}, LOW_LRS, (8, 4, 3, 2)),
+    'merged+norm': ('merged', NORM, LRS, (8, 4, 3, 2)),
+    'repq-bn': ('repq-bn', {}, LRS, (8, 4, 3, 2)),
+    'repq-bnest': ('repq-bnest', {}, LRS, (8, 4, 3, 2)),
+    'plain+centred': ('plain', CENTRED, LRS, (3, 2)),
+    'merged+norm+centred': ('merged', NORM | CENTRED, LRS, (4, 3, 2)),
+    'repq-bn+safe': ('repq-bn', SAFE, LRS, (4, 3, 2)),
+    'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2))}
+LIKE = {8: 4, 3: 4} # bits -> whose learning rates they take
+TUNING = 100        # the seed of tuning runs
+
+
+class Converged:
+    "The runs of the study"
+    def __init__(self, args): self.args, self.lr = args, {} # (stage one) or (variant, bits) -> learning rate
+
+    def full_precision(self, key, lr, seed, **fields):
+        return get_recipe(method=STARTS[key], **NETWORK, **FP, data=str(self.args.data), lr=lr, epochs=self.args.fp_epochs, batch_size=self.args.fp_batch_size, seed=seed, **fields)
+
+    def quantized(self, variant, bits, lr, epochs, seed, **fields):
+        method, own, *_ = VARIANTS[variant]
+        return get_recipe(method=method, weight_bits=bits, as_published=True, **NETWORK, **QUANTIZED, **own, data=str(self.args.data), lr=lr, epochs=epochs, batch_size=self.args.batch_size, seed=seed, **fields)
+
+    def tune_start(self, key, lr): return Job(f'tune-{key}-fp-lr{lr:g}', self.full_precision(key, lr, TUNING, valid=.1))
+
+    def start(self, key, seed, lr=None):
+        lr = lr or self.lr[key]
+        return Job(f'{key}-fp-lr{lr:g}-s{seed}', self.full_precision(key, lr, seed))
+
+    def tune_variant(self, key, lr):
+        "A short run of a variant, validated on training images that no stage has seen"
+        variant, bits = key
+        start = start_of(variant)
+        return Job(f'tune-{variant}-w{bits}-lr{lr:g}', self.quantized(variant, bits, lr, self.args.tune_epochs, TUNING, valid=.1), f'tune-{start}-fp-lr{self.lr[start]:g}')
+
+    def variant(self, variant, bits, seed):
+        lr, start = self.lr[variant, LIKE.get(bits, bits)], start_of(variant)
+        return Job(f'{variant}-w{bits}-s{seed}', self.quantized(variant, bits, lr, self.args.epochs, seed), f'{start}-fp-lr{self.lr[start]:g}-s{seed}')
+
+
+def start_of(variant): return 'plain' if VARIANTS[variant][0] == 'plain' else 'blocks'
+
+def run(study, jobs, done):
+    "Train `jobs`, `done` called after each"
+    futures = [study.start(j) for j in jobs]
+    for f in as_completed(futures): f.result(); done()
+
+def main():
+    p = study_parser(__doc__.splitlines()[0], out=Path('runs/converged'), bits=[4, 2, 3, 8], fp_epochs=24, epochs=8, batch_size=256, jobs=os.cpu_count())
+    p.add_argument('--data', type=Path, required=True, help='CIFAR-10 as an ImageFolder tree, train/CLASS/*.jpg and test/')
+    p.add_argument('--fp-batch-size', type=int, default=512)
+    p.add_argument('--fp-lrs', type=float, nargs='+', default=FP_LRS, help='learning rates of stage one to choose from')
+    p.add_argument('--ahead', action='store_true', help='begin stage one at every rate while rates are tuned: more work, in less time where processors are free')
+    p.add_argument('--full-precision-only', action='store_true', help='stop after stage one')
+    p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), help='these variants')
+    args = p.parse_args()
+    if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
+    images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
+    command, runs = command_line('scripts/converged_study.py', hidden=[args.data]), Converged(args)
+    def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images))
+    with Study(args.out, args.jobs, keep_freed_memory) as study:
+        study.start = cache(study.start) # a run that began ahead is not begun again
+        if args.ahead:
+            for lr in args.fp_lrs:
+                for k in STARTS:
+                    for job in [runs.tune_start(k, lr), *(runs.start(k, seed, lr) for seed in args.seeds)]: study.start(job)
+        runs.lr |= study.tune({k: args.fp_lrs for k in STARTS}, runs.tune_start)
+        run(study, [runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
+        if not args.full_precision_only:
+            wanted = {(v, b) for v in args.only for b in VARIANTS[v][3] if b in args.bits}
+            rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in sorted(wanted)}
+            runs.lr |= study.tune(rates, runs.tune_variant)
+            run(study, [runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
+    print(study_table(args.out))
+
+
+if __name__ == '__main__': main()
