@@ -1,10 +1,10 @@
 "Blocks of others, taken over: by structure, with the same parameters, in both modes; or left as they are and named."
-import copy, pickle, re, warnings
+import copy, pickle, warnings
 import pytest, torch
 from torch import nn
 from torch.nn.utils import prune
-from repq.blocks import Affine, Block
-from repq.surgery import adopt, calibrate, deploy, original_state_dict, quantize, registered, reparametrize
+from repq.blocks import Block
+from repq.surgery import adopt, calibrate, deploy, original_state_dict, quantize, registered
 from tests.helpers import close, randomize
 
 class ConvNorm(nn.Module):

@@ -12,6 +12,7 @@ from repq.orepa import OREPA
 from repq.quantizers import LSQ, fake_quantize
 from repq.cli import app
 from typer.testing import CliRunner
+from helpers import FULLGRAPH
 
 def close(a, b, tol=1e-9):
     for x, y in zip(a, b): torch.testing.assert_close(x, y, rtol=tol, atol=tol)
@@ -90,7 +91,7 @@ def test_a_layer_compiles_into_one_graph(make):
     graphs = []
     def backend(gm, _): graphs.append(gm); return gm.forward
     torch._dynamo.reset()
-    twin = torch.compile(m, fullgraph=True, backend=backend)
+    twin = torch.compile(m, fullgraph=FULLGRAPH, backend=backend)
     state = {k: v.clone() for k, v in m.state_dict().items()}
     got = twin(x); m.load_state_dict(state); want = m(x)
     assert len(graphs) == 1

@@ -9,11 +9,10 @@ from repq.models import create_model
 from repq.recipes import get_recipe
 from repq.runs import train
 from repq.surgery import calibrate, deploy, quantize, quantize_sums
-from helpers import close, randomize
+from helpers import FULLGRAPH, close, randomize
 
 DEVICE = os.environ.get('REPQ_TEST_DEVICE', 'cuda')
 pytestmark = pytest.mark.skipif(DEVICE == 'cuda' and not torch.cuda.is_available(), reason='needs a CUDA device')
-FULLGRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14) # the compiler of 2.11 leaves pieces out
 STATISTICS = 'exact', 'estimated', 'corrected', 'sampled'
 BLOCKS = 'RepVGGBlock', 'ACBlock', 'DiverseBranchBlock', 'MobileOneBlock', 'QARepVGGBlock', 'RepSRBlock'
 

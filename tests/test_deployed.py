@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch, torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
-from helpers import randomize
+from helpers import FULLGRAPH, randomize
 from repq.blocks import RepVGGBlock
 from repq.deploy.deployed import FORMAT, _header, _text_tensor, load_deployed, save_deployed
 from repq.integers import to_integer
@@ -116,7 +116,7 @@ def test_copies(name):
 
 def test_compile():
     net, x = deployed('repvgg_a0_tiny'), batch('repvgg_a0_tiny')
-    try: got = torch.compile(net, backend='eager', fullgraph=True)(*x)
+    try: got = torch.compile(net, backend='eager', fullgraph=FULLGRAPH)(*x)
     finally: torch.compiler.reset()
     same(got, net(*x))
 
@@ -136,7 +136,7 @@ def test_fresh_process(tmp_path):
     x = batch('squeezenet')
     save_deployed(net, path, **quiet); torch.save(x[0], tmp_path/'x.pt')
     text = "import sys, torch; from repq.deployed import load_deployed; torch.set_num_threads(1)\nwith torch.no_grad(): torch.save(load_deployed(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3]); assert 'torchvision' not in sys.modules"
-    subprocess.run([sys.executable, '-c', text, path, tmp_path/'x.pt', tmp_path/'y.pt'], check=True, env={**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)})
+    subprocess.run([sys.executable, '-c', text, path, tmp_path/'x.pt', tmp_path/'y.pt'], check=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])})
     with torch.no_grad(): same(torch.load(tmp_path/'y.pt'), net(*x))
 
 def test_read_network_is_one_of_ours(tmp_path):

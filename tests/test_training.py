@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from helpers import BN, close, randomize, same_state, states, with_steps
+from helpers import FULLGRAPH, BN, close, randomize, same_state, states, with_steps
 from repq.batchnorm import STATISTICS, fold, running_stats
 from repq.blocks import ACBlock, Block, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
@@ -606,7 +606,7 @@ def test_a_quantized_network_is_one_graph(statistics, low_bits):
     for mode in True, False:
         torch._dynamo.reset()
         state = copy.deepcopy(model.state_dict())
-        got = torch.compile(model.train(mode), fullgraph=True, backend=backend)(x)
+        got = torch.compile(model.train(mode), fullgraph=FULLGRAPH, backend=backend)(x)
         model.load_state_dict(state)
         close(got, model(x), 1e-5)
     assert len(graphs) == 2
