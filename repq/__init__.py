@@ -7,7 +7,7 @@ from importlib.util import find_spec as _find_spec
 __version__ = "0.1.0"
 
 _NAMES = dict( # module -> names that it has for users
-    surgery = 'prepare reparametrize quantize deploy merge train_merged adapt_statistics calibrate quantize_sums add_norms param_groups',
+    surgery = 'prepare adopt reparametrize quantize deploy merge train_merged adapt_statistics calibrate quantize_sums add_norms param_groups',
     blocks = 'Block ConvBlock RepVGGBlock ACBlock DiverseBranchBlock MobileOneBlock QARepVGGBlock RepSRBlock',
     orepa = 'OREPA OREPA1x1 OREPALargeKernel',
     ecb = 'ECB',

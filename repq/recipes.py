@@ -2,3 +2,4 @@
 # ruff: noqa: F401, F403, F405
 from repq.training.methods import *
 from repq.training.recipes import *
+from repq.networks.one_call import load_state

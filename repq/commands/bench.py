@@ -18,7 +18,9 @@ from ..method.blocks import Block
 from ..method.published import ACBlock
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.layers import RepQLayer
+from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
+from ..networks.one_call import merges, with_blocks
 from ..training.recipes import METHODS, build, get_recipe, nearest
 from ..deploy.export import bench_inference, instructions, profile_onnx, to_onnx
 from ..training.tasks import environment, step_times
@@ -45,10 +47,11 @@ def held_bytes(model:nn.Module, x, y, loss=F.cross_entropy) -> int:
     return sum(n for n, _ in held.values())
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c012
-def step_cases(model:str, bits:int=4) -> dict: # (stage, method) -> Recipe
+def step_cases(model:str, bits:int=4, block:str=None) -> dict: # (stage, method) -> Recipe
     "What is compared for a model: plain, branched and merged training in full precision; plain, merged and every fitting method of RepQ at `bits`"
-    get = lambda method, bits=32, fp='branched': get_recipe(model, method, bits, full_precision=fp)
-    inside = any(isinstance(o, nn.BatchNorm2d) for m in create_model(model).modules() if isinstance(m, Block) for o in m.modules())
+    get = lambda method, bits=32, fp='branched': get_recipe(model, method, bits, full_precision=fp, block=None if method == 'plain' else block)
+    net = with_blocks(create_model(model), block) if block or source_of(model) else create_model(model)
+    inside = any(isinstance(o, nn.BatchNorm2d) for m in net.modules() if isinstance(m, Block) for o in m.modules())
     methods = [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
     fp = {'plain': get('plain'), 'branched': get(methods[0])}
     fp |= {f'merged {METHODS[m].statistics or ""}'.strip(): get(m, fp='merged') for m in methods}
@@ -131,18 +134,19 @@ def train_step(model:str='ac_resnet18',
                rounds:int=10, bits:int=4, device:str='cpu',
                only=None,                          # methods; None: all
                official_code=None,                 # folder of the authors' code, see `official`; None: without
+               block:str=None,                     # in the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
     _admit(device, rounds=rounds, batch_size=batch_size, size=size)
-    known = [m for _, m in step_cases(model, bits)] + ['repq-bn, recomputed']
+    known = [m for _, m in step_cases(model, bits, block)] + ['repq-bn, recomputed']
     for m in only or ():
         if m not in known: raise ValueError(nearest(m, dict.fromkeys(known), 'method'))
     batch_size, size = batch_size or (64 if device == 'cpu' else 128), size or (min(image_size(model), 112) if device == 'cpu' else image_size(model))
     x, y, loss = _batch(model, batch_size, size, device)
     wanted = lambda k: only is None or k[1] == 'plain' or k[1] in only
     models = {} if official_code is None else {('full precision', 'official'): official(model, official_code).to(x.device).train()}
-    models |= {k: _ready(r, x) for k, r in step_cases(model, bits).items() if wanted(k)}
-    if wanted(again := (f'{bits} bits', 'repq-bn, recomputed')) and (exact := step_cases(model, bits).get((f'{bits} bits', 'repq-bn'))): models[again] = _Recompute(_ready(exact, x))
+    models |= {k: _ready(r, x) for k, r in step_cases(model, bits, block).items() if wanted(k)}
+    if wanted(again := (f'{bits} bits', 'repq-bn, recomputed')) and (exact := step_cases(model, bits, block).get((f'{bits} bits', 'repq-bn'))): models[again] = _Recompute(_ready(exact, x))
     memory = {k: held_bytes(m, x, y, loss) for k, m in models.items()}
     times = step_times(models, x, y, rounds, loss)
     rows = []
@@ -294,7 +298,7 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
     "How much faster the integers of a (randomly initialised) network are than its float32, on a processor with which instructions"
     _admit(batch_size=batch_size, size=size, rounds=rounds)
     x, _, _ = _batch(model, batch_size, size or image_size(model), 'cpu')
-    net = _ready(get_recipe(model, 'merged', bits), x).eval()
+    net = _ready(get_recipe(model, 'merged' if merges(model) else 'plain', bits), x).eval()
     with tempfile.TemporaryDirectory() as d:
         to_onnx(net, f'{d}/net.onnx', x)
         ops = Counter()

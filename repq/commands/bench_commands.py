@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import App, Commands, Device, Json, Overwrite, Rounds, app, progress
+from .app import App, Block, Commands, Device, Json, Overwrite, Rounds, app, progress
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n020
 bench = App(cls=Commands, help='Measure: every candidate takes its turn in every round, and ratios are reported with the quartiles of single rounds.',
@@ -30,17 +30,17 @@ def _show(rows, file, overwrite, device, *columns, **more):
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n021
 @bench.command('train-step', epilog='Example: repq bench train-step ac_resnet18 orepa_resnet18 --json steps.json')
-def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Models, see: repq list. ac_resnet18 and orepa_resnet18 if left out.')] = None,
+def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Models, see: repq list; or timm:NAME, torchvision:NAME, package.module:function, file.py:function. ac_resnet18 and orepa_resnet18 if left out.')] = None,
                batch_size: Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')] = None,
                size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on a GPU if left out.')] = None,
                only: Annotated[Optional[List[str]], typer.Option(help='This method, may be repeated; all if left out.')] = None,
                official: Annotated[Optional[Path], typer.Option(help="A checkout of the blocks' authors' code (RepVGG, ACNet, OREPA), or a folder of checkouts: their branched step takes part. This runs code from there.")] = None,
-               rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None, overwrite: Overwrite = False):
+               rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None, overwrite: Overwrite = False, block: Block = None):
     "Time and memory of a training step, relative to the plain network at the same stage."
     from repq import bench as b
     models, rows = models or ['ac_resnet18', 'orepa_resnet18'], []
     for m in models if official else []: b.official(m, official) # what is missing is said before anything is measured
-    for m in models: rows += b.train_step(m, batch_size, size, rounds, bits, device, only, official)
+    for m in models: rows += b.train_step(m, batch_size, size, rounds, bits, device, only, official, block)
     _show(rows, json, overwrite, device)
 
 @bench.command(epilog='Example: repq bench peers --rounds 20')

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Out, Overwrite, app, in_words, progress, run_app
+from .app import Block, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
 from . import train_commands, bench_commands # noqa: F401 (registers theirs)
 
 # %% ../../nbs/5_commands/06_cli.ipynb #c010
@@ -61,10 +61,11 @@ def list_():
     width = max(map(len, [*models, *methods])) + 2
     for title, rows in ('models', models), ('methods', methods):
         typer.echo('\n'.join([f'{title}:', *(f'  {n:{width}}{text}' for n, text in rows.items())]))
+    typer.echo('a model can also be timm:NAME, torchvision:NAME, package.module:function or path/to/file.py:function')
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n004
 @app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')
-def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file of the network's authors or of timm (with --model and --data).")],
+def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file of the network's authors or of timm (with --model and --data); or, with --weights or --pretrained, a model as train takes it (with --data).")],
              out: Out,
              ptq: Annotated[bool, typer.Option('--ptq', help='Without training: steps by MinError. With training: repq train --weight-bits 4 --init RUN.')] = False,
              weight_bits: Annotated[int, typer.Option(help='2 to 16.')] = 8,
@@ -73,15 +74,26 @@ def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run fol
              first_last_bits: Annotated[int, typer.Option(help='0: as all other layers.')] = 8,
              layer_bits: Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')] = None,
              model: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
-             data: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None):
+             data: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
+             block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
     "Quantize a full-precision network without training: the baseline of quantization-aware training."
     from repq import deployment, recipes
     if not ptq:
         raise ValueError('quantization without training is meant? Then say --ptq; with training it is: '
                          f'repq train MODEL --weight-bits {weight_bits} --init {init} --out {out}')
     layers = layer_bits and recipes.parse_layer_bits(layer_bits)
-    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model, data)
+    init, model = _model_and_weights(init, model, weights, pretrained)
+    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model, data, block)
     typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
+
+def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it begins, the model's name
+    "What is quantized: a run or a checkpoint, or a model by name with weights"
+    from repq.networks.sources import source_of
+    if not weights and not pretrained:
+        if not init.exists() and ':' in str(init) and source_of(str(init)): raise ValueError(f'{init} alone has random weights: give them, --weights FILE or --pretrained')
+        return init, model
+    if model: raise ValueError(f'the model is given twice, {init} and --model {model}: leave out --model')
+    return begin_with(None, weights, pretrained), str(init)
 
 @app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --packed --out w4-packed.onnx')
 def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')],

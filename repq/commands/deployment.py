@@ -21,7 +21,7 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
-from ..networks.one_call import first_inputs
+from ..networks.one_call import check_classes, first_inputs, merges
 from ..networks.waiting import at
 
 # %% auto #0
@@ -36,23 +36,25 @@ def _in_batches(recipe, n) -> Recipe:
     "The recipe in batches of `n` images at most, or of as many as it has"
     return replace(recipe, batch_size=min(n, recipe.batch_size))
 
-def _ptq_recipe(init, model, data, **bits) -> Recipe:
+def _ptq_recipe(init, model, data, block, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
-        if model or data: raise ValueError(f'{init} is a run folder, which tells its model and data: leave out --model and --data')
+        if model or data or block: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block and --data')
         first = load_run(init)[0]
         method = 'merged' if METHODS[first.method].reparametrized else 'plain'
         return replace(first, method=method, epochs=0, **bits)
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
-    return replace(get_recipe(model, 'merged', bits['weight_bits'], bits['input_bits'], data=data), epochs=0, **bits)
+    method = 'merged' if merges(model, block) else 'plain'
+    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block), epochs=0, **bits)
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
                   batches:int=8,      # of 32 images each (or the run's batch size, if that is smaller), on which MinError works
                   layer_bits:dict=None, first_last_bits:int=8, # 0: as all other layers
-                  model:str=None, data:str=None, # for a checkpoint file
+                  model:str=None, data:str=None, # for a checkpoint file, or for 'pretrained' weights
+                  block:str=None, # what took the place of each convolution there, see `repq.networks.sources.get_block`
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
     out, t = Path(out), time.perf_counter()
@@ -62,14 +64,16 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
         raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits} for inputs')
     check_folder(out)
     check_part(out)
-    recipe = _ptq_recipe(init, model, data, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
+    recipe = _ptq_recipe(init, model, data, block, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
                          first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
     if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
-    surgery.calibrate(net, [torch.cat(_images(dls, batches))])
+    images = torch.cat(_images(dls, batches))
+    with surgery.unquantized(net): check_classes(net, images[:4], info['num_classes'], recipe.network)
+    surgery.calibrate(net, [images])
     with making(out, 'a quantized run') as part:
         row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
         write_json(part/'recipe.json', info)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j003
 from __future__ import annotations
-import sys, time, warnings
+import os, sys, time, warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -15,14 +15,19 @@ from ..method.blocks import Block
 from ..method.layers import RepQLayer, is_deployed
 from .graphs import BatchNorm
 from .sites import find_sites, registered
+from .adoption import adopt
 from .surgery import quantize, reparametrize
 from .calibration import adapt_statistics, calibrate, feed
-from .sources import get_block
+from .sources import get_block, source_of
+from .models import create_model
+from .schemas import unusable
+from .checkpoints import differences
 from .changes import modes_kept, obstacles, plural, some, working_copy
 
 # %% auto #0
 __all__ = ['batches_of', 'to_device', 'tensors_in', 'inputs_of', 'check_inputs', 'naming_input', 'check_takes', 'check_classes',
-           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'prepare']
+           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'merges', 'load_state', 'assembled',
+           'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j006
 def batches_of(loader) -> Iterable: # of batches
@@ -164,6 +169,10 @@ def first_inputs(loader, model, forward=None) -> Tensor:
     return tensors[0]
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j022
+def _watched() -> bool:
+    "Does somebody look on: at a terminal, or a notebook that isn't executed only to be tested or shown?"
+    return sys.stdout.isatty() or 'ipykernel' in sys.modules and 'IN_TEST' not in os.environ
+
 class _Progress:
     "A bar over all that takes time, shown once that is more than two seconds"
     def __init__(self, total, wanted=True): self.total, self.done, self.start, self.bar, self.wanted = total, 0, time.monotonic(), None, wanted
@@ -171,7 +180,7 @@ class _Progress:
     def __call__(self, n):
         "So many more are done"
         self.done += n
-        if self.bar is None and self.wanted and time.monotonic() - self.start > 2 and (sys.stdout.isatty() or 'ipykernel' in sys.modules): self._begin()
+        if self.bar is None and self.wanted and time.monotonic() - self.start > 2 and _watched(): self._begin()
         if self.bar is not None: self.bar.total = self.total; self.bar.update(min(self.done, self.total - 1))
 
     def _begin(self):
@@ -189,13 +198,13 @@ class _Counted:
         for b, n in zip(self.batches, self.counts): yield b; self.bar(n)
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j024
-def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False) -> nn.Module:
-    "A copy of `model` whose own branches are blocks (`block=None`), or with `block` in the place of each convolution"
+def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
+                own=True # take blocks that the model has already over?
+               ) -> nn.Module:
+    "A copy of `model` whose own branches are blocks, and with `block`, if there is one, in the place of each other convolution"
     if isinstance(block, str): block = get_block(block)
-    if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose)
-    try: from repq.networks.adoption import adopt
-    except ImportError: return working_copy(model, inplace)
-    return adopt(model, inplace=inplace, verbose=verbose)
+    if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose, adopt=own)
+    return adopt(model, inplace=inplace, verbose=verbose) if own else working_copy(model, inplace)
 
 def _to_adapt(model) -> bool:
     "Are there batch norms inside blocks, and can all of them be rebased?"
@@ -206,6 +215,39 @@ def _blocks(model) -> Counter: # class -> how many
     "The blocks of a model, in full precision or quantized"
     blocks = [getattr(s.module, 'block', s.module) for s in registered(model)]
     return Counter(type(b).__name__ for b in blocks if isinstance(b, Block))
+
+def merges(name:str, block:str=None) -> bool:
+    "Has the network of this name blocks that merge, given ones or its own?"
+    return bool(block) or not source_of(name) or bool(_blocks(with_blocks(create_model(name))))
+
+# %% ../../nbs/2_networks/14_one_call.ipynb #j051
+def load_state(model:nn.Module, state:dict, what:str):
+    "`load_state_dict` with one clear line where the checkpoint is of another model"
+    own = model.state_dict()
+    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := unusable(state, lambda n: not own[n].is_floating_point()):
+        raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
+    model.load_state_dict(state)
+
+def _names(state) -> set: return {n for n in state if not n.endswith('num_batches_tracked')}
+
+def assembled(model, state:dict, # None: as it was made
+              block, name:str,
+              blocks:bool,       # does it train blocks?
+              anew:bool          # may a head of other classes begin anew?
+             ) -> tuple:         # the network, and the state dict if it is one of the network with blocks
+    "A network from elsewhere with its weights, and then with its blocks"
+    own = model.state_dict()
+    if state and _names(state) == _names(own):
+        state = {**own, **{k: v for k, v in state.items() if k in own}}
+        load_state(model, with_own_head(own, state, name, anew), name)
+        state = None
+    if blocks:
+        model = with_blocks(model, block, inplace=True)
+        if not _blocks(model): raise ValueError(f'{name} has no blocks of its own to train: give it some (--block ACBlock, block=), or take method plain')
+    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
+        raise ValueError(f'the weights are not of {name}: {differences({k: v.shape for k, v in own.items()}, state)}')
+    return model, state
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j027
 def _layer_line(model, blocks:Counter) -> str:
@@ -262,10 +304,10 @@ def prepare(model:nn.Module,
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
-        model = with_blocks(model, block, inplace=True)
+        model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _to_adapt(model)
         if inside: adapt_statistics(model, counted, forward)
-        model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, **kwargs)
+        model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **kwargs)
         calibrate(model, counted, forward)
     finally: bar.end()
     if not verbose: return model

@@ -12,15 +12,13 @@ from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
-from ..networks.schemas import unusable
-from ..networks.checkpoints import differences
-from ..networks.one_call import with_blocks, with_own_head
+from ..networks.one_call import assembled, load_state
 from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
 __all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'parse_fields',
-           'parse_layer_bits', 'check_effect', 'build', 'load_state']
+           'parse_layer_bits', 'check_effect', 'build']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -298,32 +296,18 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
          ) -> nn.Module:
     "The model of a recipe's stage"
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
-    if recipe.block or source_of(recipe.model): model, state = _with_blocks(model, recipe, state)
+    method = METHODS[recipe.method]
+    if recipe.block or source_of(recipe.model):
+        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
                          'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
-    method = METHODS[recipe.method]
     if recipe.full_precision == 'merged' and method.reparametrized:
         for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model
-
-def _with_blocks(model, recipe, state) -> tuple: # the network, and the state dict if it is one of the network with blocks
-    "A network from elsewhere, with its weights, and then with its blocks"
-    own, form = model.state_dict(), lambda names: {n for n in names if not n.endswith('num_batches_tracked')}
-    if state and form(state) == form(own):
-        state = {**own, **{k: v for k, v in state.items() if k in own}}
-        load_state(model, with_own_head(own, state, recipe.model, not recipe.quantized), recipe.model)
-        state = None
-    if METHODS[recipe.method].reparametrized:
-        model = with_blocks(model, recipe.block, inplace=True)
-        if not any(isinstance(m, Block) for m in model.modules()):
-            raise ValueError(f'{recipe.model} has no blocks of its own, which method {recipe.method!r} trains: give it some (--block ACBlock, block=), or take method plain')
-    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
-        raise ValueError(f'the weights are not of {recipe.model}: {differences({k: v.shape for k, v in own.items()}, state)}')
-    return model, state
 
 def _quantized(model, recipe, method) -> nn.Module:
     "A full-precision model as it is in the quantized stage"
@@ -331,15 +315,6 @@ def _quantized(model, recipe, method) -> nn.Module:
     if method.merge_first: surgery.merge(model, **quiet)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
                      recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
-                     bound_steps=recipe.bound_steps, centred=recipe.centred, **quiet)
+                     bound_steps=recipe.bound_steps, centred=recipe.centred, adopt=False, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
-
-# %% ../../nbs/3_training/12_recipes.ipynb #r754
-def load_state(model:nn.Module, state:dict, what:str):
-    "`load_state_dict` with one clear line where the checkpoint is of another model"
-    own = model.state_dict()
-    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
-    if text := unusable(state, lambda n: not own[n].is_floating_point()):
-        raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
-    model.load_state_dict(state)

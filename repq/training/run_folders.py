@@ -69,7 +69,8 @@ def read_recipe(run) -> tuple: # recipe, all that recipe.json says
 def load_run(path) -> tuple: # recipe, model, the run's description
     "A finished run: its recipe, its trained model, and what `recipe.json` says beside the recipe"
     path = Path(path)
-    if not path.is_dir(): raise FileNotFoundError(f'there is no run folder {path}')
+    hint = f': is it a network? Make a run of it first (repq quantize {path} --ptq ..., repq train {path} ...)' if ':' in str(path) else ''
+    if not path.is_dir(): raise FileNotFoundError(f'there is no run folder {path}{hint}')
     recipe, info = read_recipe(path)
     file = of_run(path, 'model.safetensors')
     try: state = load_file(file)

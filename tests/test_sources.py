@@ -1,0 +1,142 @@
+"Networks from elsewhere: names, code of the user's own, weights, blocks, and the runs that remember them."
+import json
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from typer.testing import CliRunner
+from helpers import KW
+import repq
+from repq.cli import app
+from repq.deployment import export_run, post_training
+from repq.recipes import build, get_recipe
+from repq.runs import eval_run, load_run, train
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = '''
+from torch import nn
+def make(num_classes=10, in_channels=1):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1, bias=False),
+                         nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+def five(): return make(5)
+def tuples():
+    class Pair(nn.Sequential):
+        def forward(self, x): return (super().forward(x),)*2
+    return Pair(*make())
+def nothing(): pass
+'''
+TINY = dict(data='digits', epochs=1, batch_size=240)
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A file of one's own in the working directory, its name"
+    monkeypatch.chdir(tmp_path)
+    Path('own.py').write_text(CODE)
+    return 'own.py:make'
+
+def said(*args):
+    "The error of a command, in a line"
+    res = CliRunner().invoke(app, [str(a) for a in args])
+    assert isinstance(res.exception, (ValueError, OSError, ImportError)), res.output
+    return str(res.exception)
+
+def test_run_remembers(own, monkeypatch, tmp_path):
+    "Trained, resumed, evaluated and exported, from another folder as well."
+    fp, w4 = (get_recipe(own, m, b, block='ACBlock', **TINY) for m, b in (('repq-bn', 32), ('repq-bnest', 4)))
+    assert fp.model == f'{tmp_path}/own.py:make'
+    train(fp, 'fp', **KW)
+    row = train(w4, 'w4', init='fp', **KW)
+    assert train(w4, 'w4', init='fp', resume=True, **KW) == row
+    info = json.loads(Path('w4/recipe.json').read_text())
+    assert (info['recipe']['block'], info['code']['file']) == ('ACBlock', f'{tmp_path}/own.py')
+    monkeypatch.chdir('/')
+    assert eval_run(tmp_path/'w4')['accuracy'] == row['accuracy']
+    pytest.importorskip('onnxruntime')
+    assert 'equals the integer reference' in export_run(tmp_path/'w4', score=False)
+
+def test_run_of_other_code(own, tmp_path):
+    "A run folder that names other code than made it doesn't run it; what has changed is said."
+    train(get_recipe(own, 'plain', **TINY), 'fp', **KW)
+    Path('own.py').write_text(CODE + '# changed')
+    with pytest.warns(UserWarning, match='own.py has changed since'): load_run('fp')
+    info = json.loads(Path('fp/recipe.json').read_text())
+    Path('evil.py').write_text('open("ran", "w")\n' + CODE)
+    for code in None, info['code'], dict(info['code'], file='/elsewhere/evil.py'):
+        bad = info | dict(recipe=info['recipe'] | dict(model=f'{tmp_path}/evil.py:make'), code=code)
+        Path('fp/recipe.json').write_text(json.dumps({k: v for k, v in bad.items() if v is not None}))
+        with pytest.raises(ValueError, match='it is not run'): load_run('fp')
+    assert not Path('ran').exists()
+
+@pytest.mark.parametrize('bits', [32, 4])
+def test_weights_come_before_blocks(own, bits):
+    "What the network computes with them, blocks or not."
+    torch.manual_seed(1)
+    net = repq.create_model(own, 10, 1).eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(); m.running_var.uniform_(.5, 2); m.weight.data.uniform_(.5, 1.5)
+    x = torch.randn(4, 1, 8, 8)
+    for method, block in ('repq-bn', 'RepVGGBlock'), ('plain', None):
+        model = build(get_recipe(own, method, bits, block=block, **TINY), 10, 1, net.state_dict()).eval()
+        with torch.no_grad(), repq.surgery.unquantized(model): torch.testing.assert_close(model(x), net(x), rtol=1e-3, atol=1e-4)
+
+def test_weights_of_other_classes(own):
+    "A new head where training follows, an error where none does."
+    state = repq.create_model(own, 7, 1).state_dict()
+    with pytest.warns(UserWarning, match="have 7 classes in '8', the data of .* 10: this layer begins anew"): model = build(get_recipe(own, 'plain', **TINY), 10, 1, state)
+    assert torch.equal(model[0].weight, state['0.weight']) and model[8].weight.shape == (10, 16)
+    with pytest.raises(ValueError, match='train in full precision first'): build(get_recipe(own, 'plain', 4, **TINY), 10, 1, state)
+    with pytest.raises(ValueError, match='the checkpoint is not of .*unexpected: more'): build(get_recipe(own, 'plain', **TINY), 10, 1, state | dict(more=state['0.weight']))
+
+def test_post_training(own):
+    torch.save(repq.create_model(own, 10, 1).state_dict(), 'w.pth')
+    for block, method in (None, 'plain'), ('RepVGGBlock', 'merged'):
+        row = post_training('w.pth', f'ptq-{method}', model=own, data='digits', block=block, batches=1)
+        assert row['method'] == method and load_run(f'ptq-{method}')[0].block == block
+    torch.save(dict(w=print), 'code.pth')
+    with pytest.raises(ValueError, match='cannot be read as tensors'): post_training('code.pth', 'x', model=own, data='digits')
+
+@pytest.mark.parametrize('name, says', [
+    ('own.py:mak', 'did you mean make'), ('owned.py:make', 'did you mean own.py'), ('own.py', 'own.py:function'), ('no.such:make', 'there is no module no'),
+    ('own.py:five', '5\\) for 4 images, the data has 10 classes'), ('own.py:tuples', 'gives a tuple'), ('own.py:nothing', 'gave nothing, not a torch.nn.Module'),
+    ('torchvision:resnet81', 'did you mean resnet18'), ('torchvision:resnet18', 'take 3 channels, the images have 1'), ('torchvision:fcn_resnet50', 'no classifier')])
+def test_wrong_names(own, name, says):
+    with pytest.raises((ValueError, OSError), match=says): train(get_recipe(name, 'plain', **TINY), 'x', **KW)
+    assert not Path('x').exists() and not Path('x.part').exists()
+
+def test_missing_package(own, monkeypatch):
+    monkeypatch.setattr('repq.networks.sources.find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='pip install timm'): get_recipe('timm:resnet18')
+
+def test_command_line(own, tmp_path):
+    "What belongs together and what does not."
+    torch.save(repq.create_model(own, 10, 1).state_dict(), 'w.pth')
+    tiny = ['--data', 'digits', '--out', 'x']
+    assert 'has no blocks of its own' in said('train', own, '--epochs', 1, *tiny)
+    assert "did you mean ACBlock" in said('train', own, '--block', 'ACBlok', *tiny)
+    assert 'no effect' in said('train', own, '--block', 'ACBlock', '--method', 'plain', *tiny)
+    assert '--weights and --pretrained' in said('train', own, '--weights', 'w.pth', '--pretrained', *tiny)
+    assert 'there is no file none.pth' in said('train', own, '--weights', 'none.pth', *tiny)
+    assert 'has no pretrained weights' in said('train', own, '--pretrained', '--method', 'plain', *tiny)
+    assert 'random weights' in said('quantize', own, '--ptq', *tiny)
+    assert 'is it a network?' in said('export', own)
+    res = CliRunner().invoke(app, ['quantize', own, '--ptq', '--weights', 'w.pth', '--batches', '1', *tiny])
+    assert not res.exit_code and load_run('x')[0].method == 'plain'
+
+def run_page(path):
+    "Every code cell of a page, flagged ones too."
+    names = {'__name__': 'page'}
+    for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(c['source'])
+        if c['cell_type'] == 'code' and 'nbdev_export' not in source: exec(compile(source, c['id'], 'exec'), names)
+
+def test_timm():
+    timm = pytest.importorskip('timm')
+    assert timm.is_model('resnet10t')
+    recipe = get_recipe('timm:resnet10t', 'plain', 4)
+    assert build(recipe, 7, 1)(torch.randn(2, 1, 32, 32)).shape == (2, 7) if recipe.epochs else True
+    with pytest.raises(ValueError, match='did you mean'): get_recipe('timm:resnet10tt')
+
+def test_timm_tutorial():
+    pytest.importorskip('timm'); pytest.importorskip('onnxruntime'); pytest.importorskip('repq.networks.adoption')
+    threads = torch.get_num_threads()
+    try: run_page(ROOT/'nbs'/'tutorials'/'timm_to_integers.ipynb')
+    finally: torch.set_num_threads(threads)
