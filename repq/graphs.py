@@ -2,3 +2,4 @@
 # ruff: noqa: F401, F403, F405
 from repq.networks.graphs import *
 from repq.networks.readers import *
+from repq.networks.further_readers import *

@@ -67,7 +67,17 @@ def corner(s, x): return s.head(s.tail(s.stem(x).relu()).relu()[:, :, 0, 0])
 def random(s, x): return rest(s, F.dropout(s.stem(x).relu(), .5))
 def constant(s, x): return rest(s, s.stem(x).relu() + torch.ones(8, 1, 1))
 
-@pytest.mark.parametrize('forward', [below_zero, halved, negated, assigned, sliced, reshaped, scaled, scaled_method, smooth, sized, over_rows, ceil, border, padded, corner, random, constant])
+@pytest.mark.parametrize('forward', [below_zero, halved, negated, assigned, scaled, scaled_method, smooth, sized, over_rows, ceil, border, padded, corner, constant])
+def test_what_was_refused_once_is_the_model(forward):
+    m = net(forward)
+    q = ready(m)
+    ints = to_integer(q, X)
+    assert error(q(X), m(X)) < .05 and error(ints(X), m(X)) < .06
+    islands = [s.params['line'] for s in ints.steps if s.op == 'float' and s.params['call'] != 'get_attr']
+    assert bool(islands) == (forward in (assigned, scaled, scaled_method)) and all('test_graphs.py' in l for l in islands)
+    assert bool(islands) == any('test_graphs.py' in o.line for o in check_integers(m, X))
+
+@pytest.mark.parametrize('forward', [sliced, reshaped, random])
 def test_what_is_not_understood_is_refused_by_name_and_line(forward):
     m = net(forward)
     q = ready(m)
@@ -111,11 +121,12 @@ def test_constants_made_in_forward():
     class Frozen(nn.Module):
         def __init__(self): super().__init__(); self.a, self.n, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), FrozenBatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
         def forward(self, x): x = self.n(self.a(x)).relu(); return self.head((self.b(x) + x).relu().mean((2, 3)))
-    for m, what in (Normalised(), 'sub'), (Frozen(), 'mul'):
+    for m in Normalised(), Frozen():
         s = calibrate(quantize_sums(quantize(m, 8, 8, verbose=False)), [X]).eval()
         assert error(s(X), m(X)) < .03
         copy.deepcopy(s).load_state_dict(s.state_dict())
-        with pytest.raises(ValueError, match=f"'{what}"): to_integer(ready(m), X)
+        ints = to_integer(ready(m), X)
+        assert error(ints(X), m(X)) < .03 and not any(s.op == 'float' for s in ints.steps)
     m = Normalised(); s = quantize_sums(quantize(m, 8, 8, verbose=False)); m.mean.fill_(9.); s.mean.copy_(m.mean)   # a buffer stays one
     calibrate(s, [X]).eval()
     assert error(s(X), m(X)) < .03
@@ -146,9 +157,9 @@ def test_norms_with_something_inside(Norm, absorbed, capsys):
         d = deploy(q)
         assert error(q(X), m(X)) < .05 and error(d(X), m(X)) < .05
         assert sum(isinstance(b, nn.BatchNorm2d) for b in d.modules()) == (0 if absorbed else 2)
-        if absorbed: assert q[2].input_quantizer.signed is False and error(to_integer(q, X)(X), m(X)) < .05
-        else:
-            with pytest.raises(ValueError, match='batch norm|cannot become'): to_integer(q, X)
+        ints = to_integer(q, X)
+        assert error(ints(X), m(X)) < .05 and any(s.op == 'float' for s in ints.steps) != absorbed
+        if absorbed: assert q[2].input_quantizer.signed is False
     with pytest.raises(TypeError, match=Norm.__name__): Block([nn.Sequential(nn.Conv2d(3, 8, 3), Norm(8))])
 
 class StdConv(nn.Conv2d):
@@ -172,7 +183,8 @@ def test_convolutions_that_compute_something_else_are_left_and_named(C, capsys):
     said = capsys.readouterr().out
     assert C.__name__ in said and 'Twist' in said and error(q(X), m(X)) < .05
     assert reparametrize(m, verbose=False)[0].__class__ is C
-    with pytest.raises(ValueError): to_integer(q, X)
+    ints = to_integer(q, X)
+    assert error(ints(X), m(X)) < .05 and any(s.op == 'float' for s in ints.steps)
 
 def test_an_instance_with_a_forward_of_its_own():
     m = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
@@ -193,11 +205,11 @@ def test_hooks_are_part_of_what_a_layer_gives(capsys):
             q = calibrate(quantize(m, 8, 8), [X]).eval()
             assert 'hooks moved to the new layers' in capsys.readouterr().out
             assert error(q(X), m(X)) < .05 and error(deploy(q, verbose=False)(X), m(X)) < .05 and error(reparametrize(m, verbose=False).eval()(X), m(X)) < 1e-4
-            with pytest.raises(ValueError, match='hooks'): to_integer(q, X)
+            assert error(to_integer(q, X)(X), m(X)) < .05
     m = model(); m[2].register_forward_hook(outputs_negated); calibrate(m, [X])       # on what is no layer
     q = ready(m)
     assert error(q(X), m(X)) < .05
-    with pytest.raises(ValueError, match='hooks'): to_integer(q, X)
+    assert error(to_integer(q, X)(X), m(X)) < .05
     hooked = nn.Conv2d(3, 8, 3); hooked.register_forward_hook(outputs_negated)
     with pytest.raises(TypeError, match='hooks'): Block([nn.Sequential(hooked, nn.BatchNorm2d(8))])
 
@@ -209,7 +221,8 @@ def test_linear_and_batchnorm1d():
     with pytest.raises(AssertionError, match='BatchNorm1d'): nn.Sequential(*list(d.children())[2:3])(torch.randn(2, 16, 5))
     before = calibrate(randomize(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(.25), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))), [X]).eval()
     assert error(deploy(ready(before), verbose=False)(X), before(X)) < .05
-    with pytest.raises(ValueError, match=r'BatchNorm1d.*inputs'): to_integer(ready(before), X)
+    ints = to_integer(ready(before), X)
+    assert error(ints(X), before(X)) < .05 and [s.op for s in ints.steps].count('affine') == 1
 
 @pytest.mark.parametrize('names', [('c1', 'c3', 'c5'), ('v1', 'v2'), ('x', 'y'), ('grids', 'conv'), ('add', 'relu'), ('input', 'output'), ('weight', 'bias_'), ('mean', 'mean_1'), ('const', 'value')])
 def test_any_name_of_a_layer_works(names, tmp_path):
@@ -262,10 +275,10 @@ def test_a_trace_that_is_not_the_model_is_refused():
     with pytest.raises(ValueError, match='part from the model|trace of the model'): to_integer(q, X)
 
 def test_quantize_says_what_will_not_become_integers(capsys):
-    m = net(lambda s, x: rest(s, F.silu(s.stem(x))))
+    m = net(lambda s, x: rest(s, F.softmax(s.stem(x), 1)))
     quantize(m, 8, 8)
     said = capsys.readouterr().out
-    assert '1 operation cannot become integers' in said and 'silu' in said and 'test_graphs.py' in said
+    assert '1 operation cannot become integers' in said and 'softmax' in said and 'test_graphs.py' in said
     quantize(net(statement), 8, 8)
     assert 'cannot become integers' not in capsys.readouterr().out
     quantize(torchvision.models.resnet18(), 8, 8); assert 'cannot become' not in capsys.readouterr().out

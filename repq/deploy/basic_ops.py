@@ -28,9 +28,16 @@ class _Layer(IntegerOp):
 
     def steps(self, n, inputs, grid, b):
         layer, own = n.params['layer'], self.wanted(n, grid, b.symmetric)
-        if layer.block.geometry is None and (b.ndim(n) or 0) > 2:
-            raise ValueError(f"layer '{n.where}': a linear layer on {b.shape(n)}, only on (batch, features) can it become integers")
-        return b.add(n.name, 'layer', [b.on(inputs[0], own)], grid, **layer_constants(layer, n.where, own))
+        x, constants = b.on(inputs[0], own), layer_constants(layer, n.where, own)
+        if layer.block.geometry is not None or (b.ndim(n) or 0) <= 2: return b.add(n.name, 'layer', [x], grid, **constants)
+        rows = b.add(f'{n.name}/rows', 'reshape', [x], b.grids[x], shape=[-1, b.shape(n)[-1]]) # of features
+        y = b.add(f'{n.name}/layer', 'layer', [rows], grid, **constants)
+        return b.add(n.name, 'reshape', [y], grid, shape=list(n.shape))
+
+    def settle(self, n, nodes, shapes):
+        rows = n.params['layer'].block.geometry is None and len(shapes.get(n.inputs[0], ())) > 2
+        if rows and (n.shape or ()).count(-1) != 1: raise ValueError(f'a linear layer on {shapes[n.inputs[0]]}, of which more than one dimension goes with the images')
+        return n.kind
 
     def first_version(self, d): return {**d, 'params': {**d['params'], 'room': 2**(8 - d['params']['bits'])}} # filled the byte
 
@@ -119,7 +126,7 @@ class _PixelShuffle(IntegerOp):
 @operation('take')
 class _Take(IntegerOp):
     "Channels by their numbers, some of them several times"
-    def compute(self, s, x, grids): return x[:, s.params['index']]
+    def compute(self, s, x, grids): return x[:, s.params['index'].long()]
     def constants(self, n, b): return dict(index=torch.arange(b.shape(n)[1]).repeat_interleave(n.params['repeats']))
 
 @operation('enlarge')
@@ -129,8 +136,9 @@ class _Enlarge(IntegerOp):
 
 @operation('concat')
 class _Concat(IntegerOp):
-    "The channels of several values"
-    def compute(self, s, *values, grids): return torch.cat(values, 1)
+    "Several values one after another along a dimension, the channels if none is said"
+    def compute(self, s, *values, grids): return torch.cat(values, s.params.get('dim', 1))
+    def constants(self, n, b): return {'dim': n.params['dim'] % len(b.shape(n))} if n.params.get('dim', 1) != 1 else {}
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #a202
 @operation('grid')
@@ -148,20 +156,26 @@ class _Same(IntegerOp):
 @operation('reshape')
 class _Reshape(IntegerOp):
     "Values in their order, in another shape"
+    fixed = True
     def settle(self, n, nodes, shapes):
         before, after = (shapes.get(i) for i in (n.inputs[0], n.name))
         if before is None or after is None: raise ValueError('whether it flattens is seen on images: give example_input, or write flatten(1)')
         rows = (before[0], prod(before[1:]))
-        flat = after[:2] == rows and prod(after[2:]) == 1
-        if after != before and not flat: raise ValueError(f'makes {after} of {before}: only flatten(1) has a form in integers')
-        return 'same' if after == before else 'flatten'
+        if after == before: return 'same'
+        if after == rows: return 'flatten'
+        if n.shape is None or n.shape.count(-1) != 1: raise ValueError(f'makes {after} of {before}, of which more than one dimension goes with the number of images')
+        n.params = dict(shape=list(n.shape))
+        return 'reshape'
+
+    def compute(self, s, x, grids): return x.reshape(s.params['shape'])
 
 @operation('corner')
 class _Corner(_Reshape):
     "One position of a map"
     def settle(self, n, nodes, shapes):
-        if not _is_pooled(n.inputs[0], nodes): raise ValueError('picks one position of a map: only after a global mean is that all there is')
-        return super().settle(n, nodes, shapes)
+        if _is_pooled(n.inputs[0], nodes): return super().settle(n, nodes, shapes)
+        n.params = dict(index=[slice(None), slice(None), 0, 0])
+        return 'slice'
 
 def _is_pooled(name, nodes) -> bool:
     "Is the value a mean over the map, or the same as one?"

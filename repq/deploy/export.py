@@ -18,11 +18,14 @@ from .integer_ops import Step
 from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
+from . import onnx_operations
 from ..networks.schemas import regular
 
+WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
+
 # %% auto #0
-__all__ = ['check_saturation', 'onnx_bytes', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops', 'layer_differences',
-           'to_pt2', 'instructions', 'bench_inference', 'profile_onnx']
+__all__ = ['WRITERS', 'check_saturation', 'onnx_bytes', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops',
+           'layer_differences', 'to_pt2', 'instructions', 'bench_inference', 'profile_onnx']
 
 # %% ../../nbs/4_deploy/12_export.ipynb #h111
 _WEIGHT_OF = dict(Conv=1, ConvInteger=1, QLinearConv=3, Gemm=1, QGemm=3, MatMul=1, MatMulInteger=1, QLinearMatMul=3) # operation -> which input is the weight

@@ -14,7 +14,8 @@ from ..networks.files import check_output
 from ..networks.checkpoints import write_checkpoint
 from .integer_grids import Grid
 from .integer_ops import Step, find_operation
-from .integer_network import IntegerNetwork
+from .graph_text import decode, encode
+from .integer_network import IntegerNetwork, names_of
 from ..networks.schemas import NETWORK, check_whole, checked, regular, unusable
 
 # %% auto #0
@@ -40,8 +41,9 @@ _VERSION = 2 # 1: repq 0.1.0, which filled the byte with weights of few bits and
 
 def _step_text(s:Step) -> tuple: # what JSON holds, tensors
     "A step in a file"
-    own = {k: v for k, v in s.params.items() if isinstance(v, Tensor)}
-    rest = {k: v for k, v in s.params.items() if k not in own}
+    params = find_operation(s.op).to_file(s)
+    own = {k: v for k, v in params.items() if isinstance(v, Tensor)}
+    rest = {k: v for k, v in params.items() if k not in own}
     for k in find_operation(s.op).packed:
         rest[f'{k}_shape'] = list(own[k].shape)
         own[k] = pack(own[k], rest['bits'])
@@ -56,7 +58,7 @@ def _step(d:dict, tensors:dict) -> Step:
         check_whole(f"room of '{d['name']}'", params['room'], 1, 128)
     own = {k: tensors[f"{d['name']}.{k}"] for k in d['tensors']}
     for k in packed: own[k] = unpack(own[k], params['bits'], params.pop(f'{k}_shape'))
-    return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), params | own)
+    return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), find_operation(d['op']).from_file(params | own))
 
 # %% ../../nbs/4_deploy/05_integer_files.ipynb #o305
 def save_integers(net:IntegerNetwork, path, # .safetensors
@@ -64,8 +66,8 @@ def save_integers(net:IntegerNetwork, path, # .safetensors
     "Write an integer network, its weights packed, whole or not at all"
     check_output(path, overwrite)
     steps = [_step_text(s) for s in net.steps]
-    text = json.dumps(dict(version=_VERSION, input=net.input, output=net.output, steps=[t for t, _ in steps])).encode()
-    tensors = {k: v for _, own in steps for k, v in own.items()}
+    text = json.dumps(dict(version=_VERSION, input=encode(net.input), output=encode(net.output), fixed=net.fixed, steps=[t for t, _ in steps])).encode()
+    tensors = {k: v.contiguous() for _, own in steps for k, v in own.items()}
     write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)}, overwrite)
 
 def load_integers(path) -> IntegerNetwork:
@@ -81,16 +83,17 @@ def _network(tensors) -> IntegerNetwork:
     version, steps = d.get('version', 1), d['steps']
     if version > _VERSION: raise ValueError(f'its version is {version}, of a newer repq')
     if version == 1: steps = [find_operation(s['op']).first_version(s) for s in steps]
-    return _in_order(IntegerNetwork([_step(s, tensors) for s in steps], d['input'], d['output']))
+    ends = (decode(d[k], {}) for k in ('input', 'output'))
+    return _in_order(IntegerNetwork([_step(s, tensors) for s in steps], *ends, d.get('fixed', False)))
 
 def _in_order(net) -> IntegerNetwork:
     "`net`, if each step reads what steps before it give"
-    grids = {net.input: None}
+    grids = dict.fromkeys(net.inputs)
     for s in net.steps:
         if s.name in grids: raise ValueError(f"'{s.name}' comes twice")
         if missing := [i for i in s.inputs if i not in grids]: raise ValueError(f"'{s.name}' reads '{missing[0]}', which nothing before it gives")
         if s.op in ('layer', 'dequantize', 'requantize') and grids[s.inputs[0]] is None:
             raise ValueError(f"'{s.name}' reads '{s.inputs[0]}', which are no integers")
         grids[s.name] = s.grid
-    if net.output not in grids: raise ValueError(f"nothing gives its output '{net.output}'")
+    if missing := [o for o in names_of(net.output) if o not in grids]: raise ValueError(f"nothing gives its output '{missing[0]}'")
     return net

@@ -6,36 +6,60 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from . import basic_ops
+from . import basic_ops, tables, shapes, islands
 from .integer_grids import Grid
 from .integer_ops import find_operation
 
-FAMILIES = [basic_ops] # chapters of operations: they are there because they are imported here, and nowhere else
+FAMILIES = [basic_ops, tables, shapes, islands] # chapters of operations: they are there because they are imported here, and nowhere else
 
 # %% auto #0
-__all__ = ['FAMILIES', 'IntegerNetwork']
+__all__ = ['FAMILIES', 'mapped', 'names_of', 'IntegerNetwork']
 
 # %% ../../nbs/4_deploy/04_integer_network.ipynb #n068
 def _text(grid:Grid) -> str: return 'float32' if grid is None else f'{grid.low - grid.zero}..{grid.high - grid.zero} × {grid.step:.4g}'
 
+def mapped(f, form):
+    "`f` of each name in a form: a name, or tuples, lists and dictionaries of forms; what is None stays None"
+    if isinstance(form, dict): return {k: mapped(f, v) for k, v in form.items()}
+    if isinstance(form, (tuple, list)): return type(form)(mapped(f, v) for v in form)
+    return None if form is None else f(form)
+
+def names_of(form) -> list:
+    "The names in a form, in their order"
+    res = []
+    mapped(res.append, form)
+    return res
+
 class IntegerNetwork:
     "A network as a list of steps, computed in integers; floats come in and go out"
-    def __init__(self, steps:list, input:str, output:str): self.steps, self.input, self.output = steps, input, output
+    def __init__(self, steps:list,
+                 input,        # its name; a tuple of names where there are several
+                 output,       # its name, or a form of names: tuples, lists, dictionaries
+                 fixed=False): # do its steps go with one size of images?
+        self.steps, self.input, self.output = steps, input, output
+        self.fixed = fixed or any(find_operation(s.op).fixed for s in steps)
+
+    @property
+    def inputs(self) -> list: return names_of(self.input)
+
+    @property
+    def outputs(self) -> list: return list(dict.fromkeys(names_of(self.output)))
 
     @property
     def grids(self) -> dict: # name -> Grid, None: float32
         "The grid of every value"
-        return {self.input: None, **{s.name: s.grid for s in self.steps}}
+        return {**dict.fromkeys(self.inputs), **{s.name: s.grid for s in self.steps}}
 
     @torch.no_grad()
-    def values(self, x:Tensor # (batch, channels, h, w), float32
+    def values(self, *x:Tensor, # (batch, channels, h, w), float32: one for each input
+               given=()         # name -> value, of steps that are not computed
               ) -> dict: # name -> integers or floats
         "What every step gives"
-        res, grids = {self.input: x.float()}, self.grids
+        res, grids, given = dict(zip(self.inputs, (v.float() for v in x), strict=True)), self.grids, dict(given)
         for s in self.steps:
             op = find_operation(s.op)
-            res[s.name] = op.compute(s, *(res[i] for i in s.inputs), grids=[grids[i] for i in s.inputs])
+            res[s.name] = given[s.name] if s.name in given else op.compute(s, *(res[i] for i in s.inputs), grids=[grids[i] for i in s.inputs])
         return res
 
-    def __call__(self, x): return self.values(x)[self.output]
+    def __call__(self, *x): return mapped(self.values(*x).__getitem__, self.output)
     def __repr__(self): return '\n'.join(f"{s.name:24}{s.op:12}{_text(s.grid):20}← {', '.join(s.inputs)}" for s in self.steps)

@@ -26,6 +26,8 @@ class IntegerOp:
     "What the integer network knows of one operation"
     packed = ()     # which parameters a file holds at the step's `bits`
     nothing = False # is a node of this kind only another name for what it reads?
+    on_floats = True # can it be computed on floats as well? What cannot is torch's own operation there
+    fixed = False   # does a step hold numbers that go with one size of images?
 
     def compute(self, s:Step, *values, grids): # integers; float32 where its grid is None
         "The reference: what step `s` gives for values on `grids`"
@@ -57,6 +59,12 @@ class IntegerOp:
         if moves(n) or grid is None: inputs = [b.on(i, grid) for i in inputs]
         else: inputs = [b.integer(i) for i in inputs]
         return b.add(n.name, n.kind, inputs, grid, **self.constants(n, b))
+
+    def to_file(self, s): # parameters as numbers, text and tensors
+        return s.params
+
+    def from_file(self, params): # what `to_file` gave
+        return params
 
     def first_version(self, d): # a step in a file of version 0.1.0, as today's have it
         return d
@@ -96,10 +104,10 @@ def _conversion(own:Grid, grid:Grid) -> str:
 # %% ../../nbs/4_deploy/02_integer_ops.ipynb #v020
 class Builder:
     "Collects steps; a conversion that was made once is used again"
-    def __init__(self, input:str, # name of the network's input
-                 values:dict,     # name -> what it is on example images
+    def __init__(self, input, # name of the network's input, or a list of names
+                 values:dict, # name -> what it is on example images
                  symmetric=False):
-        self.steps, self.grids, self.made = [], {input: None}, {}
+        self.steps, self.grids, self.made = [], dict.fromkeys([input] if isinstance(input, str) else input), {}
         self.values, self.symmetric = values, symmetric
 
     def add(self, name, op, inputs, grid=None, **params) -> str:

@@ -11,18 +11,21 @@ import torch, torch.nn as nn
 from torch import Tensor, fx
 from ..method.quantizers import LSQ
 from ..method.layers import RepQLayer
-from ..networks.graphs import graph_module
+from ..method.operations import hooked
+from ..networks.graphs import constant_nodes, graph_module, is_norm, norm_rest, BatchNorm
 from ..networks.sites import find_sites
-from ..networks.changes import modes_kept, obstacles
+from ..networks.changes import modes_kept, obstacles, replace_modules
 from ..networks.surgery import deploy, quantize
 from ..networks.calibration import calibrate
 from .integer_grids import Grid, from_grid, layer_constants, to_grid
 from .integer_ops import find_operation
 from .integer_network import IntegerNetwork
+from .sizes import as_inputs, numbers_for_sizes
 from .lowering import Recorder, Refusal, lower, read_nodes, record_values, trace_deployed
 
 # %% auto #0
-__all__ = ['to_integer', 'Obstacle', 'check_integers', 'integer_biases', 'disagreement', 'agreement']
+__all__ = ['tensors_of', 'deployed_graph', 'to_integer', 'Obstacle', 'check_integers', 'integer_biases', 'disagreement',
+           'agreement']
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a204
 def _parts(got, want, grid:Grid=None,
@@ -34,10 +37,16 @@ def _parts(got, want, grid:Grid=None,
     return ((got - want).abs() > .01*want.abs().max().clamp_min(1e-12)).float().mean().item()
 
 @torch.no_grad()
-def _in_evaluation(model, x) -> Tensor:
+def _in_evaluation(model, x): # tensors in the form that the model gives
     "What `model` gives in evaluation mode, on its own device; modes stay"
-    like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), x)
-    with modes_kept(model): return model.eval()(x.to(like.device, like.dtype)).cpu().float()
+    like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), as_inputs(x)[0])
+    with modes_kept(model): return model.eval()(*(v.to(like.device, like.dtype) for v in as_inputs(x)))
+
+def tensors_of(v) -> list:
+    "The tensors in what a model gives, in their order, as float32 on the CPU"
+    if isinstance(v, Tensor): return [v.detach().cpu().float()]
+    if isinstance(v, dict): v = v.values()
+    return [t for i in v for t in tensors_of(i)] if v is not None else []
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o500
 @torch.no_grad()
@@ -54,7 +63,7 @@ def _compare_layers(model, deployed, x):
         if not site.bn: return [layer.register_forward_hook(lambda m, args, y: check(site, args[0], y))]
         return [layer.register_forward_hook(lambda m, args, y: inputs.update({site.name: args[0].clone()})),
                 model.get_submodule(site.bn).register_forward_hook(lambda m, args, y: check(site, inputs.pop(site.name), y))]
-    sites = [s for s in find_sites(model)[0] if not s.left and isinstance(s.module, RepQLayer) and s.module.stage == 'quantized']
+    sites = [s for s in find_sites(model)[0] if not s.left and isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not hooked(s.module)]
     hooks = [h for s in sites for h in watch(s)]
     try: _in_evaluation(model, x)
     finally:
@@ -66,35 +75,42 @@ def _of(name): return name.split('/')[0] # the value that a conversion converts
 # %% ../../nbs/4_deploy/07_integers.ipynb #v022
 class _Comparer(Recorder):
     "Runs the graph of the deployed model and, at each node that has a step, compares the two"
-    def __init__(self, module, net:IntegerNetwork, nodes):
+    def __init__(self, module, graph, net:IntegerNetwork, nodes):
         super().__init__(module)
         self.extra_traceback = False # what is refused is named by us
         self.steps, self.grids = {s.name: s for s in net.steps}, net.grids
-        self.nodes = {n.name: n for n in nodes}
+        self.nodes, self.constants = {n.name: n for n in nodes}, {n.name for n in constant_nodes(graph)}
 
     def run_node(self, n):
         step = self.steps.get(n.name) if n.op.startswith('call') else None
-        if step is not None: self._compare(n, step)
+        if step is not None and step.op != 'float': self._compare(n, step) # a call of torch is the node itself
         return super().run_node(n)
+
+    def _read(self, n, step) -> list: # of names
+        "What the step reads of others: a node may be several steps"
+        return [j for i in step.inputs for j in (self._read(n, self.steps[i]) if _of(i) == n.name else [i])]
 
     def _compare(self, n, step):
         "The step on integers against the node on what they mean; what the step reads must be what the node reads"
-        grids = {_of(i): self.grids[i] for i in step.inputs}
+        grids = {_of(i): self.grids[i] for i in self._read(n, step)}
         ints = {i: self.seen[i] if g is None else to_grid(self.seen[i], g) for i, g in grids.items()}
         pairs = list(zip(self._values_read(n), grids))
         for node, i in pairs:
             if _parts(ints[i], self.env[node].float(), grids[i]) > 1e-3: self._refuse(n, f"reads '{i}'")
-        means = {node: ints[i] if grids[i] is None else from_grid(ints[i], grids[i]).reshape(self.env[node].shape) for node, i in pairs}
-        self._compare_results(n, step, [ints[_of(i)] for i in step.inputs], self._run_on(n, means))
+        means = {node: ints[i] if grids[i] is None else from_grid(ints[i], grids[i]).reshape(self.env[node].shape).contiguous() for node, i in pairs}
+        self._compare_results(n, step, self._run_step(n, step, ints), self._run_on(n, means))
 
-    def _compare_results(self, n, step, values, want):
-        op, grids = find_operation(step.op), [self.grids[i] for i in step.inputs]
-        got = op.compute(step, *values, grids=grids)
-        share = _parts(got, want, step.grid, op.slack(step, got, grids))
+    def _run_step(self, n, step, ints):
+        values = [self._run_step(n, self.steps[i], ints) if _of(i) == n.name else ints[_of(i)] for i in step.inputs]
+        return find_operation(step.op).compute(step, *values, grids=[self.grids[i] for i in step.inputs])
+
+    def _compare_results(self, n, step, got, want):
+        slack = find_operation(step.op).slack(step, got, [self.grids[i] for i in step.inputs])
+        share = _parts(got, want, step.grid, slack)
         if share > 1e-3: self._refuse(n, f'{share:.1%} of its values')
 
     def _values_read(self, n) -> list: # of nodes
-        return [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.op != 'get_attr']
+        return [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.name not in self.constants]
 
     def _run_on(self, n, values):
         "The node on other values"
@@ -111,36 +127,62 @@ class _Comparer(Recorder):
 def _compare(model, deployed, graph, net, nodes, x):
     "ValueError, which names the first place that parts, where `net` computes something else than `model` on `x`"
     _compare_layers(model, deployed, x)
-    comparer = _Comparer(graph_module(deployed, graph), net, nodes)
-    traced, want, got = comparer.run(x), _in_evaluation(deployed, x), net(x)
-    if want.shape != got.shape: raise ValueError(f'integers give {tuple(got.shape)} where the model gives {tuple(want.shape)}')
-    if _parts(traced, want) > 1e-3:
+    comparer = _Comparer(graph_module(deployed, graph), graph, net, nodes)
+    traced, want, got = (tensors_of(v) for v in (comparer.run(*as_inputs(x)), _in_evaluation(deployed, x), net(*as_inputs(x))))
+    shapes = [[tuple(t.shape) for t in v] for v in (got, want)]
+    if shapes[0] != shapes[1]: raise ValueError(f'integers give {str(shapes[0])[1:-1]} where the model gives {str(shapes[1])[1:-1]}')
+    if any(_parts(a, b) > 1e-3 for a, b in zip(traced, want)):
         raise ValueError('the trace of the model computes something else than the model: it draws random numbers, or decides by what it sees')
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #n081
+def _plain_norms(model):
+    "`model` with each batch norm whose class goes on after it as a plain one and what follows"
+    norms = {m for m in model.modules() if isinstance(m, BatchNorm) and not is_norm(m)}
+    return replace_modules(model, {m: nn.Sequential(_plain_norm(m), rest) for m in norms if (rest := norm_rest(m)) is not None})[0]
+
+def _plain_norm(m):
+    res = nn.BatchNorm2d(m.num_features, m.eps, affine=m.affine, track_running_stats=m.track_running_stats).train(m.training)
+    res.load_state_dict({k: v for k, v in m.state_dict().items() if k in res.state_dict()})
+    return res
+
+def deployed_graph(model, # quantized or deployed
+                   x=None # images, or a tuple of inputs
+                  ) -> tuple: # the deployed model, its graph, input, output, shapes, whether they go with the size of the images
+    "What is to become integers"
+    deployed = _plain_norms(deploy(model, verbose=False).cpu().float()).requires_grad_(False)
+    graph, input, output = trace_deployed(deployed)
+    shapes, fixed = ({}, False) if x is None else numbers_for_sizes(deployed, graph, x)
+    if x is not None: graph.lint()
+    return deployed, graph, input, output, shapes, fixed
+
+def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
+    "`to_integer`, with what is in islands"
+    deployed, graph, input, output, shapes, fixed = deployed_graph(model, x)
+    values = record_values(deployed, graph, x)
+    nodes, refused = read_nodes(graph, deployed, values, shapes)
+    if refused: raise refused[0]
+    if not any(n.kind == 'layer' for n in nodes): raise _first_float(nodes)
+    net = lower(nodes, input, output, values, symmetric, fixed)
+    if x is not None: _compare(model, deployed, graph, net, nodes, tuple(v[:4] for v in x))
+    return net, nodes
+
+def _first_float(nodes) -> Refusal:
+    return next((Refusal(n.where, n.why, n.line) for n in nodes if n.why), ValueError('the model has no quantized layer: quantize it first'))
+
+def _on_cpu(x): return None if x is None else tuple(v.detach().cpu().float() for v in as_inputs(x))
+
 def to_integer(model:nn.Module,         # quantized, its steps initialised; or deployed
-               example_input:Tensor=None, # (batch, channels, h, w): images as the model takes them, for the 8-bit grids of sums, means and branches, and to compare on
+               example_input=None,      # (batch, channels, h, w): images as the model takes them, or a tuple of inputs: for the 8-bit grids of sums, means and branches, and to compare on
                symmetric=False,         # signed bytes with zero-point 0 everywhere?
               ) -> IntegerNetwork:
-    "`model` in integer arithmetic; it stays as it is. ValueError where an operation is not understood, or where the integers compute something else on `example_input`"
-    deployed = deploy(model, verbose=False).cpu().float()
-    graph, input, output = trace_deployed(deployed)
-    x = None if example_input is None else example_input.detach().cpu().float()
-    values = record_values(deployed, graph, x)
-    nodes, refused = read_nodes(graph, deployed)
-    if refused: raise refused[0]
-    net = lower(nodes, input, output, values, symmetric)
-    if x is not None: _compare(model, deployed, graph, net, nodes, x[:4])
-    return net
+    "`model` in integer arithmetic, what has none in islands of floats; it stays as it is. ValueError where an operation is not understood, or where the integers compute something else on `example_input`"
+    return _lowered(model, _on_cpu(example_input), symmetric)[0]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a207
 _INSTEAD = [ # words of a name or a reason, what would do
-    (('silu', 'gelu', 'hardswish', 'mish', 'elu', 'celu', 'selu', 'sigmoid', 'hardsigmoid', 'tanh', 'softplus', 'hardtanh_', 'logsigmoid'), 'ReLU, ReLU6, LeakyReLU or PReLU'),
     (('layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm2d', 'batch norm', 'batchnorm'), 'a batch norm directly behind a convolution'),
-    (('mean', 'adaptive', 'avg'), 'a global mean, or average pooling without ceil_mode'),
-    (('view', 'reshape', 'squeeze', 'corner', 'position'), 'flatten(1) behind a global mean'),
     (('not quantized', 'floating point'), 'quantizing that layer as well'),
-    (('',), 'leaving it out, or keeping it and what follows outside the integer network')]
+    (('',), 'leaving it out; as it is, it is computed in floating point')]
 
 @dataclass
 class Obstacle:
@@ -168,19 +210,21 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
     if example_input is None or unset: static = [Obstacle.of(*row) for row in obstacles(model)]
     if example_input is None or unset and static: return static
     if unset: model = calibrate(copy.deepcopy(model), [example_input])
-    try: return _refused(model) or _tried(model, example_input)
+    try: return _refused(model, _on_cpu(example_input)) or _tried(model, _on_cpu(example_input))
     except ValueError as e: return [Obstacle.of('model', str(e))]
 
-def _refused(model) -> list:
+def _refused(model, x) -> list:
     "Every node that is refused by what it is"
-    deployed = deploy(model, verbose=False).cpu().float()
-    return [Obstacle.of(e.where, e.why, e.line) for e in read_nodes(trace_deployed(deployed)[0], deployed)[1]]
+    deployed, graph, _, _, shapes, _ = deployed_graph(model, x)
+    refused = read_nodes(graph, deployed, record_values(deployed, graph, x), shapes)[1]
+    return [Obstacle.of(e.where, e.why, e.line) for e in refused]
 
 def _tried(model, x) -> list:
-    "What is refused while it becomes integers"
-    try: to_integer(model, x)
+    "What is refused while it becomes integers, or will be in an island"
+    try: net, nodes = _lowered(model, x)
     except Refusal as e: return [Obstacle.of(e.where, e.why, e.line)]
-    return []
+    floats = {s.name for s in net.steps if s.op == 'float'}
+    return [Obstacle.of(n.where, n.why, n.line) for n in nodes if n.why and n.name in floats]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #n084
 @torch.no_grad()

@@ -8,16 +8,19 @@ import operator
 from dataclasses import dataclass, field
 import torch, torch.nn as nn
 from torch import Tensor, fx
+from ..method.batchnorm import fold, running_stats
 from ..method.operations import computes, hooked
 from ..method.layers import QUANTIZERS, is_deployed
-from ..networks.graphs import constant_nodes, graph_module, is_layer, live_nodes, trace_graph, BatchNorm
+from ..networks.graphs import constant_nodes, graph_module, is_layer, is_norm, live_nodes, shape_nodes, trace_graph, BatchNorm
 from ..networks.readers import KINDS, node_name, read, why_not_integer
 from .integer_grids import Grid
 from .integer_ops import Builder, find_operation
-from .integer_network import IntegerNetwork
+from .integer_network import IntegerNetwork, mapped, names_of
+from .islands import constant_call, float_call
+from .sizes import as_inputs
 
 # %% auto #0
-__all__ = ['Node', 'Refusal', 'read_nodes', 'trace_deployed', 'Recorder', 'record_values', 'lower']
+__all__ = ['Node', 'Refusal', 'Unclear', 'read_nodes', 'trace_deployed', 'Recorder', 'record_values', 'lower']
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n070
 @dataclass
@@ -29,6 +32,13 @@ class Node:
     params: dict = field(default_factory=dict)
     where: str = ''                             # the module's name in the model, or the node's
     line: str = ''                              # of the model's code
+    shape: tuple = None                         # of its value, -1 where it goes with the number of images
+    call: dict = None                           # of torch, in an island
+    why: str = ''                               # it is in one
+
+    def be_island(self, why=''):
+        "Let the node be a call of torch on floats"
+        self.kind, self.inputs, self.params, self.why = 'float', self.call['reads'], self.call, why
 
 class Refusal(ValueError):
     "Why a node cannot become integers"
@@ -38,70 +48,127 @@ class Refusal(ValueError):
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n071
 def _read_module(m) -> tuple: # kind, parameters; None for modules that have a reader
-    "A layer, a grid or a PReLU; ValueError for what certainly has no integers"
+    "A layer, a grid, a PReLU or a batch norm; ValueError for what certainly has no integers"
     if is_deployed(m) and m.input_quantizer is not None: return _read_layer(m)
     if isinstance(m, QUANTIZERS): return _read_quantizer(m)
     if computes(m, nn.PReLU) and not hooked(m): return 'prelu', dict(slope=m.weight.detach().float())
     if is_layer(m): raise ValueError('is not quantized: quantize the model with all its layers')
-    if isinstance(m, BatchNorm): raise ValueError(_why_norm(m))
+    if isinstance(m, BatchNorm): return _read_norm(m)
 
 def _read_layer(m):
     bits = m.input_quantizer.bits
     if bits > 8: raise ValueError(f'reads {bits} bits, and bytes have 8')
+    if m.block.bits > 8: raise ValueError(f'weights of {m.block.bits} bits, and bytes have 8')
     if hooked(m): raise ValueError('has hooks, which may change what it gives: without them it could be read')
     return 'layer', dict(layer=m)
 
 def _read_quantizer(m):
-    if not m.initialized: raise ValueError('a quantizer has no step yet: run one batch through the model')
+    if not m.initialized: raise Unclear('a quantizer has no step yet: run one batch through the model')
     if m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8')
     return 'grid', dict(quantizer=m)
 
-def _why_norm(m) -> str:
-    return (f"a batch norm ({type(m).__name__}) that no layer absorbs, since none precedes it alone; in front of a layer it would need a factor for each of that layer's inputs, "
-            'which integers of one step per output cannot hold')
+@torch.no_grad()
+def _read_norm(m): # that no layer absorbs
+    if not is_norm(m) or hooked(m): raise ValueError(f'a batch norm ({type(m).__name__}) that is more than one, or has hooks')
+    if m.running_mean is None: raise ValueError('a batch norm without running statistics')
+    scale, bias = fold(m, *running_stats(m))
+    return 'affine', dict(scale=scale.float(), bias=bias.float(), channels=True)
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n072
+class Unclear(ValueError):
+    "What a node computes is not known, so that it cannot be an island either"
+
+def _has_node(v) -> bool:
+    if isinstance(v, slice): v = v.start, v.stop, v.step
+    if isinstance(v, dict): v = v.values()
+    return isinstance(v, fx.Node) or not isinstance(v, (str, Tensor)) and hasattr(v, '__iter__') and any(map(_has_node, v))
+
 def _read_operation(node, model) -> tuple: # kind, inputs, parameters
     "What `repq.graphs` reads; ValueError where integers don't have it"
     o = read(node, model)
+    if o.kind == 'same' and o.lacks: raise Unclear(o.lacks) # it draws random numbers
     if why := why_not_integer(o): raise ValueError(f'{node_name(node, model)}: {why}' if o.kind not in KINDS else why)
-    computed = [k for k, v in o.params.items() if isinstance(v, fx.Node)]
+    computed = [k for k, v in o.params.items() if _has_node(v)]
     if computed: raise ValueError(f'its {computed[0]} is computed by the model')
     find_operation(o.kind)
     return o.kind, o.inputs, o.params
 
-def _read_node(node, model, constants) -> Node:
-    "What a node does; `Refusal` where that is nothing that integers know"
-    module = model.get_submodule(node.target) if node.op == 'call_module' else None
-    where, line = node.target if node.op == 'call_module' else node.name, node.meta.get('line', '')
-    try:
-        found = None if module is None else _read_module(module)
-        if found is None: kind, inputs, params = _read_operation(node, model)
-        elif 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
-        else: (kind, params), inputs = found, node.all_input_nodes[:1]
-        if any(i in constants for i in inputs): raise ValueError('reads a constant tensor: integers have only what comes from the input')
-    except ValueError as e: raise Refusal(where, str(e), line) from None
-    return Node(node.name, kind, [i.name for i in inputs], params, where, line)
+def _with_constant(kind, inputs, constants, values) -> tuple: # kind, inputs, parameters
+    "Arithmetic with one constant tensor as a factor and a summand; ValueError where it is none"
+    own, x = [i for i in inputs if i in constants], [i for i in inputs if i not in constants]
+    if kind not in ('add', 'sub', 'mul', 'div') or len(own) != 1 or len(x) != 1: raise ValueError('reads a constant tensor: integers have only what comes from the input')
+    if own[0].name not in values: raise ValueError('reads a constant tensor, whose value is seen on images: give example_input')
+    c, one, zero = values[own[0].name].float(), torch.ones(1), torch.zeros(1)
+    first = inputs[0] in constants
+    if kind == 'div' and first: raise ValueError('divides a constant by a value')
+    pairs = dict(add=(one, c), mul=(c, zero), div=(1/c, zero), sub=(-one, c) if first else (one, -c))
+    return 'affine', x, dict(zip(('scale', 'bias'), pairs[kind]))
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n073
-def read_nodes(graph:fx.Graph, model) -> tuple: # nodes whose values reach the output, refusals
-    "Every node that counts, or why it cannot become integers"
-    live, constants, nodes, refused = live_nodes(graph), constant_nodes(graph), [], []
+def _constant(node, model, values) -> dict:
+    "A constant as the call of an island"
+    if isinstance(values.get(node.name), Tensor): return constant_call(values[node.name])
+    if node.op != 'get_attr': return float_call(node, model)
+    if node.target in (own := getattr(node.graph, 'constants', {})): return constant_call(own[node.target])
+    path, _, last = node.target.rpartition('.')
+    return constant_call(getattr(model.get_submodule(path), last).detach())
+
+def _found(node, model, constants, values) -> tuple: # kind, inputs, parameters
+    module = model.get_submodule(node.target) if node.op == 'call_module' else None
+    found = None if module is None else _read_module(module)
+    kind, inputs, params = _read_operation(node, model) if found is None else (found[0], node.all_input_nodes[:1], found[1])
+    return _with_constant(kind, inputs, constants, values) if any(i in constants for i in inputs) else (kind, inputs, params)
+
+def _read_node(node, model, constants, values) -> Node:
+    "What a node does; `Refusal` where that is not known"
+    where, line, why, call = node.target if node.op == 'call_module' else node.name, node.meta.get('line', ''), '', None
+    try:
+        if 'unclear' in node.meta: raise Unclear(node.meta['unclear'])
+        try: call = float_call(node, model)
+        except ValueError as e: why = str(e)
+        return Node(node.name, *_named(*_found(node, model, constants, values)), where, line, call=call)
+    except ValueError as e:
+        if isinstance(e, Unclear) or call is None: raise Refusal(where, '; '.join(filter(None, (str(e), why))), line) from None
+        return Node(node.name, 'float', call['reads'], call, where, line, call=call, why=str(e))
+
+def _named(kind, inputs, params): return kind, [i.name for i in inputs], params
+
+def read_nodes(graph:fx.Graph, model,
+               values=(), # name -> value on example images
+               shapes=(), # name -> shape of its value, of `numbers_for_sizes`
+              ) -> tuple: # nodes, those included that only islands may need; refusals
+    "Every node, as integers or as part of an island, or why its meaning is not known"
+    live, constants, sizes, values, shapes = live_nodes(graph), constant_nodes(graph), shape_nodes(graph), dict(values), dict(shapes)
+    nodes, refused = [], []
     for n in graph.nodes:
-        if n not in live or n in constants or n.op in ('placeholder', 'output'): continue
-        try: nodes.append(_read_node(n, model, constants))
+        if n.op in ('placeholder', 'output') or not (n in live or n in constants or n in sizes): continue
+        try:
+            if n in constants or n in sizes:
+                call = _constant(n, model, values) if n in constants else float_call(n, model)
+                nodes.append(Node(n.name, 'float', call['reads'], call, n.name, n.meta.get('line', ''), call=call))
+            else: nodes.append(_read_node(n, model, constants, values))
         except Refusal as e: refused.append(e)
+        except ValueError: continue # a size that has no form: whoever needs it is refused
+    for n in nodes: n.shape = shapes.get(n.name)
     return nodes, refused
 
-def trace_deployed(model) -> tuple: # graph, name of its input, name of its output
-    "The graph of a deployed model; ValueError where there is no single way from one input to one output"
+def _plain(form):
+    "The output of a graph as names in tuples, lists and dictionaries"
+    if isinstance(form, fx.Node): return form.name
+    if isinstance(form, dict): return {k: _plain(v) for k, v in form.items()}
+    if isinstance(form, (tuple, list)): return (tuple if isinstance(form, tuple) else list)(map(_plain, form))
+    if form is None: return None
+    raise ValueError(f'the model gives {form!r:.60}, which is no tensor')
+
+def trace_deployed(model) -> tuple: # graph, name of its input (several: a tuple), name of its output (several: a form of names)
+    "The graph of a deployed model; ValueError where it cannot be traced, with the line of the model's code"
     try: graph = trace_graph(model, False)
     except Exception as e: raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
     live = live_nodes(graph)
-    ins, out = [n for n in graph.nodes if n.op == 'placeholder' and n in live], next(n for n in graph.nodes if n.op == 'output')
-    if len(ins) != 1 or not isinstance(out.args[0], fx.Node):
-        raise ValueError(f'an integer network has one input and one output, the model has {len(ins)} inputs and gives {type(out.args[0]).__name__}')
-    return graph, ins[0].name, out.args[0].name
+    ins, out = [n.name for n in graph.nodes if n.op == 'placeholder' and n in live], next(n for n in graph.nodes if n.op == 'output')
+    form = _plain(out.args[0])
+    if not ins or not names_of(form): raise ValueError(f'an integer network has inputs and outputs, the model has {len(ins)} inputs and gives {type(out.args[0]).__name__}')
+    return graph, ins[0] if len(ins) == 1 else tuple(ins), form
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n074
 class Recorder(fx.Interpreter):
@@ -121,41 +188,63 @@ def record_values(model, graph, x) -> dict: # name -> float value
     "What each node of `graph` gives for images; nothing where there are none"
     if x is None: return {}
     rec = Recorder(graph_module(model, graph))
-    rec.run(x)
+    rec.run(*as_inputs(x))
     return rec.seen
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #o408
 def _settle(nodes, values):
-    "Let each node be of the kind that it turns out to be; `Refusal` where that is none"
+    "Let each node be of the kind that it turns out to be, an island where that is none; `Refusal` where it cannot be told"
     by_name, shapes = {n.name: n for n in nodes}, {k: tuple(v.shape) for k, v in values.items() if isinstance(v, Tensor)}
     for n in nodes:
         try: kind = find_operation(n.kind).settle(n, by_name, shapes)
-        except ValueError as e: raise Refusal(n.where, str(e), n.line) from None
-        if kind != n.kind: n.kind, n.params = kind, {}
+        except ValueError as e:
+            if not values or n.call is None: raise Refusal(n.where, str(e), n.line) from None
+            n.be_island(str(e))
+            continue
+        if kind != n.kind and n.params and kind in ('same', 'flatten'): n.params = {}
+        n.kind = kind
 
-def _drop_nothing(nodes, input) -> tuple: # the nodes that are left, name of a node -> name of the value that it is
+def _drop_nothing(nodes, inputs) -> tuple: # the nodes that are left, name of a node -> name of the value that it is
     "Nodes without those that are nothing; the inputs of the others are renamed"
-    names, left = {input: input}, []
+    names, left = {i: i for i in inputs}, []
     for n in nodes:
-        n.inputs = [names[i] for i in n.inputs]
         nothing = find_operation(n.kind).nothing
-        names[n.name] = n.inputs[0] if nothing else n.name
+        names[n.name] = names[n.inputs[0]] if nothing else n.name
         if not nothing: left.append(n)
     return left, names
 
+def _needed(nodes, names, outputs) -> list:
+    "Nodes whose values reach an output, their inputs renamed"
+    wanted, res = {names[o] for o in outputs}, []
+    for n in reversed(nodes):
+        if n.name not in wanted: continue
+        if missing := [i for i in n.inputs if i not in names]: raise Refusal(n.where, f"'{missing[0]}', which it reads, has no form in a file", n.line)
+        n.inputs = [names[i] for i in n.inputs]
+        wanted |= set(n.inputs); res.append(n)
+    return res[::-1]
+
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n076
-def _floats(nodes, input, output) -> set:
-    "Names of values that stay floats: what moves or sums take from the network's input, and a linear layer at the end"
-    res, is_read = {input}, {i for n in nodes for i in n.inputs}
+def _floats(nodes, inputs, names, outputs) -> set:
+    "Names of values that stay floats: what moves or sums take from the network's input, islands, and a linear layer at the end"
+    res, is_read = set(inputs), {names.get(i) for n in nodes for i in n.inputs}
     for n in nodes:
-        last = n.name == output and n.name not in is_read
-        if find_operation(n.kind).stays_float(n, res, last): res.add(n.name)
+        last, op = n.name in outputs and n.name not in is_read, find_operation(n.kind)
+        if not op.stays_float(_Renamed(n.kind, n.params, [names.get(i) for i in n.inputs]), res, last): continue
+        res.add(n.name)
+        if not op.on_floats and n.call is not None: n.be_island(f'{n.kind} of floats')
     return res
 
+@dataclass
+class _Renamed:
+    "A node that reads values by their own names"
+    kind: str
+    params: dict
+    inputs: list
+
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n077
-def _choose_grids(nodes, input, output, b:Builder) -> dict: # name -> Grid
+def _choose_grids(nodes, floats, outputs, b:Builder) -> dict: # name -> Grid
     "The grid of each value that is not float, asked backwards"
-    floats, wanted, res = _floats(nodes, input, output), {output: {None}}, {}
+    wanted, res = {o: {None} for o in outputs}, {}
     for n in reversed(nodes):
         op = find_operation(n.kind)
         if n.name not in floats: res[n.name] = op.bounded(n, _grid(n, op, wanted.get(n.name, {None}), b))
@@ -170,14 +259,20 @@ def _grid(n, op, wishes, b) -> Grid:
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n080
 def lower(nodes:list,      # of `Node`, in the order of computation
-          input:str, output:str, # names
+          input, output,   # names, or forms of names
           values:dict,     # name -> value on example images; empty: there are none
           symmetric=False, # signed bytes with zero-point 0 everywhere?
+          fixed=False,     # do numbers of the nodes go with the size of the images?
          ) -> IntegerNetwork:
     "The integer network of what `read_nodes` read; `Refusal` or ValueError where that is not possible"
+    inputs = names_of(input)
     _settle(nodes, values)
-    left, names = _drop_nothing(nodes, input)
-    b = Builder(input, values, symmetric)
-    grids, made = _choose_grids(left, input, names[output], b), {input: input}
+    left, names = _drop_nothing(nodes, inputs)
+    outputs = {names[o] for o in names_of(output)}
+    floats = _floats(left, inputs, names, outputs)
+    left = _needed(left, names, names_of(output))
+    b = Builder(inputs, values, symmetric)
+    grids, made = _choose_grids(left, floats, outputs, b), {i: i for i in inputs}
     for n in left: made[n.name] = find_operation(n.kind).steps(n, [made[i] for i in n.inputs], grids.get(n.name), b)
-    return IntegerNetwork(b.steps, input, b.on(made[names[output]], None))
+    res = mapped(lambda o: b.on(made[names[o]], None), output)
+    return IntegerNetwork(b.steps, input, res, fixed)

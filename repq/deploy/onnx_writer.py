@@ -6,15 +6,15 @@
 from __future__ import annotations
 from dataclasses import dataclass, replace
 import numpy as np
-from torch import Tensor
 from ..method.kernels import pair
 from .integer_grids import Grid, sum_factors
 from .integer_ops import Step
 from .integer_network import IntegerNetwork
+from .islands import join_islands
 from .targets import Target, Value
 
 # %% auto #0
-__all__ = ['PROFILES', 'ONNX', 'Profile', 'import_onnx', 'as_floats', 'as_result', 'largest_pair', 'onnx_model']
+__all__ = ['PROFILES', 'ONNX', 'Profile', 'import_onnx', 'as_floats', 'on_grid', 'as_result', 'largest_pair', 'onnx_model']
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o804
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def as_floats(g:_Graph, x:Value,
     step = g.constant(np.float32(x.grid.step if step is None else step))
     return g.op('DequantizeLinear', x.handle, step, g.constant(_integer(x.grid.zero, x.grid)))
 
-def _quantize(g, y, grid:Grid, name) -> str:
+def on_grid(g:_Graph, y:str, grid:Grid, name) -> str:
     "The float `y` on `grid`, as the value `name`"
     if not g.profile.rounded: return g.op('Relu' if grid.low == grid.zero else 'Identity', y, name=name)
     ends, low, high = np.iinfo(grid.dtype), grid.low, grid.high
@@ -85,7 +85,7 @@ def _quantize(g, y, grid:Grid, name) -> str:
 
 def as_result(g:_Graph, y:str, s:Step) -> str:
     "The float `y` as the value of step `s`, on its grid if it has one"
-    return g.op('Identity', y, name=s.name) if s.grid is None else _quantize(g, y, s.grid, s.name)
+    return g.op('Identity', y, name=s.name) if s.grid is None else on_grid(g, y, s.grid, s.name)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n005
 def largest_pair(w, # integers of a byte
@@ -146,10 +146,10 @@ def _add(g, s, a, b): # the steps of a sum are the factors of the reference, in 
     if s.grid is None or not g.profile.rounded: return as_result(g, g.op('Add', as_floats(g, a), as_floats(g, b)), s)
     fa, fb, shift = sum_factors(a.grid, b.grid, s.grid)
     y = g.op('Add', as_floats(g, a, fa/2**shift), as_floats(g, b, fb/2**shift))
-    return _quantize(g, y, replace(s.grid, step=1.), s.name)
+    return on_grid(g, y, replace(s.grid, step=1.), s.name)
 
 @ONNX.writes('mean')
-def _mean(g, s, x): return _quantize(g, g.op('GlobalAveragePool', as_floats(g, x)), s.grid, s.name)
+def _mean(g, s, x): return on_grid(g, g.op('GlobalAveragePool', as_floats(g, x)), s.grid, s.name)
 
 @ONNX.writes('prelu')
 def _prelu(g, s, x):
@@ -161,7 +161,7 @@ def _convert(g, s, x): return as_result(g, as_floats(g, x), s)
 
 @ONNX.writes('clip')
 def _clip(g, s, x):
-    if x.grid is not None and not g.profile.rounded: return _quantize(g, x.handle, s.grid, s.name)
+    if x.grid is not None and not g.profile.rounded: return on_grid(g, x.handle, s.grid, s.name)
     bound = lambda v: g.constant(np.float32(v) if x.grid is None else _integer(v, x.grid))
     low, high, inf = s.params['low'], s.params['high'], float('inf')
     bounds = [bound(low) if low > -inf else '']
@@ -182,7 +182,7 @@ def _flatten(g, s, x): return g.op('Flatten', x.handle, axis=1, name=s.name)
 def _shuffle(g, s, x): return g.op('DepthToSpace', x.handle, blocksize=s.params['factor'], mode='CRD', name=s.name)
 
 @ONNX.writes('take')
-def _take(g, s, x): return g.op('Gather', x.handle, g.constant(s.params['index'].numpy()), axis=1, name=s.name)
+def _take(g, s, x): return g.op('Gather', x.handle, g.constant(s.params['index'].long().numpy()), axis=1, name=s.name)
 
 @ONNX.writes('enlarge')
 def _enlarge(g, s, x):
@@ -190,21 +190,28 @@ def _enlarge(g, s, x):
     return g.op('Resize', x.handle, '', scales, mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor', name=s.name)
 
 @ONNX.writes('concat')
-def _concat(g, s, *values): return g.op('Concat', *(v.handle for v in values), axis=1, name=s.name)
+def _concat(g, s, *values): return g.op('Concat', *(v.handle for v in values), axis=s.params.get('dim', 1), name=s.name)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n008
-_IR = {17: 8, 19: 9, 21: 10} # opset -> version of the format that has it
+_IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10} # opset -> version of the format that has it
 
-def onnx_model(net:IntegerNetwork, x:Tensor, # (batch, channels, h, w): images as the network takes them
+def _ends(net, values, x) -> tuple: # inputs, outputs, as ONNX has them
+    "The values that come in and go out: the number of images is open, and height and width where no step holds numbers of them"
+    info, one = import_onnx().helper.make_tensor_value_info, import_onnx().TensorProto.FLOAT
+    def described(v, prefix=''):
+        rest = [f'{prefix}height', f'{prefix}width'] if len(v.shape) == 4 and not net.fixed else v.shape[2:]
+        return info(v.handle, one, ['batch' if v.shape[:1] == (1,) else f'{prefix}batch', *v.shape[1:2], *rest])
+    return [described(values[i]) for i in net.inputs], [described(values[o], f'out{i or ""}_') for i, o in enumerate(net.outputs)]
+
+def onnx_model(net:IntegerNetwork, x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
                profile='integers' # a key of `PROFILES`
               ): # an ONNX ModelProto
-    "The ONNX model of an integer network; batch, height and width stay open"
+    "The ONNX model of an integer network; the number of images stays open, height and width too where no step holds numbers of them"
     onnx, g = import_onnx(), _Graph(PROFILES[profile])
-    values = ONNX.write(net, g, x)
-    def info(v, prefix=''):
-        rest = [f'{prefix}height', f'{prefix}width'] if len(v.shape) == 4 else v.shape[2:]
-        return onnx.helper.make_tensor_value_info(v.handle, onnx.TensorProto.FLOAT, ['batch', v.shape[1], *rest])
-    graph = onnx.helper.make_graph(g.nodes, 'repq', [info(values[net.input])], [info(values[net.output], 'out_')], g.constants)
+    joined = IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
+    values = ONNX.write(joined, g, x)
+    inputs, outputs = _ends(joined, values, x)
+    graph = onnx.helper.make_graph(g.nodes, 'repq', inputs, outputs, g.constants)
     opsets = [onnx.helper.make_opsetid('', g.opset)]
     model = onnx.helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=_IR[g.opset])
     onnx.checker.check_model(model, full_check=True)

@@ -5,7 +5,6 @@
 # %% ../../nbs/4_deploy/10_targets.ipynb #o702
 from __future__ import annotations
 from dataclasses import dataclass
-from torch import Tensor
 from .integer_grids import Grid
 from .integer_ops import Step
 from .integer_network import IntegerNetwork
@@ -42,13 +41,14 @@ class Target:
         raise ValueError(f"'{s.name}', an operation '{s.op}', cannot be written to {self.name}: {why}")
 
     def write(self, net:IntegerNetwork, file, # whatever the functions write to
-              x:Tensor,      # (batch, channels, h, w): an image of it tells shapes
-              handle=None,   # of the input; None: its name
+              x,             # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
+              handle=None,   # of the input; None: the names of the inputs
              ) -> dict:      # name -> `Value`
         "Write the steps of `net` one after another"
         self.check(net)
-        shapes, grids = {k: tuple(v.shape) for k, v in net.values(x[:1]).items()}, net.grids
-        made = {net.input: Value(net.input if handle is None else handle, None, shapes[net.input])}
+        xs = x if isinstance(x, tuple) else (x,)
+        shapes, grids = {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}, net.grids
+        made = {i: Value(i if handle is None else handle, None, shapes[i]) for i in net.inputs}
         for s in net.steps:
             result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
             made[s.name] = Value(result, grids[s.name], shapes[s.name])

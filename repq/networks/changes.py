@@ -147,26 +147,27 @@ def without_integers(model, sites, traces) -> list: # of (name, why, line)
     "What the model computes that will not become integers, as far as the graph of evaluation tells"
     if not traces: return []
     graph = traces[0].graph
-    live, layers, absorbed = live_nodes(graph), {s.name: s for s in sites}, {s.bn for s in sites if s.bn and not s.left}
+    live, layers = live_nodes(graph), {s.name: s for s in sites}
     constants = constant_nodes(graph)
     calls = [n for n in graph.nodes if n in live and n not in constants and n.op.startswith('call')]
-    whys = [(n, _why_not(n, model, layers.get(n.target), n.target in absorbed)) for n in calls]
+    whys = [(n, _why_not(n, model, layers.get(n.target))) for n in calls]
     return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
 
-def _why_not(node, model, site, absorbed) -> str:
+def _why_not(node, model, site) -> str:
     "Why the node cannot become integers; '' where nothing speaks against it"
     if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
-    if isinstance(m, BatchNorm): return _why_not_rest(m) if absorbed else 'a batch norm that no layer absorbs: none precedes it alone'
+    if isinstance(m, BatchNorm): return _why_not_rest(m)
     if isinstance(m, QUANTIZERS): return ''
     try: return why_not_integer(read(node, model))
     except ValueError as e: return str(e)
 
 def _why_not_rest(bn) -> str:
-    "The same for what an absorbed batch norm's class goes on with"
+    "The same for what a batch norm's class goes on with"
     if is_norm(bn): return ''
     graph = rest_graph(bn)
-    whys = [_why_not(n, bn, None, False) for n in graph.nodes if n.op.startswith('call')]
+    if graph is None: return f'a batch norm ({type(bn).__name__}) that is more than one'
+    whys = [_why_not(n, bn, None) for n in graph.nodes if n.op.startswith('call')]
     return next((w for w in whys if w), '')
 
 def obstacles(model:nn.Module) -> list: # of (name, why, line of the model's code)

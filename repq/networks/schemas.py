@@ -139,12 +139,12 @@ class _Grid(TypedDict):
 
 class _NetworkStep(TypedDict):
     __pydantic_config__ = _STRICT
-    name: str; op: str; inputs: Annotated[list[str], Field(min_length=1)]; grid: Optional[_Grid]; params: dict[str, Any]; tensors: list[str]
+    name: str; op: str; inputs: list[str]; grid: Optional[_Grid]; params: dict[str, Any]; tensors: list[str]
 
 class _Network(TypedDict):
     "The description in a file of integers"
     __pydantic_config__ = _STRICT
-    version: NotRequired[_Positive]; input: str; output: str; steps: Annotated[list[_NetworkStep], Field(min_length=1)]
+    version: NotRequired[_Positive]; input: Union[str, dict]; output: Union[str, dict, list]; fixed: NotRequired[bool]; steps: Annotated[list[_NetworkStep], Field(min_length=1)]
 
 class _Figure(TypedDict):
     "A row of others' figures; what is measured has other columns"
