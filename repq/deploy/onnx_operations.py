@@ -193,5 +193,4 @@ def _pick(g, s, x): return x.handle[s.params['name']]
 def _widen(g, s, x):
     if not g.profile.rounded: return x.handle
     y = g.op('Cast', x.handle, to=import_onnx().TensorProto.FLOAT)
-    step = np.full([1]*len(x.shape), x.grid.step, np.float32) # a scalar would be fused into a product of matrices, which gave other values
-    return g.op('Mul', g.op('Sub', y, g.constant(np.float32(x.grid.zero))), g.constant(step), name=s.name)
+    return g.op('Mul', g.op('Sub', y, g.constant(np.float32(x.grid.zero))), g.constant(np.float32(x.grid.step)), name=s.name)
