@@ -61,8 +61,6 @@ CASES = {
     'no branches':              (lambda: Block([]), 'branch'),
     'strides differ':           (lambda: Block([conv(2, 2, 3, 2), conv(2, 2, 1)], padding=None), 'stride', '(2, 2)'),
     'stride in the middle':     (lambda: Block([seq(conv(2, 2, 1, 2), conv(2, 2, 3))]), 'stride'),
-    'dilations differ':         (lambda: Block([conv(2, 2, 3, dilation=2), conv(2, 2, 3)]), 'dilation'),
-    'dilations mixed':          (lambda: Block([seq(conv(2, 2, 3, dilation=2), conv(2, 2, 3))]), 'dilation'),
     'padding modes differ':     (lambda: Block([conv(2, 2, 3, padding=1, padding_mode='reflect'), conv(2, 2, 3, padding=1, padding_mode='circular')]), 'reflect', 'circular'),
     'branches not aligned':     (lambda: Block([conv(2, 2, 3), conv(2, 2, 1)]), 'aligned', '(1, 1)'),
     'padding said twice':       (lambda: Block([conv(2, 2, 3, padding=1)], padding=1), 'padding'),

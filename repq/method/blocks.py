@@ -34,7 +34,9 @@ class Block(Composite):
             raise TypeError(f'branches must be a dict or a list of modules, got one {type(branches).__name__}; for a single branch give [branch]')
         branches = dict(branches.items()) if hasattr(branches, 'items') else {str(i): b for i, b in enumerate(branches)}
         if not branches: raise ValueError('a block needs at least one branch')
-        self._foot = {n: branch_footprint(n, flat(b)) for n, b in branches.items()} # plain data: not in the state dict
+        feet = [footprint(o) for b in branches.values() for o in flat(b)]
+        dense = len({f[3] for f in feet if f[0] != (1, 1)}) > 1 # dilations that differ
+        self._foot = {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()} # plain data: not in the state dict
         self.branches, self.statistics, self.preserve, self._places = nn.ModuleDict(branches), 'exact', False, {}
         self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
         self.stride = self._common('stride', self._foot)

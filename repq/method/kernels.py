@@ -181,6 +181,16 @@ def pad(self:Kernel, kernel_size) -> Kernel:
     size = pair(kernel_size)
     return self if size == self.kernel_size else Kernel(_sum([self], size, self.groups), self.bias, self.groups)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #j002
+@patch
+def spread(self:Kernel, dilation) -> Kernel:
+    "The dense kernel of size `dilation`·(k-1) + 1 that does what this one does with its taps `dilation` pixels apart"
+    dilation = pair(dilation, 'dilation')
+    if all(k == 1 or d == 1 for k, d in zip(self.kernel_size, dilation)): return self
+    w = self.weight.new_zeros(*self.weight.shape[:2], *(d*(k - 1) + 1 for d, k in zip(dilation, self.kernel_size)))
+    w[..., ::dilation[0], ::dilation[1]] = self.weight
+    return Kernel(w, self.bias, self.groups)
+
 # %% ../../nbs/1_method/01_kernels.ipynb #c022
 def _total(cls, kernels) -> Kernel: # of a list of kernels
     "Parallel branches: `x*(a + b + ...) = x*a + x*b + ...`"

@@ -14,7 +14,7 @@ from .sampling import COMPUTED
 
 # %% auto #0
 __all__ = ['BATCH_NORMS', 'POINTWISE', 'computes', 'hooked', 'flat', 'Composite', 'kernel_owner', 'footprint', 'Footprint',
-           'branch_footprint', 'Place', 'Batch', 'extend', 'run']
+           'spaced', 'branch_footprint', 'Place', 'Batch', 'extend', 'run']
 
 # %% ../../nbs/1_method/06_operations.ipynb #a005
 _COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__', '__getattribute__'}           # methods that decide what a module computes
@@ -75,15 +75,22 @@ class Footprint:
     "What a branch does to geometry: every field a pair (vertical, horizontal)"
     size: tuple; stride: tuple; padding: tuple; dilation: tuple
 
-def branch_footprint(name:str, ops:list) -> Footprint:
+def spaced(op, dilation) -> tuple:
+    "Kernel size and stride of an operation in a branch whose taps lie `dilation` apart: with zeros between where its own lie otherwise"
+    k, s, _, d = footprint(op)
+    return k if k == (1, 1) or d == dilation else tuple(e*(n - 1) + 1 for e, n in zip(d, k)), s
+
+def branch_footprint(name:str, ops:list,
+                     dense=False, # has the merged kernel no dilation, whatever its parts have?
+                    ) -> Footprint:
     "The footprint of a sequence of operations; ValueError where it has no single kernel"
     size, stride, padding, dilation = (1, 1), (1, 1), (0, 0), None
     for op in ops:
         k, s, p, d = footprint(op)
         if k != (1, 1):
             if stride != (1, 1): raise ValueError(f"branch '{name}' cannot be merged: a {k[0]}×{k[1]} operation follows a stride of {stride}; put the stride on the last spatial operation")
-            if dilation not in (None, d): raise ValueError(f"branch '{name}' cannot be merged: it mixes dilations {dilation} and {d}")
-            dilation = d
+            dilation = (1, 1) if dense else d
+            k, s = spaced(op, dilation)
         if isinstance(op, nn.AvgPool2d) and (op.ceil_mode or op.divisor_override is not None or (any(p) and not op.count_include_pad)):
             raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with ceil_mode=False, count_include_pad=True and no divisor_override")
         size = tuple(a + b - 1 for a, b in zip(size, k))
@@ -112,7 +119,8 @@ class Place:
 
     def after(self, op):
         "The place behind `op`"
-        return _after(self, *((op.kernel_size, op.stride) if isinstance(op, nn.Conv2d) else footprint(op)[:2]))
+        same = isinstance(op, nn.Conv2d) and op.dilation == self.dilation
+        return _after(self, *((op.kernel_size, op.stride) if same else spaced(op, self.dilation)))
 
 @lru_cache(4096)
 def _geometry(place): return Geometry(place.stride, tuple(p - b for p, b in zip(place.padding, place.border)), place.dilation, place.padding_mode)
@@ -145,6 +153,10 @@ class Batch:
         return normalized
 
 # %% ../../nbs/1_method/06_operations.ipynb #c013
+def _spread(kernel, op, place):
+    own = pair(getattr(op, 'dilation', 1))
+    return kernel if kernel.kernel_size == (1, 1) or own == place.dilation else kernel.spread(own)
+
 def extend(op,            # an operation, a `Sequential` of them, or a block
            kernel:Kernel, # so far
            batch:Batch, place:Place) -> Kernel:
@@ -152,7 +164,7 @@ def extend(op,            # an operation, a `Sequential` of them, or a block
     for o in flat(op):
         if isinstance(o, BATCH_NORMS): kernel = batch.normalize(kernel, o, place)
         elif isinstance(o, Composite): kernel = o._extend(kernel, batch, place)
-        elif not isinstance(o, nn.Identity): kernel = kernel.then(_linear(o, kernel.out_channels, kernel.weight))
+        elif not isinstance(o, nn.Identity): kernel = kernel.then(_spread(_linear(o, kernel.out_channels, kernel.weight), o, place))
         place = place.after(o)
     return kernel
 

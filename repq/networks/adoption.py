@@ -154,7 +154,7 @@ def _convolutions(block) -> int: return sum(isinstance(m, nn.modules.conv._ConvN
 def _report(model, blocks, left, untraced, verbose):
     if blocks or left:
         report_change('adopt', verbose, '', f'{plural(sum(map(_convolutions, blocks)), "convolution")} → {plural(len(blocks), "block")}', left=[(n, why) for n, why, _ in left])
-    if untraced and verbose and len(untraced) < len(list(model.children())): print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
+    if untraced and verbose and blocks: print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
     _warn([] if all('grow=True' in why for _, why, _ in left) else [(n, w, k) for n, w, k in left if 'grow=True' not in w], merges_itself(model))
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v015

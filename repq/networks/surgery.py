@@ -79,10 +79,20 @@ def without_norm(bn) -> nn.Module:
     return stays.train(bn.training)
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c037
+def _globally_pooled(model, traces) -> set:
+    "Layers whose input is a mean over the map, or made of such means alone: 1×1 maps, as in squeeze-and-excitation"
+    if not traces: return set()
+    graph, pooled = traces[0].graph, set()
+    constants = constant_nodes(graph)
+    for n in (n for n in graph.nodes if n.op.startswith('call') and n not in constants):
+        o, values = operation_of(n, model), [i for i in n.all_input_nodes if i not in constants]
+        if o is not None and o.kind == 'mean' and not o.lacks or values and all(i in pooled for i in values): pooled.add(n)
+    return {n.target for n in pooled if n.op == 'call_module' and all(i in pooled for i in n.all_input_nodes)}
+
 def reparametrize(model:nn.Module,
                   block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
-                  where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace
+                  where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace, but for those after global pooling, where a map is one pixel
                   inplace=False, verbose=True,
                   adopt=True,          # take blocks that the model has already over first? See `repq.surgery.adopt`
                  ) -> nn.Module:
@@ -91,10 +101,12 @@ def reparametrize(model:nn.Module,
     if not callable(block): raise TypeError(f'block must be a class or function that makes a Block, got {block!r}')
     model = working_copy(model, inplace)
     if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
-    sites, untraced = find_sites(model)
+    sites, traces, untraced = survey(model)
+    pooled = _globally_pooled(model, traces) if where is None else set()
     sites = [s for s in sites if isinstance(s.module, nn.Conv2d) and (where is None or where(s.name, s.module))]
     ties = tied(model)
     for s in sites:
+        if s.name in pooled: s.left = s.left or 'its input is globally pooled, one pixel: where= asks for it'
         if s.name in ties: s.left = s.left or f"shares its weight with '{ties[s.name][0]}'"
     blocks, identities, left = {}, {}, [(s.name, s.left) for s in sites if s.left]
     for s in sites:
