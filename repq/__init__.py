@@ -7,7 +7,7 @@ from importlib.util import find_spec as _find_spec
 __version__ = "0.1.0"
 
 _NAMES = dict( # module -> names that it has for users
-    surgery = 'prepare adopt reparametrize quantize deploy merge train_merged adapt_statistics calibrate quantize_sums add_norms param_groups',
+    surgery = 'prepare adopt reparametrize quantize merge train_merged adapt_statistics calibrate quantize_sums add_norms param_groups',
     blocks = 'Block ConvBlock RepVGGBlock ACBlock DiverseBranchBlock MobileOneBlock QARepVGGBlock RepSRBlock',
     orepa = 'OREPA OREPA1x1 OREPALargeKernel',
     ecb = 'ECB',
@@ -18,7 +18,7 @@ _NAMES = dict( # module -> names that it has for users
     export = 'to_onnx to_pt2 onnx_session run_onnx cost')
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [*_HOME, 'export'] # `repq.export` is a module that can be called: `repq.export(model, 'model.onnx', images)`
+__all__ = [*_HOME, 'deploy', 'export'] # these two are also a package and a module, which can be called: `repq.deploy(model)`, `repq.export(model, 'model.onnx', images)`
 
 def __getattr__(name):
     "A user's name, or a module of the package, loaded now"

@@ -1,5 +1,5 @@
 "What users call by `repq.NAME`: names that cost nothing until they are used, and the one call before training."
-import os, subprocess, sys
+import importlib.util, os, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from torch import nn
@@ -20,8 +20,9 @@ def test_import_loads_nothing():
     assert new <= {'repq', 'repq.__init__'}, new
 
 def test_every_name():
-    names = [n for n in repq.__all__ if n != 'export']
-    assert {'prepare', 'quantize', 'deploy', 'reparametrize', 'calibrate', 'create_model', 'load_deployed', 'Block', 'ACBlock', 'OREPA', 'ECB'} <= set(names)
+    names = [n for n in repq.__all__ if n not in ('deploy', 'export')] # modules that can be called
+    assert not [n for n in names if importlib.util.find_spec(f'repq.{n}')] # which an import would put in the place of the function
+    assert {'prepare', 'quantize', 'reparametrize', 'calibrate', 'create_model', 'load_deployed', 'Block', 'ACBlock', 'OREPA', 'ECB'} <= set(names)
     for n in names: assert callable(getattr(repq, n)) and getattr(repq, n).__doc__, n
     assert set(repq.__all__) <= set(dir(repq)) and len(set(repq.__all__)) == len(repq.__all__)
     for n in 'surgery', 'runs', 'quantizers': assert getattr(repq, n) is sys.modules[f'repq.{n}']
@@ -37,6 +38,11 @@ def test_export_is_a_function_and_a_module(first):
     said = python(f"{first}\nimport repq, inspect\nfrom repq.export import to_onnx, IntegerNetwork\nassert repq.to_onnx is to_onnx\n"
                   "print(callable(repq.export), *inspect.signature(repq.export).parameters)")
     assert said == 'True model path images profile overwrite'
+
+@pytest.mark.parametrize('first', ['import repq', 'import repq.deploy.export', 'from repq.surgery import deploy', 'from repq import deploy'])
+def test_deploy_is_a_function_and_a_package(first):
+    said = python(f"{first}\nimport repq, torch\nprint(repr(repq.deploy(torch.nn.Conv2d(3, 4, 1), verbose=False)))\nfrom repq.deploy.export import to_onnx")
+    assert said.startswith('Conv2d(3, 4')
 
 def small(channels=3):
     return nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
