@@ -76,23 +76,31 @@ def _with_ends(proto, names):
 
 def compare_file(net:IntegerNetwork, proto, x # images, a tuple of inputs
                 ) -> dict: # values, differing, island_error
-    "ONNX Runtime against the reference"
+    "ONNX Runtime against the reference: integers as it optimizes the file, islands as the file has them (optimized, what an island gives is rounded before it can be seen)"
     joined = IntegerNetwork(join_islands(net), net.input, net.output)
     picks = [s.name for s in joined.steps if s.op == 'pick']
     read = [s.inputs[0] for s in joined.steps if s.op == 'widen'] # integers that islands read
-    names = [*net.outputs, *picks, *read]
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp)/'net.onnx'
-        path.write_bytes(_with_ends(proto, names).SerializeToString())
-        session = onnx_session(path, exact=False)
-        feed = dict(zip((i.name for i in session.get_inputs()), (v.numpy() for v in x)))
-        order = [o.name for o in session.get_outputs()]
-        got = dict(zip(order, map(torch.from_numpy, session.run(order, feed))))
-    ends = order[:len(net.outputs)]
+        path.write_bytes(_with_ends(proto, [*net.outputs, *picks, *read]).SerializeToString())
+        got = _run_all(onnx_session(path, exact=False), x)
+        plain = _run_all(onnx_session(path, exact=False, optimize=False), x) if picks else {}
+    ends = list(got)[:len(net.outputs)]
     want = joined.values(*x, given={n: got[n] for n in picks})
     pairs = [(got[a], want[b]) for a, b in zip(ends, net.outputs)] + [(got[n], want[n]) for n in read]
     differing, count = sum(int((a.float() != b.float()).sum()) for a, b in pairs), sum(b.numel() for _, b in pairs)
-    return dict(values=count, differing=differing, island_error=_island_error(joined, want, got))
+    return dict(values=count, differing=differing, island_error=_island_error(joined, joined.values(*x, given={n: plain[n] for n in picks}), plain))
+
+def _at_islands(joined, x, picks, read, got) -> dict: # name -> value
+    "The reference, but for what a session gave into islands and got out of them"
+    given = {n: got[n].int() for n in read if got} | {n: got[n] for n in picks}
+    return joined.values(*x, given=given)
+
+def _run_all(session, x) -> dict: # name -> tensor
+    "All outputs of a session"
+    feed = dict(zip((i.name for i in session.get_inputs()), (v.numpy() for v in x)))
+    order = [o.name for o in session.get_outputs()]
+    return dict(zip(order, map(torch.from_numpy, session.run(order, feed))))
 
 def _island_error(joined, want, got) -> float: # None where there is no island
     errors = []

@@ -91,6 +91,7 @@ def to_onnx(model:nn.Module,         # quantized, its steps initialised; or depl
 def onnx_session(path, threads:int=1, # 0: all cores
                  optimized=None,      # file for the graph as the runtime changed it
                  profile=None,        # beginning of a file name for a profile
+                 optimize=True,       # let the runtime fuse and move operations; False: as the file has them
                  exact=True):         # keep 8-bit sums from saturating, whatever the file; False: as a session without options
     "An ONNX Runtime session on the CPU; `exact` costs speed with signed 8-bit weights, so time files without it"
     try: import onnxruntime as ort
@@ -98,6 +99,7 @@ def onnx_session(path, threads:int=1, # 0: all cores
     opts = ort.SessionOptions()
     opts.intra_op_num_threads, opts.log_severity_level = threads, 3
     if exact: opts.add_session_config_entry('session.x64quantprecision', '1')
+    if not optimize: opts.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized: opts.optimized_model_filepath = str(optimized)
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
     regular(path)

@@ -150,7 +150,9 @@ def without_integers(model, sites, traces) -> list: # of (name, why, line)
     live, layers = live_nodes(graph), {s.name: s for s in sites}
     constants = constant_nodes(graph)
     calls = [n for n in graph.nodes if n in live and n not in constants and n.op.startswith('call')]
-    whys = [(n, _why_not(n, model, layers.get(n.target))) for n in calls]
+    with modes_kept(model): # the graph is that of evaluation
+        model.eval()
+        whys = [(n, _why_not(n, model, layers.get(n.target))) for n in calls]
     return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
 
 def _why_not(node, model, site) -> str:
