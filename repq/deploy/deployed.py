@@ -16,7 +16,8 @@ from ..method.kernels import Geometry
 from ..method.grids import check_bits, grid
 from ..method.layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block, is_deployed
 from ..method.blocks import Block
-from ..networks.surgery import WithNorm, deploy, without_norm
+from ..networks.surgery import WithNorm, deploy
+from ..networks.changes import without_norm
 from ..networks.checkpoints import differences, write_checkpoint
 from .integer_files import pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,

@@ -9,13 +9,13 @@ from collections import deque
 from contextlib import contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-import torch.nn as nn
+import torch, torch.nn as nn
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from ..method.quantizers import LSQ
 from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, RepQLayer
-from .graphs import constant_nodes, is_norm, live_nodes, rest_graph
+from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, rest_graph
 from .readers import read, why_not_integer
 from .graphs import BatchNorm
 from .sites import registered, survey
@@ -23,7 +23,7 @@ from .sites import registered, survey
 # %% auto #0
 __all__ = ['copy_model', 'working_copy', 'without_hooks', 'replace_modules', 'naming_layer', 'same_mode', 'plural', 'some',
            'report_change', 'tied', 'tied_pairs', 'without_integers', 'obstacles', 'integer_line', 'modes_kept',
-           'unquantized']
+           'unquantized', 'Rows', 'without_norm']
 
 # %% ../../nbs/2_networks/04_changes.ipynb #s101
 _ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType, str, bytes, int, float, complex, type(None))
@@ -206,3 +206,16 @@ def unquantized(model):
     finally:
         for m, w, i in own: m.weight_quantizer, m.input_quantizer = w, i
         for m in alone: del m.forward
+
+# %% ../../nbs/2_networks/04_changes.ipynb #q022
+class Rows(nn.Module):
+    "What stands in the place of an absorbed `BatchNorm1d`; over (batch, channels, length) that would have normalised another dimension than the layer's outputs"
+    def forward(self, x):
+        torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds for (batch, features) only')
+        return x
+
+def without_norm(bn) -> nn.Module:
+    "What stands in the place of an absorbed batch norm: nothing, or what its class goes on with"
+    stays = nn.Identity() if is_norm(bn) else norm_rest(bn)
+    if isinstance(bn, nn.BatchNorm1d): stays = nn.Sequential(Rows(), stays) if not is_norm(bn) else Rows()
+    return stays.train(bn.training)

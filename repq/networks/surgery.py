@@ -14,17 +14,16 @@ from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer, is_deployed
-from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, readers, trace_graph
+from .graphs import constant_nodes, live_nodes, readers, trace_graph
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
 from .sites import find_sites, is_composite, registered, survey
 from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
-                                   without_integers, working_copy)
+                                   without_integers, without_norm, working_copy)
 
 # %% auto #0
-__all__ = ['Rows', 'without_norm', 'reparametrize', 'merge', 'train_merged', 'quantize', 'deploy', 'param_groups', 'WithNorm',
-           'add_norms']
+__all__ = ['reparametrize', 'merge', 'train_merged', 'quantize', 'deploy', 'param_groups', 'WithNorm', 'add_norms']
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c035
 def _called(block) -> str: # a class, a function, or a `partial` of one
@@ -65,18 +64,6 @@ def _absorbable(model, site):
     "The batch norm after `site`, or None where there is none that keeps running statistics"
     bn = model.get_submodule(site.bn) if site.bn else None
     return None if bn is None or bn.running_mean is None else bn
-
-class Rows(nn.Module):
-    "What stands in the place of an absorbed `BatchNorm1d`; over (batch, channels, length) that would have normalised another dimension than the layer's outputs"
-    def forward(self, x):
-        torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds for (batch, features) only')
-        return x
-
-def without_norm(bn) -> nn.Module:
-    "What stands in the place of an absorbed batch norm: nothing, or what its class goes on with"
-    stays = nn.Identity() if is_norm(bn) else norm_rest(bn)
-    if isinstance(bn, nn.BatchNorm1d): stays = nn.Sequential(Rows(), stays) if not is_norm(bn) else Rows()
-    return stays.train(bn.training)
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c037
 def _globally_pooled(model, traces) -> set:
