@@ -112,13 +112,20 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907
 def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, **overrides):
     "The recipe that the options describe"
-    from repq.training.recipes import get_recipe, low_bit_switches, parse_fields, parse_layer_bits, recipe_from
+    from repq.training.recipes import get_recipe, parse_fields, parse_layer_bits, recipe_from
+    if as_published and weight_bits >= 4: raise ValueError(f'--as-published is for less than 4 bits, where recipes add to the paper; --weight-bits is {weight_bits}')
     if layer_bits: overrides['layer_bits'] = parse_layer_bits(layer_bits)
     recipe = get_recipe(model, method, weight_bits, input_bits, as_published, **overrides)
-    if as_published and weight_bits >= 4: raise ValueError(f'--as-published is for less than 4 bits, where recipes add to the paper; --weight-bits is {weight_bits}')
-    added = {} if as_published else low_bit_switches(model, method, weight_bits)
-    if added: typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
-    return recipe_from({**asdict(recipe), **parse_fields(fields)}) if fields else recipe
+    if fields: recipe = recipe_from({**asdict(recipe), **parse_fields(fields)})
+    if not as_published: _tell_added(recipe)
+    return recipe
+
+def _tell_added(recipe):
+    "Say, in the first process, what a recipe below 4 bits has beyond the paper"
+    from fastai.torch_core import rank_distrib
+    from repq.training.recipes import low_bit_switches
+    added = [n for n in low_bit_switches(recipe.model, recipe.method, recipe.weight_bits) if getattr(recipe, n)]
+    if added and not rank_distrib(): typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
 
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first
     from repq.training.plans import plan

@@ -1,0 +1,89 @@
+"Below 4 bits: grids without zero, and what recipes switch on."
+import pytest, torch
+from torch import nn
+from typer.testing import CliRunner
+from repq.blocks import RepVGGBlock
+from repq.cli import app
+from repq.export import onnx_session, run_onnx, to_onnx
+from repq.integers import load_integers, save_integers
+from repq.method.grids import fake_quantize, grid, quantize_to_int
+from repq.method.minerror import min_error_step
+from repq.models import create_model, list_models, task
+from repq.quantizers import LSQ
+from repq.recipes import build, get_recipe
+from repq.deployed import load_deployed, save_deployed
+from repq.surgery import calibrate, deploy, quantize
+
+@pytest.mark.parametrize('bits', [2, 3, 4])
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_the_step_is_the_best_of_all_tried(bits, per_channel):
+    "Sorted sums and direct ones choose alike, on a grid that no integer is on"
+    w, ends = torch.randn(8, 2000, dtype=torch.float64), grid(bits, True, centred=True)
+    s = min_error_step(w, *ends, per_channel=per_channel)
+    def error(step): return (w - fake_quantize(w, step, *ends)).square().sum(1)
+    best = error(s)
+    for factor in (.9, .97, 1.03, 1.1):
+        other = error(s*factor)
+        assert (other >= best*(1 - 1e-9)).all() if per_channel else other.sum() >= best.sum()*(1 - 1e-9)
+
+def test_zero_is_no_value():
+    v = torch.linspace(-3, 3, 101)
+    q = fake_quantize(v, torch.tensor(.7), *grid(2, True, centred=True))
+    assert sorted(set((q/.7).round(decimals=3).tolist())) == [-1.5, -.5, .5, 1.5]
+    assert set(quantize_to_int(v, torch.tensor(.7), *grid(2, True, centred=True)).tolist()) == {-3, -1, 1, 3}
+
+def test_what_cannot_be_centred():
+    with pytest.raises(ValueError, match='signed must be True'): LSQ(2, signed=False, centred=True)
+    with pytest.raises(ValueError, match='signed must be True'): LSQ(2, signed=None, centred=True)
+
+def test_a_checkpoint_of_the_other_grid_is_refused():
+    a, b = LSQ(2, centred=True), LSQ(2)
+    for q in a, b: q(torch.randn(9, 9))
+    with pytest.raises(RuntimeError, match='quantizes to -1.5..1.5, this quantizer to -2..1'): b.load_state_dict(a.state_dict())
+    with pytest.raises(RuntimeError, match='quantizes to -2..1, this quantizer to -1.5..1.5'): a.load_state_dict(b.state_dict())
+    c = LSQ(2, centred=True)
+    c.load_state_dict(a.state_dict())
+    assert torch.equal(c.eval()(torch.ones(3)), a.eval()(torch.ones(3)))
+
+@pytest.mark.parametrize('bits', [2, 3, 4])
+def test_from_training_to_files(bits, tmp_path):
+    "Odd integers, in every form the same numbers"
+    net = nn.Sequential(RepVGGBlock(3, 8), nn.ReLU(), RepVGGBlock(8, 8), nn.ReLU(), RepVGGBlock(8, 4), nn.ReLU())
+    x = torch.randn(16, 3, 8, 8)
+    q = calibrate(quantize(net, bits, bits, first_last_bits=None, centred=True, verbose=False), [x]).eval()
+    d = deploy(q, verbose=False)
+    with torch.no_grad(): assert torch.equal(q(x), d(x))
+    ints = [m.block.integers for m in d.modules() if hasattr(m, 'block')]
+    assert len(ints) == 3 and all((i % 2 == 1).all() and i.abs().max() <= 2**bits - 1 for i in ints)
+    ref = to_onnx(q, tmp_path/'net.onnx', x)
+    assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx'), x), ref(x))
+    save_integers(ref, tmp_path/'ints.safetensors')
+    assert torch.equal(load_integers(tmp_path/'ints.safetensors')(x), ref(x))
+    save_deployed(q, tmp_path/'net.safetensors', verbose=False)
+    with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'net.safetensors')(x), d(x))
+
+TINY = [n for n in list_models('*_tiny') if task(n) == 'classification' and 'plain' not in n and not n.startswith('resnet')]
+
+@pytest.mark.parametrize('name', TINY)
+def test_default_recipes_train_at_2_bits(name):
+    "Losses and gradients stay finite, and the loss falls"
+    torch.manual_seed(0)
+    recipe = get_recipe(name, 'repq' if name.startswith('orepa') else 'repq-bn', 2)
+    model = build(recipe, 4, 1, build(get_recipe(name, recipe.method), 4, 1).state_dict()).train()
+    y = torch.arange(64) % 4
+    x = torch.randn(64, 1, 8, 8)*.3 + y.view(-1, 1, 1, 1)*torch.linspace(-1, 1, 64).view(8, 8)
+    opt, losses = torch.optim.SGD(model.parameters(), recipe.lr, momentum=.9), []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(x), y)
+        opt.zero_grad(); loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        opt.step(); losses.append(loss.item())
+    assert losses[-1] < losses[0] and max(losses) < 20, losses
+
+def test_the_command_line_says_what_it_adds(tmp_path):
+    run = lambda *a: CliRunner().invoke(app, ['train', 'repvgg_a0_tiny', '--out', str(tmp_path/'x'), '--dry-run', *a])
+    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, input_noise (--as-published leaves them out)'
+    assert text in run('--weight-bits', '2').output
+    assert 'centred' not in run('--weight-bits', '2', '--set', 'centred=false').output.split('(--as-published')[0]
+    assert 'beyond the paper' not in run('--weight-bits', '2', '--as-published').output + run('--weight-bits', '4').output
+    assert 'less than 4 bits' in str(run('--weight-bits', '4', '--as-published').exception)
