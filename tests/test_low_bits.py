@@ -8,7 +8,7 @@ from repq.export import onnx_session, run_onnx, to_onnx
 from repq.integers import load_integers, save_integers
 from repq.method.grids import fake_quantize, grid, quantize_to_int
 from repq.method.minerror import min_error_step
-from repq.models import create_model, list_models, task
+from repq.models import list_models, task
 from repq.quantizers import LSQ
 from repq.recipes import build, get_recipe
 from repq.deployed import load_deployed, save_deployed
