@@ -22,8 +22,8 @@ from .sites import registered, survey
 
 # %% auto #0
 __all__ = ['copy_model', 'working_copy', 'without_hooks', 'replace_modules', 'naming_layer', 'same_mode', 'plural', 'some',
-           'report_change', 'tied', 'tied_pairs', 'without_integers', 'obstacles', 'integer_line', 'modes_kept',
-           'unquantized', 'Rows', 'without_norm']
+           'report_change', 'modes_kept', 'unquantized', 'tied', 'tied_pairs', 'without_integers', 'obstacles',
+           'integer_line', 'Rows', 'without_norm']
 
 # %% ../../nbs/2_networks/04_changes.ipynb #s101
 _ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType, str, bytes, int, float, complex, type(None))
@@ -125,6 +125,29 @@ def report_change(verb:str, verbose:bool,
     print(f'{verb}: ' + '; '.join(said))
     if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
 
+# %% ../../nbs/2_networks/04_changes.ipynb #c044
+@contextmanager
+def modes_kept(model):
+    "Whatever modes are set here, each module has its own again afterwards"
+    modes = {m: m.training for m in model.modules()}
+    try: yield
+    finally:
+        for m, t in modes.items(): m.training = t
+
+def _passes_on(v): return v
+
+@contextmanager
+def unquantized(model):
+    "No quantizers meanwhile"
+    own = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
+    for m, *_ in own: m.weight_quantizer = m.input_quantizer = None
+    alone = [m for m in model.modules() if isinstance(m, LSQ)]   # those of sums
+    for m in alone: m.forward = _passes_on
+    try: yield
+    finally:
+        for m, w, i in own: m.weight_quantizer, m.input_quantizer = w, i
+        for m in alone: del m.forward
+
 # %% ../../nbs/2_networks/04_changes.ipynb #a102
 def _memory(p): return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
 
@@ -183,29 +206,6 @@ def integer_line(rows) -> str:
     shown = '; '.join(f"{n}: {why}" + (f' ({line})' if line else '') for n, why, line in rows[:3])
     more = f' and {len(rows) - 3} more' if len(rows) > 3 else ''
     return f'quantize: {plural(len(rows), "operation")} cannot become integers (training is not affected; repq.integers.check_integers(model, images) says more): {shown}{more}'
-
-# %% ../../nbs/2_networks/04_changes.ipynb #c044
-@contextmanager
-def modes_kept(model):
-    "Whatever modes are set here, each module has its own again afterwards"
-    modes = {m: m.training for m in model.modules()}
-    try: yield
-    finally:
-        for m, t in modes.items(): m.training = t
-
-def _passes_on(v): return v
-
-@contextmanager
-def unquantized(model):
-    "No quantizers meanwhile"
-    own = [(m, m.weight_quantizer, m.input_quantizer) for m in model.modules() if isinstance(m, RepQLayer)]
-    for m, *_ in own: m.weight_quantizer = m.input_quantizer = None
-    alone = [m for m in model.modules() if isinstance(m, LSQ)]   # those of sums
-    for m in alone: m.forward = _passes_on
-    try: yield
-    finally:
-        for m, w, i in own: m.weight_quantizer, m.input_quantizer = w, i
-        for m in alone: del m.forward
 
 # %% ../../nbs/2_networks/04_changes.ipynb #q022
 class Rows(nn.Module):
