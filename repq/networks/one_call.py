@@ -227,7 +227,8 @@ def load_state(model:nn.Module, state:dict, what:str):
     if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
     if text := unusable(state, lambda n: not own[n].is_floating_point()):
         raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
-    model.load_state_dict(state)
+    try: model.load_state_dict(state)
+    except RuntimeError as e: raise ValueError(f'the checkpoint of {what} cannot be used: {str(e).splitlines()[-1].strip()}') from None # a quantizer of another grid
 
 def _names(state) -> set: return {n for n in state if not n.endswith('num_batches_tracked')}
 

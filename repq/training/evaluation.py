@@ -4,6 +4,7 @@
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r303
 from __future__ import annotations
+import os
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -130,7 +131,7 @@ def report(paths, out=None, # folder for pictures
 # %% ../../nbs/3_training/20_evaluation.ipynb #w203
 def _report_pictures(rows, paths, out, overwrite):
     "Draw what `report` shows into the folder `out`"
-    runs = {str(p): p for p in map(Path, paths) if (p/'history.csv').exists()}
+    runs = {str(p): p for p in map(Path, paths) if os.path.lexists(p/'history.csv')}
     histories = {n: read_history(p) for n, p in runs.items()}
     results = {n: read_rows(p/'results.json')[0] for n, p in runs.items()}
     if 'psnr' in rows[0]: draw = {'psnr.png': lambda: plots.plot_psnr(rows)}
