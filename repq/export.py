@@ -7,6 +7,7 @@ from inspect import signature as _signature
 from repq.networks.costs import *
 from repq.deploy.targets import *
 from repq.deploy.onnx_writer import *
+from repq.deploy.onnx_operations import *
 from repq.deploy.export import *
 from repq.deploy.integer_network import IntegerNetwork
 from repq.deploy.integer_files import load_integers, save_integers

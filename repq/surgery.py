@@ -6,5 +6,5 @@ from repq.networks.surgery import *
 from repq.networks.calibration import *
 from repq.networks.sums import *
 from repq.networks.graphs import trace_graph
-from repq.networks.adoption import adopt
+from repq.networks.adoption import *
 from repq.networks.one_call import prepare

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import prune
 from repq.blocks import Block
 from repq.surgery import adopt, calibrate, deploy, original_state_dict, quantize, registered
-from tests.helpers import close, randomize
+from helpers import close, randomize
 
 class ConvNorm(nn.Module):
     "As many a library has it"
