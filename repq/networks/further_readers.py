@@ -114,6 +114,7 @@ def _transpose(input, dim0, dim1): return Operation('permute', [input], dict(swa
 @reads('t', 'T', 'mT')
 def _transposed(input): return Operation('permute', [input], dict(swap=[-2, -1]), keeps=True)
 
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #i116b
 @reads('getitem')
 def _getitem(input, index):
     if index == (slice(None), slice(None), 0, 0): return Operation('corner', [input], keeps=True)

@@ -66,51 +66,12 @@ def _clamp(input, min=None, max=None): return _clip(input, -_INF if min is None 
 def _leaky(input, negative_slope=.01, inplace=False):
     return Operation('prelu', [input], dict(slope=torch.tensor([float(negative_slope)])), keeps=True)
 
-# %% ../../nbs/2_networks/02_readers.ipynb #a034
-def _values_and_numbers(*args): # what nodes give, and constants
-    values = [a for a in args if isinstance(a, fx.Node)]
-    return values, [a for a in args if not isinstance(a, fx.Node)]
-
-def _never_negative(numbers): return all(isinstance(n, (int, float)) and n >= 0 for n in numbers)
-
-@reads('add', 'add_', 'iadd')
-def _add(input, other, *, alpha=1, out=None):
-    values, numbers = _values_and_numbers(input, other)
-    if numbers == [0] and alpha == 1: return Operation('same', values, keeps=True)
-    lacks = 'adds a number: only tensors can be added' if numbers else ''
-    if alpha != 1: lacks = f'adds {alpha} times a value (alpha): only plain sums'
-    return Operation('add', values, keeps=_never_negative([alpha, *numbers]), lacks=lacks)
-
-@reads('mul', 'mul_', 'imul')
-def _mul(input, other, *, out=None):
-    values, numbers = _values_and_numbers(input, other)
-    return Operation('other', values, keeps=_never_negative(numbers))
-
-@reads('mean')
-def _mean(input, dim=None, keepdim=False, *, dtype=None, out=None):
-    dims = dim if isinstance(dim, (tuple, list)) else [dim]
-    over_map = dtype is None and dim is not None and sorted(d % 4 for d in dims) == [2, 3]
-    lacks = '' if over_map else f'a mean over dimensions {dim}: only (2, 3) is one over the map'
-    return Operation('mean', [input], dict(flat=not keepdim), keeps=True, lacks=lacks)
-
-@reads('adaptive_avg_pool2d', nn.AdaptiveAvgPool2d)
-def _global(input, output_size):
-    one = output_size in (1, (1, 1), [1, 1])
-    return Operation('mean', [input], dict(flat=False), keeps=True, lacks='' if one else f'adaptive pooling to {output_size}: only 1 is a mean over the map')
-
 # %% ../../nbs/2_networks/02_readers.ipynb #a036
 @reads('max_pool2d', nn.MaxPool2d)
 def _maxpool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if return_indices: raise ValueError('max pooling that returns indices')
     sizes = dict(kernel_size=kernel_size, stride=stride or kernel_size, padding=padding, dilation=dilation)
     return Operation('maxpool', [input], dict({k: pair(v) for k, v in sizes.items()}, ceil_mode=bool(ceil_mode)), keeps=True)
-
-@reads('avg_pool2d', nn.AvgPool2d)
-def _avgpool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    p = {k: pair(v) for k, v in dict(kernel_size=kernel_size, stride=stride or kernel_size, padding=padding).items()}
-    plain = not ceil_mode and divisor_override is None and (count_include_pad or not any(p['padding']))
-    lacks = '' if plain else 'average pooling with ceil_mode, divisor_override or without counting the border'
-    return Operation('average', [input], p, keeps=divisor_override is None or divisor_override > 0, lacks=lacks)
 
 @reads('cat', 'concat', 'concatenate')
 def _cat(tensors, dim=0, *, out=None):
@@ -124,14 +85,6 @@ def _repeat(input, repeats, dim=None, *, output_size=None):
     channels = dim in (1, -3) and isinstance(repeats, int)
     lacks = '' if channels else 'repeat_interleave along another dimension than channels, 1, or by several numbers'
     return Operation('take', [input], dict(repeats=repeats), keeps=True, lacks=lacks)
-
-@reads('interpolate', nn.Upsample, nn.UpsamplingNearest2d)
-def _upsample(input, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False):
-    factors = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [scale_factor]*2
-    whole = mode == 'nearest' and size is None and all(isinstance(f, (int, float)) and f == int(f) for f in factors)
-    lacks = '' if whole else f"interpolation with mode='{mode}', size={size}, scale_factor={scale_factor}: only nearest, by whole factors"
-    smooth = mode != 'bicubic' # which overshoots
-    return Operation('enlarge', [input], dict(scale=[int(f) for f in factors]) if whole else {}, keeps=smooth, lacks=lacks)
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a038
 def _is_batch(size, input) -> bool:
@@ -159,11 +112,6 @@ def _flatten(input, start_dim=0, end_dim=-1): return Operation('flatten' if (sta
 @reads('squeeze', 'unsqueeze', 'unflatten')
 def _squeeze(input, *args, **kwargs): return Operation('reshape', [input], keeps=True)
 
-@reads('getitem')
-def _getitem(input, index):
-    corner = index == (slice(None), slice(None), 0, 0)
-    return Operation('corner' if corner else 'other', [input], keeps=True)
-
 # %% ../../nbs/2_networks/02_readers.ipynb #a040
 @reads(nn.Identity)
 def _identity(input): return Operation('same', [input], keeps=True)
@@ -181,11 +129,8 @@ def _dropout(input, p=.5, training=True, inplace=False):
 @reads('torchvision.ops.stochastic_depth.stochastic_depth')
 def _stochastic_depth(input, p, mode, training=True): return _dropout(input, p, training)
 
-@reads('sigmoid', 'sigmoid_', 'hardsigmoid', 'softmax', 'softplus', 'abs', 'abs_', 'square', 'exp', nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Softplus)
+@reads('softmax', nn.Softmax, nn.Softmax2d)
 def _positive(input, *args, **kwargs): return Operation('other', [input], nonnegative=True)
-
-@reads('permute', 'transpose', 'chunk', 'split', 'adaptive_max_pool2d', 'channel_shuffle', nn.AdaptiveMaxPool2d, nn.ChannelShuffle, nn.ZeroPad2d)
-def _moved(input, *args, **kwargs): return Operation('other', [input], keeps=True)
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a042
 def _reader(node, model):
