@@ -8,6 +8,7 @@ import importlib.util, json, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch, torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
+from ..method.blocks import Block
 from ..networks.calibration import calibrate
 from ..networks.changes import copy_model
 from ..networks.sites import find_sites
@@ -89,7 +90,7 @@ def compare_file(net:IntegerNetwork, proto, x # images, a tuple of inputs
     want = joined.values(*x, given={n: got[n] for n in picks})
     pairs = [(got[a], want[b]) for a, b in zip(ends, net.outputs)] + [(got[n], want[n]) for n in read]
     differing, count = sum(int((a.float() != b.float()).sum()) for a, b in pairs), sum(b.numel() for _, b in pairs)
-    return dict(values=count, differing=differing, island_error=_island_error(joined, joined.values(*x, given={n: plain[n] for n in picks}), plain))
+    return dict(values=count, differing=differing, island_error=_island_error(joined, _at_islands(joined, x, picks, read, plain), plain))
 
 def _at_islands(joined, x, picks, read, got) -> dict: # name -> value
     "The reference, but for what a session gave into islands and got out of them"
@@ -137,8 +138,9 @@ def measure(name:str, size:int=64, bits:int=8) -> dict:
     x, clock = _images(model, size), _Clock()
     calibrate(model, [x]); clock('statistics')
     layers = len(find_sites(model)[0])
-    row = dict(network=name, size=x.shape[-1], bits=bits, layers=layers, blocks=0, parameters=sum(p.numel() for p in model.parameters()))
+    row = dict(network=name, size=x.shape[-1], bits=bits, layers=layers, parameters=sum(p.numel() for p in model.parameters()))
     q = calibrate(quantize(model, bits, bits, verbose=False), [x]).eval(); clock('quantize')
+    row |= dict(blocks=sum(isinstance(m, Block) for m in q.modules()))
     net = to_integer(q, x); clock('integers')
     proto = onnx_model(net, x); clock('onnx')
     values = net.values(x)

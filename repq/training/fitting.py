@@ -17,7 +17,7 @@ from fastai.torch_core import rank_distrib, trainable_params
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
 from ..method.batchnorm import processes
-from .steps import capture, list_sgd
+from .steps import ListSGD, capture
 from .parallel import Accumulate, DataParallel, by_first
 from ..networks.models import task
 from .recipes import Recipe
@@ -44,7 +44,7 @@ def parameter_groups(recipe:Recipe, model) -> list: # of lists of parameters
 def get_optimizer(recipe:Recipe) -> partial:
     "fastai's optimizer, but for parameters and learning rate"
     kw = dict(mom=recipe.momentum, decouple_wd=recipe.decouple_wd)
-    if recipe.optimizer == 'sgd': return partial(list_sgd, **kw)
+    if recipe.optimizer == 'sgd': return partial(ListSGD, **kw)
     return partial(Adam, sqr_mom=recipe.sqr_mom, eps=recipe.eps, **kw)
 
 # %% ../../nbs/3_training/19_fitting.ipynb #c011

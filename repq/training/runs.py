@@ -205,7 +205,8 @@ def _rehearse_end(run, learn) -> float:
 
 def _check_numbers(recipe, model):
     "FloatingPointError where the network has no finite numbers before training has begun"
-    text = unusable(model.state_dict(), lambda n: not model.state_dict()[n].is_floating_point())
+    state = model.state_dict()
+    text = unusable(state, lambda n: not state[n].is_floating_point())
     if text: raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch norms inside blocks, norm_after, input_noise and bound_steps prevent it')
 
 def _check_classes(recipe, model, x, dls):

@@ -9,16 +9,24 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback
-from fastai.optimizer import SGD, Optimizer
+from fastai.optimizer import Optimizer
 from ..method.batchnorm import processes
 from .resume import ResumableLearner
 
 # %% auto #0
-__all__ = ['ListSGD', 'list_sgd', 'CapturedStep', 'CaptureStep', 'capture']
+__all__ = ['ListSGD', 'CapturedStep', 'CaptureStep', 'capture']
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k006
 class ListSGD(Optimizer):
     "fastai's `SGD`, its operations on lists of parameters: the same state and the same numbers"
+    def __init__(self, params,     # of one group, or a list of lists
+                 lr:float,
+                 mom:float=0.,     # momentum
+                 wd:float=0.,      # weight decay
+                 decouple_wd=True): # of the parameters themselves; False: in the gradient, as `torch.optim.SGD` has it
+        super().__init__(params, [], lr=lr, mom=mom, wd=wd)
+        self.decoupled = decouple_wd
+
     def zero_grad(self):
         grads = [p.grad for group in self.param_lists for p in group if p.grad is not None]
         if not grads: return
@@ -56,17 +64,6 @@ def _decay(self:ListSGD, params, lr, wd):
     if not wd or not decayed: return
     if self.decoupled: torch._foreach_mul_(decayed, 1 - lr*wd)
     else: torch._foreach_add_([p.grad for p in decayed], decayed, alpha=wd)
-
-def list_sgd(params,          # of one group, or a list of lists
-             lr:float,
-             mom:float=0.,    # momentum
-             wd:float=0.,     # weight decay
-             decouple_wd=True # of the parameters themselves; False: in the gradient, as `torch.optim.SGD` has it
-            ) -> ListSGD:
-    "What `fastai.optimizer.SGD` makes, as a `ListSGD`"
-    res = ListSGD(params, SGD([torch.zeros(1)], lr, mom, wd, decouple_wd).cbs, lr=lr, mom=mom, wd=wd)
-    res.decoupled = decouple_wd
-    return res
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k011
 class CapturedStep:
