@@ -23,7 +23,7 @@ from .integer_files import pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
                                     of_torch)
 from ..networks.files import check_output
-from ..networks.graphs import BatchNorm
+from ..networks.graphs import BatchNorm, first_line
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'save_deployed', 'load_deployed']
@@ -296,5 +296,4 @@ def load_deployed(path,               # written by `save_deployed`
     try: return (_alone(header, tensors) if model is None else _into(header, tensors, model)).eval()
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     except _DAMAGE as e:
-        said = str(e).splitlines()[0] if str(e) else ''
-        raise ValueError(f'{path} is damaged ({type(e).__name__}: {said})') from None
+        raise ValueError(f'{path} is damaged ({first_line(e)})') from None

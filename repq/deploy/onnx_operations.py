@@ -8,6 +8,7 @@ import io, warnings
 from dataclasses import replace
 import numpy as np
 import torch, torch.nn as nn
+from ..networks.graphs import first_line
 from ..networks.further_readers import TABLES
 from .islands import run_island
 from .onnx_writer import ONNX, as_floats, as_result, import_onnx, on_grid
@@ -169,7 +170,7 @@ def _exported(g, s, f, values, outputs) -> dict: # name -> handle
     handles = {n: as_floats(g, v) for n, v in zip(inputs, values)}
     names = [f'out{i}' for i in range(len(outputs))]
     try: model = _torch_export(f, [_example(v) for v in values], inputs, names, max(g.opset, 17))
-    except Exception as e: raise ValueError(f"'{s.name}' cannot be written to ONNX: torch's exporter says {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}") from None
+    except Exception as e: raise ValueError(f"'{s.name}' cannot be written to ONNX: torch's exporter says {first_line(e)}") from None
     g.needs(model.opset_import[0].version)
     made = _join(g, model, s.name, handles)
     return {o: g.op('Identity', made[n], name=o) for o, n in zip(outputs, names)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from ..method.blocks import Block
 from ..method.layers import RepQLayer, is_deployed
-from .graphs import is_layer, trace_graph
+from .graphs import first_line, is_layer, trace_graph
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Step, Sum, steps
@@ -47,7 +47,7 @@ def _traceable(model, grow, name='') -> tuple: # ([(name, searches)], [(name, wh
     "The model, or its largest parts that can be traced"
     if is_layer(model) or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return [], []
     try: return [(name, _searches(model, grow))], []
-    except Exception as e: why = f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
+    except Exception as e: why = first_line(e)
     found = [_traceable(m, grow, f'{name}.{n}'.strip('.')) for n, m in model.named_children()]
     return [p for ps, _ in found for p in ps], [(name or type(model).__name__, why), *(w for _, ws in found for w in ws)]
 
@@ -127,7 +127,7 @@ def _still_works(model, traced, x, want) -> str: # '' or what is wrong
         if traced:
             for mode in (False, True): trace_graph(model, mode)
         return '' if x is None else _computes_the_same(model, x, want)
-    except Exception as e: return f'its code needs what was taken out of its modules ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})'
+    except Exception as e: return f'its code needs what was taken out of its modules ({first_line(e)})'
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v008
 def adopt(model:nn.Module,

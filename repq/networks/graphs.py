@@ -17,8 +17,8 @@ from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
 
 # %% auto #0
-__all__ = ['BatchNorm', 'is_layer', 'is_norm', 'untouched', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module',
-           'shape_nodes', 'live_nodes', 'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'is_layer', 'is_norm', 'first_line', 'untouched', 'changes', 'resolve_in_place', 'trace_graph',
+           'graph_module', 'shape_nodes', 'live_nodes', 'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -30,6 +30,12 @@ def is_layer(m) -> bool: # a place where a kernel is applied
 def is_norm(m) -> bool:
     "Is `m` a batch norm over channels, in what it computes?"
     return computes(m, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+# %% ../../nbs/2_networks/01_graphs.ipynb #q102
+def first_line(e:Exception) -> str:
+    "The kind of an error and the first line of what it says"
+    lines = str(e).strip().splitlines()
+    return f'{type(e).__name__}: {lines[0] if lines else ""}'
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a008
 def _loose(v):

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer
-from .graphs import is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
+from .graphs import first_line, is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
 from . import further_readers, readers as basic_readers
 from .readers import nonnegative
 
@@ -114,7 +114,7 @@ def survey(model) -> tuple: # sites, the traces of evaluation and training, and 
     sites = registered(model)
     if sites and not sites[0].name: return sites, [], ''
     try: traces = [_trace(model, False), _trace(model, True)]
-    except Exception as e: return sites, [], f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'
+    except Exception as e: return sites, [], first_line(e)
     for s in sites: _agree(s, traces, model)
     rank = {n: i for i, n in enumerate(dict.fromkeys([*traces[0].calls, *traces[1].calls]))}
     return sorted(sites, key=lambda s: rank.get(s.name, len(rank))), traces, ''

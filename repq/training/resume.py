@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
+from ..networks.graphs import first_line
 from ..networks.schemas import STATE, checked, regular, unusable
 from ..networks.files import replacing
 
@@ -24,8 +25,6 @@ __all__ = ['write_state', 'read_state', 'epoch_length', 'check_state', 'rng_stat
 def write_state(path, state:dict):
     "Write a training state so that the file is either the old one or the new one"
     with replacing(path) as part, open(part, 'wb') as f: torch.save(state, f)
-
-def _first_line(e) -> str: return f'{type(e).__name__}: {(str(e).splitlines() or [""])[0][:200]}'
 
 def read_state(folder,
                check=None # called with a state, raises where it is none of this run
@@ -40,7 +39,7 @@ def read_state(folder,
                 if f.stem != f'step-{state["step"]:010}': raise ValueError(f'it is of step {state["step"]}')
             return state
         except Exception as e: # damage has many kinds
-            warnings.warn(f'{f} cannot be read ({_first_line(e)}): the checkpoint before it is taken')
+            warnings.warn(f'{f} cannot be read ({first_line(e)[:220]}): the checkpoint before it is taken')
     if files: raise ValueError(f'none of the {len(files)} checkpoints in {folder} can be read: delete the folder to start anew')
 
 # %% ../../nbs/3_training/10_resume.ipynb #w102
