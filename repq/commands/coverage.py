@@ -92,6 +92,7 @@ def compare_file(net:IntegerNetwork, proto, x # images, a tuple of inputs
     differing, count = sum(int((a.float() != b.float()).sum()) for a, b in pairs), sum(b.numel() for _, b in pairs)
     return dict(values=count, differing=differing, island_error=_island_error(joined, _at_islands(joined, x, picks, read, plain), plain))
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #i709p0
 def _at_islands(joined, x, picks, read, got) -> dict: # name -> value
     "The reference, but for what a session gave into islands and got out of them"
     given = {n: got[n].int() for n in read if got} | {n: got[n] for n in picks}
@@ -131,6 +132,7 @@ def _images(model, size) -> tuple: # images, and the float network's result
         except (RuntimeError, AssertionError, ValueError): continue
     raise ValueError(f'{type(model).__name__} takes no images of {size}, {own} or 224 pixels')
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #i710p0
 def measure(name:str, size:int=64, bits:int=8) -> dict:
     "A row: what of the network `name` becomes integers, and whether its file computes them"
     torch.manual_seed(0)
@@ -152,6 +154,7 @@ def measure(name:str, size:int=64, bits:int=8) -> dict:
     row |= compare_file(net, proto, (fresh,)); clock('compare')
     return row | dict(seconds=clock.seconds)
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #i710p1
 def _share(whole, floats): return 1. if not whole else round(1 - floats/whole, 5)
 
 def _names(net) -> dict: # what islands compute -> how often

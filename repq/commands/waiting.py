@@ -82,6 +82,7 @@ def _case(model, batch_size, size) -> tuple: # a training step, and multiply-add
 
 CASES = {'small': ('repvgg_a0_tiny', 64, 8), 'large': ('repvgg_a0', 16, 112)} # model, images, pixels
 
+# %% ../../nbs/5_commands/02b_waiting.ipynb #y011p0
 def threads(rounds:int=5, cases=CASES, loads=None, # programs beside this one; None: 0, one a core, two a core
             counts=None # threads; None: 1, 2, 4, ... and all cores
            ) -> list:   # of rows: network, work (million multiply-additions of a layer), load, seconds by threads, chosen, over_best

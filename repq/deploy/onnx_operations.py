@@ -73,6 +73,7 @@ def _part(g, s, x):
     if new := [d for d, e in enumerate(kept) if e == ['new']]: y = g.op('Unsqueeze', y, _numbers(g, new))
     return g.op('Identity', y, name=s.name)
 
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607p0
 @ONNX.writes('pad')
 def _pad(g, s, x):
     p, rank = s.params, len(x.shape)
@@ -86,6 +87,7 @@ def _pad(g, s, x):
 @ONNX.writes('expand')
 def _expand(g, s, x): return g.op('Expand', x.handle, _numbers(g, [1 if v == -1 else v for v in s.params['sizes']]), name=s.name)
 
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607p1
 @ONNX.writes('roll')
 def _roll(g, s, x):
     y = x.handle

@@ -100,6 +100,7 @@ class _Expand(IntegerOp):
         if len(after) != len(shapes[n.inputs[0]]): raise ValueError('adds dimensions in front')
         return n.kind
 
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #i310p0
 @operation('roll')
 class _Roll(IntegerOp):
     "Values moved around in a circle"
@@ -140,6 +141,7 @@ def resampling(p:dict, h:int, w:int) -> tuple: # (out h, h), (out w, w), (out h,
     total = rows.sum(1).view(-1, 1)*columns.sum(1)
     return rows.float(), columns.float(), (_called(p, torch.ones(1, 1, h, w, dtype=torch.float64))[0, 0]/total).float()
 
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #i313p0
 @operation('resample')
 class _Resample(IntegerOp):
     "Rows and columns added up, each place with one factor"

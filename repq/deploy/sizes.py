@@ -72,6 +72,7 @@ def _with_numbers(n, numbers, templates) -> bool:
         n.args, n.kwargs = ((x, *shape) if n.op == 'call_method' else (x, tuple(shape))), {}
     return bool(mine)
 
+# %% ../../nbs/4_deploy/05b_sizes.ipynb #i507p0
 def _dim(n) -> int:
     "Along which dimension `chunk` and its like take a value apart"
     at = 1 if _name(n) == 'unbind' else 2

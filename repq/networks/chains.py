@@ -153,6 +153,7 @@ def _add(root, a, b, after) -> Region: # or None
 
 MOST = 16 # bases that are remembered for a value
 
+# %% ../../nbs/2_networks/04b_chains.ipynb #r011p0
 def find_chains(graph:fx.Graph, model:nn.Module) -> dict: # node -> {base: `Region`}
     "Every value of `graph` as a chain of every value before it that it is one of"
     constants, res = constant_nodes(graph), {}

@@ -141,6 +141,7 @@ class Graft:
     rest: nn.Module    # what the class of the last batch norm goes on with, or None
     rest_place: str
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #q015p0
 def _find(search, chain):
     "The region of a chain in the graph of its owner"
     found = sorted((r for n, rs in search.chains.items() if not search.passes_on(n) for r in rs.values() if r.chain == chain), key=lambda r: len(r.nodes))
@@ -158,6 +159,7 @@ def _graft_of(owner, searches, chain, called, tolerance) -> Graft:
     if not worst < tolerance: raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
     return Graft(chain, regions, block, names, _place(owner, chain, called), rest, chain[-1].name if rest is not None else '')
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #q015p1
 def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False) -> tuple: # (what stands for the owner, names, [(chain, why not)])
     "Put blocks into `owner` for `chains`; `inside`: the modules between it and their steps, whose forward passes are looked into"
     leaf = lambda name: name not in inside
@@ -199,6 +201,7 @@ def _put(owner, place, module):
         if path[i] not in holder._modules: holder._modules[path[i]] = same_mode(nn.Module(), owner)
     owner.get_submodule('.'.join(path))._modules[last] = module
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #q015p2
 def _in_sequence(owner, grafts):
     "Blocks in the places of first children, identities in those of the others; None where a child is only partly a region's"
     changes, done = {}, []

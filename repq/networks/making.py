@@ -85,6 +85,7 @@ class _Maker:
             res[name] = self.branch(p, f'{path}.{name}')
         return res
 
+# %% ../../nbs/2_networks/04d_making.ipynb #q006p0
 def make_block(owner:nn.Module, search:Search, chain) -> tuple: # (block, {its state dict's keys: the keys of `owner`})
     "A block of the modules and parameters of `owner` that computes `chain`; ValueError where it cannot be one"
     maker = _Maker(owner, search.algebra, search.algebra.reach(chain).ins)

@@ -33,6 +33,7 @@ class Reach:
         d = next(iter(self.dilations)) if len(self.dilations) == 1 else (1, 1)
         return ((self.extent[0] - 1)//d[0] + 1)*((self.extent[1] - 1)//d[1] + 1)
 
+# %% ../../nbs/2_networks/04c_regions.ipynb #r013p0
 def _followed(r, ins, outs, groups, extent, stride, padding, dilation) -> Reach:
     "`r` followed by a convolution; ValueError where the two are none"
     if None not in (r.outs, ins) and r.outs != ins: raise ValueError(f'{ins} channels are taken where {r.outs} are given')
@@ -139,6 +140,7 @@ def size(chain) -> int:
     "Steps and sums in a chain"
     return sum(1 if isinstance(o, Step) else 1 + sum(map(size, o.parts)) for o in chain)
 
+# %% ../../nbs/2_networks/04c_regions.ipynb #r019p0
 class Search:
     "The chains of `model` in one mode, and what speaks against each"
     def __init__(self, model, training, grow=False, shared=(), left=None, leaf=None):

@@ -158,6 +158,7 @@ def _sigterm_too():
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
 
+# %% ../../nbs/3_training/11b_processes.ipynb #q017p0
 class _Running:
     "A job in its process"
     def __init__(self, name, f, arg, begin):
@@ -202,6 +203,7 @@ def _ready(waiting, jobs, after, done) -> list:
         raise ValueError(f'none of these jobs can be the first, each needs another one: {", ".join(waiting)}')
     return names
 
+# %% ../../nbs/3_training/11b_processes.ipynb #q018p0
 def side_by_side(f,          # of a module: (value, tell) -> result; tell(share) says how much of it is done
                  jobs:dict,  # name -> value
                  after={},   # name -> name of the job that has to be done before
