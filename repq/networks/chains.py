@@ -11,6 +11,7 @@ import torch, torch.nn as nn
 from torch import Tensor, fx
 from ..method.operations import BATCH_NORMS, computes, hooked
 from .graphs import BatchNorm, constant_nodes, is_norm, rest_graph
+from . import further_readers # noqa: F401 (sums are read there)
 from .readers import node_name, operation_of
 
 # %% auto #0
