@@ -217,15 +217,24 @@ def check_room(path, need:float): # bytes
     if need > free: raise OSError(f'{path} cannot be written: it takes about {need/1e6:,.1f} MB, and its disk has {free/1e6:,.1f} MB left: {_FULL}')
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #l103
+def _plain(t) -> bool: return t.layout == torch.strided and not (t.is_meta or t.is_quantized or t.is_complex())
+
+def _of_type(name:str, t, whole) -> bool:
+    "Has a plain tensor of this name values of a type that it can have?"
+    if name.endswith('qrange'): return t.dtype != torch.bool # repq 0.1.0 kept it in whole numbers
+    return t.is_floating_point() != bool(whole(name))
+
 def unusable(state:dict,   # name -> tensor
              whole         # f(name): should it hold whole numbers or truth values, as counts and switches do?
             ) -> str:      # '' if nothing is
     "What is wrong with the first tensor in a state dict whose values no network of ours can have, in words"
     for name, t in state.items():
         layer, kind = name.rpartition('.')[0] or name, str(t.dtype).removeprefix('torch.')
-        if t.layout != torch.strided or t.is_meta or t.is_quantized: return f'{name} holds no plain numbers ({"nothing" if t.is_meta else kind if t.is_quantized else "sparse"})'
-        grid = name.endswith('qrange') # which repq 0.1.0 kept in whole numbers
-        if t.is_complex() or t.is_floating_point() == bool(whole(name)) and not grid: return f'{name} has values of type {kind}, {"whole" if whole(name) else "floating-point"} numbers are expected'
+        if t.is_meta: kind = 'nothing'
+        if t.layout != torch.strided: kind = 'sparse'
+        if not _plain(t): return f'{name} holds no plain numbers ({kind})'
+        if not _of_type(name, t, whole):
+            return f'{name} has values of type {kind}, {"whole" if whole(name) else "floating-point"} numbers are expected'
         if not t.is_floating_point(): continue
         t = t.float() # as layers take it
         if not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {name}'
