@@ -17,7 +17,7 @@ from repq.deploy.integer_files import load_integers, save_integers
 from repq.deploy.integers import to_integer
 
 def export(model, path, images, profile='integers', overwrite=True):
-    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .pt2 or .safetensors"
+    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .tflite, .pt2 or .safetensors"
     from repq.commands.deployment import export_model # which brings data and training
     return export_model(model, path, images, profile, overwrite)
 
