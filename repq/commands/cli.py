@@ -26,7 +26,7 @@ def eval_(run: Annotated[Path, typer.Argument(help='A finished run folder.')],
 @app.command(epilog='Example: repq report runs/*/ --out runs/report   and   repq report runs/w4 --out runs/w4-layers')
 def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, or results.json files.')],
            out: Annotated[Optional[Path], typer.Option(help='Folder for pictures.')] = None,
-           beside: Annotated[Optional[Path], typer.Option(help="CSV of others' figures, a paper's for example, for a column of their own: method, weight_bits, accuracy in percent (or a column per benchmark in dB), optionally model.")] = None,
+           beside: Annotated[Optional[Path], typer.Option(help="Figures of others in a column of their own: 'paper' for RepQ's tables, or a CSV file with method, weight_bits, accuracy in percent (or a column per benchmark in dB), optionally model.")] = None,
            alone: Annotated[bool, typer.Option('--alone/--no-alone', help='For a single run: evaluate each layer alone as well, all others in floats.')] = True,
            overwrite: Overwrite = False):
     "Compare finished runs in a table, means and standard deviations over seeds; a single quantized run also layer by layer."

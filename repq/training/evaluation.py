@@ -113,13 +113,18 @@ def collect(paths) -> list:
     if not rows: raise ValueError('no runs given to compare')
     return rows
 
+def _figures(beside) -> tuple: # None where none are asked for
+    "Figures of others: the paper's by name, anybody's from a file"
+    if beside is None: return None
+    return plots.paper_figures() if str(beside) == 'paper' else plots.read_figures(beside)
+
 def report(paths, out=None, # folder for pictures
-           beside=None,     # CSV of others' figures, see `repq.plots.read_figures`
+           beside=None,     # others' figures: a CSV file, see `read_figures`, or 'paper' for `paper_figures`
            overwrite=False  # pictures that repq made?
           ) -> str:         # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
     rows = collect(paths)
-    figures = None if beside is None else plots.read_figures(beside)
+    figures = _figures(beside)
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows):
         raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')

@@ -13,6 +13,7 @@ from ..networks.files import check_unlocked
 from ..networks.models import image_size, task
 from ..method.quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
+from .paper import paper_figure
 from .tasks import step_times, task_of
 from .fitting import lr_schedule
 from .runs import Run, Start, check, look, prepare, rehearse
@@ -88,7 +89,7 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
                   imagenet='imagenet', div2k=DIV2K,
                   measure=False                       # time each network's steps on this device?
                  ) -> str:
-    "The paper's runs whose folder contains `pattern`: command, epochs, and hours where a rate is given or measured"
+    "The paper's runs whose folder contains `pattern`: command, epochs, the paper's figure, and hours where a rate is given or measured"
     runs = {o: r for o, r in paper_runs(imagenet, div2k).items() if pattern in o}
     if not runs:
         raise ValueError(f"no run's folder contains {pattern!r}; there are, for example, {', '.join(list(paper_runs())[:4])}")
@@ -99,9 +100,13 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
         key = r.network, r.method, r.quantized
         if measure and key not in rates: rates[key] = training_rate(r)
         return rates.get(key, images_per_second)
-    lines = [f'{command(r, out, init)}\n    {r.epochs} epochs, batches of {r.batch_size}, lr {r.lr:g}; {_cost(r, rate(r), measure)}'
-             for out, (r, init) in runs.items()]
-    return '\n'.join(lines)
+    return '\n'.join(f'{command(r, out, init)}\n    {_summary(r)}; {_cost(r, rate(r), measure)}'
+                     for out, (r, init) in runs.items())
+
+def _summary(recipe) -> str:
+    "What a run consists of, and what the paper reports for it"
+    paper = paper_figure(recipe)
+    return f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}' + (f'; the paper: {paper}' if paper else '')
 
 def _cost(recipe, rate, measured) -> str:
     "Hours in words"

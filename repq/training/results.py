@@ -9,6 +9,8 @@ from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
+from ..networks.models import plain_twin
+from ..networks.registry import list_models
 from ..networks.schemas import FIGURES, check_finite, read_csv
 from .recipes import METHODS, QUANTIZED_ONLY
 
@@ -190,12 +192,17 @@ def read_figures(path # CSV: method, weight_bits, accuracy in percent or a colum
         raise ValueError(f'{path} has no figures: what is measured stands in a column accuracy (percent), or in one per benchmark (dB)')
     return Path(path).stem, res
 
+def _is_of(figure, row) -> bool:
+    "Is a figure of the network of a row? Tables give a plain twin the name of its network"
+    named, own = figure['model'], row['model']
+    return named in (None, own) or (row['method'] == 'plain' and named in list_models() and plain_twin(named) == own)
+
 def beside(figures, row, key):
-    "The figure of others for a summary row, None where they give none"
+    "The figure of others for a summary row; None where they give none, or several for the plain twin of several networks"
     name = _name(row) + ', post-training'*(row['stage'] == 'post-training')
-    for o in figures[1]:
-        same = (o['method'], o['weight_bits']) == (name, row['weight_bits'] or 32)
-        if same and o['model'] in (None, row['model']): return o.get(key)
+    own = name, row['weight_bits'] or 32
+    found = {o.get(key) for o in figures[1] if (o['method'], o['weight_bits']) == own and _is_of(o, row)}
+    return found.pop() if len(found) == 1 else None
 
 def check_beside(figures, rows, keys):
     "Raise where figures of others measure none of `keys`; warn where none is of a method, width and network of `rows`"
