@@ -102,6 +102,14 @@ def test_wrong_names(own, name, says):
     with pytest.raises((ValueError, OSError), match=says): train(get_recipe(name, 'plain', **TINY), 'x', **KW)
     assert not Path('x').exists() and not Path('x.part').exists()
 
+def test_code_that_ends_the_program(own):
+    "A script that reads options, or a function that gives up: an error that names it, not an exit without a word."
+    Path('script.py').write_text('import sys\nsys.exit(0)\n' + CODE)
+    Path('own.py').write_text(CODE + 'def ends(*args, **kw): raise SystemExit(0)\n')
+    for name, says in ('script.py:make', 'script.py cannot be run \\(SystemExit'), ('script:make', 'script cannot be imported \\(SystemExit'), ('own.py:ends', 'failed \\(SystemExit: 0\\)'):
+        with pytest.raises(ValueError, match=says): repq.create_model(name, 10, 1)
+    assert 'code of a network ended the program (exit code 0)' in said('train', own, '--block', 'own.py:ends', '--data', 'digits', '--out', 'x')
+
 def test_missing_package(own, monkeypatch):
     monkeypatch.setattr('repq.networks.sources.find_spec', lambda name: None)
     with pytest.raises(ImportError, match='pip install timm'): get_recipe('timm:resnet18')

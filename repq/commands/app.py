@@ -45,7 +45,9 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx):
         for p in self.params:
             for v in _each(ctx.params.get(p.name)): _check_number(_called(p), v)
-        with _held(ctx.params.get('json'), ctx.params.get('overwrite')): return super().invoke(ctx)
+        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)): # a command without --overwrite goes on with its file
+            try: return super().invoke(ctx)
+            except SystemExit as e: raise ValueError(f'code of a network ended the program (exit code {e.code}): it should define, and do nothing else') from e
 
 class App(typer.Typer):
     "A typer whose commands are of our kind"

@@ -88,12 +88,14 @@ def _importable(folder):
 
 def _error(e) -> str: return f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
+_FAILS = (Exception, SystemExit)
+
 def _module_of(s:Source):
     "The module of a source, run if it was not yet"
     if s.kind == 'file': return _run_file(Path(s.place))
     try:
         with _importable(os.getcwd()): return importlib.import_module(s.place)
-    except Exception as e:
+    except _FAILS as e:
         if isinstance(e, ModuleNotFoundError) and e.name and (s.place + '.').startswith(e.name + '.'):
             raise ValueError(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
         raise ValueError(f'{s.place} cannot be imported ({_error(e)})') from e
@@ -111,7 +113,7 @@ def _run_file(path):
         with _importable(path.parent): spec.loader.exec_module(module)
     except BaseException as e:
         del sys.modules[name]
-        if isinstance(e, Exception): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
+        if isinstance(e, _FAILS): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
         raise
     return module
 
@@ -135,7 +137,7 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     if any_name: given |= {n: v for n, v in dict(num_classes=num_classes).items() if v is not None}
     try:
         with _importable(os.getcwd() if s.kind == 'module' else Path(s.place).parent): model = make(**given)
-    except Exception as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
+    except _FAILS as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
     return model
 

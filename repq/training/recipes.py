@@ -273,22 +273,13 @@ _UNREAD = [ # when -> fields that nothing reads then
     (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
     (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
 
-def check_effect(r:Recipe, recompute=False, # of `repq.batchnorm.recompute_exact`
-                 teacher=False):            # is there one?
+def check_effect(r:Recipe, teacher=False): # is there one?
     "ValueError for what differs from the usual and has no effect"
     usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
     unread = {n: words for when, words, names in _UNREAD if when(r) for n in names}
     if not teacher: unread['distill'] = 'without a teacher'
     for n, words in unread.items():
         if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
-    if recompute and not _takes_exact(r):
-        raise ValueError(f"recompute is for exact statistics, which {r.method} does not compute {'at' if r.quantized else 'in full precision at'} "
-                         f"{r.weight_bits} bits: leave it out")
-
-def _takes_exact(r) -> bool:
-    "Do batch norms inside blocks take exact statistics?"
-    m = METHODS[r.method]
-    return m.statistics == 'exact' if r.quantized else m.reparametrized and r.full_precision == 'merged' and m.statistics in (None, 'exact')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,

@@ -15,6 +15,8 @@ from .. import __version__, plots, surgery
 from ..networks.schemas import check_finite, check_room, check_whole, unusable
 from ..networks.files import locked
 from ..method.batchnorm import processes, recompute_exact
+from ..method.layers import RepQLayer
+from ..networks.graphs import BatchNorm
 from .data import unreadable
 from ..networks.costs import layer_costs
 from ..networks.waiting import at
@@ -121,6 +123,7 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     info = dict(recipe=asdict(recipe), **kind.info(dls), **run.asked, processes=processes(), environment=environment())
     cbs = _guides(run, info)
     model = _model(recipe, info, start)
+    if run.recompute: _check_exact(recipe, model)
     built_for = {n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')}
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
@@ -131,6 +134,12 @@ def _check_length(run, state, n):
     before = epoch_length(state, run.recipe.epochs)
     if before != n: raise ValueError(f'{run.folder.part} was begun on data of {before} batches an epoch, and {run.recipe.data} has {n}: '
                                      'give the same images back, or delete the folder to start anew')
+
+def _check_exact(recipe, model):
+    "ValueError where no layer takes exact statistics of batch norms inside its block, which `recompute_exact` is for"
+    exact = [m.block for m in model.modules() if isinstance(m, RepQLayer) and getattr(m.block, 'statistics', None) == 'exact']
+    if any(isinstance(m, BatchNorm) for b in exact for m in b.modules()): return
+    raise ValueError(f'recompute is for exact statistics, which no layer takes (method {recipe.method} at {recipe.weight_bits} bits): leave it out')
 
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
