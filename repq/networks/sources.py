@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-import torch.nn as nn
+import torch, torch.nn as nn
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
@@ -110,7 +110,7 @@ def _run_file(path):
     if name in sys.modules: return sys.modules[name]
     module = sys.modules[name] = module_from_spec(spec := spec_from_file_location(name, path))
     try:
-        with _importable(path.parent): spec.loader.exec_module(module)
+        with _importable(path.parent), torch.enable_grad(): spec.loader.exec_module(module) # a switch that it turns is turned back
     except BaseException as e:
         del sys.modules[name]
         if isinstance(e, _FAILS): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
@@ -139,6 +139,7 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
         with _importable(os.getcwd() if s.kind == 'module' else Path(s.place).parent): model = make(**given)
     except _FAILS as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
+    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
     return model
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j116

@@ -225,6 +225,7 @@ def get_recipe(model:str, method='repq-bnest',
                as_published=False,              # without `low_bit_switches`
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
+    _check_type(next(f for f in fields(Recipe) if f.name == 'weight_bits'), weight_bits)
     input_bits = weight_bits if input_bits is None else input_bits
     size = image_size(model)
     if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..networks.schemas import HISTORY, ROWS, RUN, checked, read_csv, read_json, regular
 from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark, open_part, part_of,
                                  put_in_place, replacing, take_away, writing)
-from ..networks.checkpoints import from_official, read_checkpoint
+from ..networks.checkpoints import apart, from_official, read_checkpoint
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task
@@ -46,7 +46,7 @@ def write_names(path, names:list):
 
 def write_weights(path, model:nn.Module):
     "Write `model.safetensors`, by the process that makes the run"
-    with replacing(path) as part: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    with replacing(path) as part: save_file(apart(model.state_dict()), part)
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r207
 def of_run(run, name:str) -> Path:

@@ -23,7 +23,7 @@ from ..networks.waiting import at
 from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.changes import unquantized
-from ..networks.one_call import check_classes
+from ..networks.one_call import check_classes, naming_input
 from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
@@ -69,6 +69,8 @@ class Run:
 # %% ../../nbs/3_training/21_runs.ipynb #r604
 def check(run:Run):
     "ValueError where a number cannot be meant"
+    for n in 'minutes', 'keep', 'skips', 'accumulate', 'timing':
+        if getattr(run, n) is None: raise ValueError(f'{n} must be a number, not None')
     check_finite('minutes between checkpoints', run.minutes, 0)
     check_whole('keep', run.keep)
     check_whole('skips', run.skips, 0)
@@ -208,6 +210,7 @@ def _rehearse_end(run, learn) -> float:
         rows = layer_costs(one, x[:1])
         task_of(recipe).rehearse(one, deployed, dls)
         if run.timing: twin(recipe, dls)
+        if processes() == 1: _check_trains(recipe, one, x) # several would wait for each other in their batch norms
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
     return sum(r['macs'] for r in rows)/max(1, len(rows))
@@ -217,6 +220,12 @@ def _check_numbers(recipe, model):
     state = model.state_dict()
     text = unusable(state, lambda n: not state[n].is_floating_point())
     if text: raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch norms inside blocks, norm_after, input_noise and bound_steps prevent it')
+
+@torch.enable_grad()
+def _check_trains(recipe, model, x):
+    "ValueError where the network stops in training mode, or gives what has no gradient"
+    with naming_input(model, 'the images of this data in training mode'): y = model.train()(x)
+    if not y.requires_grad: raise ValueError(f'{recipe.network} gives what has no gradient: is all of it frozen, or detached?')
 
 def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"
