@@ -140,6 +140,7 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     except _FAILS as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
     if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
+    if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')
     return model
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j116
@@ -172,7 +173,8 @@ def pretrained_state(name:str) -> dict: # key -> tensor
 def _file_of(s:Source) -> str:
     "The file in which the code of a source is"
     if s.kind == 'file': return s.place
-    return os.path.abspath(inspect.getsourcefile(_module_of(s)))
+    try: return os.path.abspath(inspect.getsourcefile(_module_of(s)))
+    except TypeError: raise ValueError(f'{s.place} is built into Python, there is no code of a network: {_OWN}') from None
 
 def _digest(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
