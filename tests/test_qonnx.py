@@ -2,7 +2,7 @@
 import numpy as np, onnx, pytest, torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from repq.export import ends_of, fewest_bits, run_qonnx, to_qonnx
 from repq.integers import check_integers

@@ -5,7 +5,6 @@
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x102
 from __future__ import annotations
 from dataclasses import replace
-from pathlib import Path
 import numpy as np
 import torch, torch.nn as nn
 from torch import Tensor
@@ -18,8 +17,10 @@ from .onnx_writer import ONNX, OnnxGraph, Profile, import_onnx, layer_sums, on_g
 from . import onnx_operations
 from .targets import Target, Value
 
+INHERITED = [onnx_operations] # chapters of writers: they are there because they are imported here
+
 # %% auto #0
-__all__ = ['QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'to_qonnx', 'run_qonnx']
+__all__ = ['INHERITED', 'QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'to_qonnx', 'run_qonnx']
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x105
 def fewest_bits(low:int, high:int) -> tuple: # bits, signed, narrow
