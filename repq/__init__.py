@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 _NAMES = dict( # module -> names that it has for users
     surgery = 'prepare adopt reparametrize quantize merge train_merged adapt_statistics calibrate quantize_sums add_norms param_groups',
-    blocks = 'Block ConvBlock RepVGGBlock ACBlock DiverseBranchBlock MobileOneBlock QARepVGGBlock RepSRBlock',
+    blocks = 'Block ConvBlock RepVGGBlock ACBlock DiverseBranchBlock MobileOneBlock QARepVGGBlock RepSRBlock RepMixer RepVGGDW DilatedReparam Conv3XC LearnableRep LinearBlock Signal',
     orepa = 'OREPA OREPA1x1 OREPALargeKernel',
     ecb = 'ECB',
     models = 'create_model list_models',
