@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
+from .app import Block, NoAdopt, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
 from . import train_commands, bench_commands # noqa: F401 (registers theirs)
 
 # %% ../../nbs/5_commands/06_cli.ipynb #c010
@@ -89,7 +89,7 @@ def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run fol
              layer_bits: Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')] = None,
              model: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
              data: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
-             block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
+             block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
     "Quantize a full-precision network without training: the baseline of quantization-aware training."
     from repq import deployment, recipes
     if not ptq:
@@ -97,7 +97,7 @@ def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run fol
                          f'repq train MODEL --weight-bits {weight_bits} --init {init} --out {out}')
     layers = layer_bits and recipes.parse_layer_bits(layer_bits)
     init, model = _model_and_weights(init, model, weights, pretrained)
-    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model, data, block)
+    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model, data, block, not no_adopt)
     typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
 
 def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it begins, the model's name

@@ -40,17 +40,17 @@ def _in_batches(recipe, n) -> Recipe:
     "The recipe in batches of `n` images at most, or of as many as it has"
     return replace(recipe, batch_size=min(n, recipe.batch_size))
 
-def _ptq_recipe(init, model, data, block, **bits) -> Recipe:
+def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
-        if model or data or block: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block and --data')
+        if model or data or block or not adopt: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block, --no-adopt and --data')
         first = load_run(init)[0]
         method = 'merged' if METHODS[first.method].reparametrized else 'plain'
         return replace(first, method=method, epochs=0, **bits)
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
-    method = 'merged' if merges(model, block) else 'plain'
-    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block), epochs=0, **bits)
+    method = 'merged' if merges(model, block, adopt) else 'plain'
+    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt), epochs=0, **bits)
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
@@ -59,6 +59,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
                   layer_bits:dict=None, first_last_bits:int=8, # 0: as all other layers
                   model:str=None, data:str=None, # for a checkpoint file, or for 'pretrained' weights
                   block:str=None, # what took the place of each convolution there, see `repq.networks.sources.get_block`
+                  adopt:bool=True, # were the own branches of a network from elsewhere taken over as blocks?
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
     out, t = Path(out), time.perf_counter()
@@ -68,7 +69,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
         raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits} for inputs')
     check_folder(out)
     check_part(out)
-    recipe = _ptq_recipe(init, model, data, block, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
+    recipe = _ptq_recipe(init, model, data, block, adopt, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
                          first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
