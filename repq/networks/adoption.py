@@ -11,10 +11,12 @@ from torch.utils._pytree import tree_leaves
 from ..method.blocks import Block
 from ..method.layers import RepQLayer, is_deployed
 from .graphs import first_line, is_layer, trace_graph
+from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Step, Sum, steps
 from .regions import Search, parallel, take
+from .convolutions import Bordered, plain_convolutions
 from .grafts import MERGERS, adopt_in, is_adopted
 
 # %% auto #0
@@ -135,8 +137,9 @@ def adopt(model:nn.Module,
           grow=False,           # merge as well what computes more as one convolution?
           inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` in which what merges is a `Block`, with the same parameters; what stays is named"
-    model = working_copy(model, inplace)
+    model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
+    model, plain = plain_convolutions(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []
     for name, searches in parts:
@@ -146,6 +149,7 @@ def adopt(model:nn.Module,
     if wrong:
         _restore(before)
         model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
+    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'convolution')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
     _report(model, blocks, left, untraced, verbose)
     return model
 
@@ -170,6 +174,8 @@ def original_names(model:nn.Module) -> dict: # key of the state dict -> key befo
         outer = n.removesuffix('.block') if n.endswith('.block') and isinstance(model.get_submodule(n.rpartition('.')[0]), RepQLayer) else n
         owner = outer.removesuffix(where).rstrip('.') if where else outer
         names |= {_join(n, k): _join(owner, v) for k, v in own.items()}
+    for n, m in model.named_modules():
+        if isinstance(m, Bordered): names = {k: v and v.replace(f'{n}.conv.', f'{n}.', 1) if v and v.startswith(f'{n}.conv.') else v for k, v in names.items()}
     return {k: v for k, v in names.items() if v is not None}
 
 def _plain_name(layer, key) -> str: # None for what a quantizer holds
@@ -181,5 +187,6 @@ def _plain_name(layer, key) -> str: # None for what a quantizer holds
 def original_state_dict(model:nn.Module) -> dict:
     "The state dict of an adopted model under the names that it had before; ValueError where tensors are no longer what they were"
     if (d := next((n for n, m in model.named_modules() if is_deployed(m)), None)) is not None: raise ValueError(f"'{d}' is deployed: its branches are one kernel of integers")
+    if (c := next(((n, m.computed_by) for n, m in model.named_modules() if hasattr(m, 'computed_by')), None)): raise ValueError(f"'{c[0]}' holds a weight that a {c[1]} computed: what it was made of is gone")
     state = model.state_dict()
     return {original: state[k] for k, original in original_names(model).items()}
