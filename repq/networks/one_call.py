@@ -17,7 +17,7 @@ from .graphs import BatchNorm
 from .sites import find_sites, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
-from .calibration import adapt_statistics, calibrate, feed
+from .calibration import adapt_statistics, calibrate, feed, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
 from .schemas import check_whole, unusable
@@ -313,6 +313,7 @@ def prepare(model:nn.Module,
     bar, statistics = _Progress(3*images, verbose), kwargs.get('statistics')
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
+        remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _to_adapt(model)
