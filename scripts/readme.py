@@ -31,8 +31,8 @@ def text_block(s):
     s = re.sub(r'\x1b\[[0-9;]*m', '', s).rstrip('\n')
     return f'```text\n{s}\n```' if s.strip() else ''
 
-def output(o, figures):
-    "One output as markdown; a picture is added to `figures` (path: bytes)."
+def output(o, figures, alt=''):
+    "One output as markdown; a picture, which `alt` describes, is added to `figures` (path: bytes)."
     if o['output_type'] == 'stream': return text_block(lines(o['text'])) if o['name'] == 'stdout' else ''
     if o['output_type'] == 'error': raise ValueError(f"nbs/index.ipynb holds an error: {o['ename']}: {o['evalue']}")
     data = o['data']
@@ -40,7 +40,7 @@ def output(o, figures):
         if mime in data:
             path = f'README_files/figure-{len(figures)+1}.{ext}'
             figures[path] = lines(data[mime]).encode() if ext == 'svg' else base64.b64decode(lines(data[mime]))
-            return f'![]({path})'
+            return f'![{alt}]({path})'
     if 'text/markdown' in data: return lines(data['text/markdown']).strip()
     return text_block(lines(data.get('text/plain', '')))
 
@@ -62,7 +62,8 @@ def readme(nb_path=ROOT/'nbs'/'index.ipynb'):
         flags, code = directives(source)
         if HIDDEN & set(flags) or flags.get('include') == 'false': continue
         if code and flags.get('echo') != 'false': parts.append(f'```python\n{code}\n```')
-        if flags.get('output') != 'false': parts += [output(o, figures) for o in joined(cell['outputs'])]
+        alt = flags.get('fig-alt', '').strip('"')
+        if flags.get('output') != 'false': parts += [output(o, figures, alt) for o in joined(cell['outputs'])]
     return '\n\n'.join(['<!-- Written by `make readme` from nbs/index.ipynb: edit that. -->'] + [p for p in parts if p]) + '\n', figures
 
 def out_of_step():

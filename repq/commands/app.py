@@ -22,6 +22,7 @@ def first_sentence(text) -> str:
     "The first sentence of a help text, whole, up to a semicolon"
     return re.split(r'[.;] ', ' '.join((text or '').split()))[0].rstrip('.') + '.'
 
+# %% ../../nbs/5_commands/03_app.ipynb #h669
 class Commands(typer.core.TyperGroup):
     "Commands whose interruption reaches `run_app`"
     def format_commands(self, ctx, formatter):
@@ -33,8 +34,10 @@ class Commands(typer.core.TyperGroup):
         try: return super().invoke(ctx)
         except KeyboardInterrupt as e: raise Interrupted(str(e) or 'interrupted') from None
 
+# %% ../../nbs/5_commands/03_app.ipynb #h670
 class Command(typer.core.TyperCommand):
-    "A command that takes each option once and finite numbers of 64 bits only, and knows before it begins that it can write what --json names"
+    """A command that takes each option once and finite numbers of 64 bits only,
+    and knows before it begins that it can write what --json names"""
     def parse_args(self, ctx, args):
         *_, given = self.make_parser(ctx).parse_args(list(args)) # arguments and options in their order
         _check_once(given)
@@ -45,10 +48,13 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx):
         for p in self.params:
             for v in _each(ctx.params.get(p.name)): _check_number(_called(p), v)
-        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)): # a command without --overwrite goes on with its file
+        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)): # without --overwrite a command goes on with its file
             try: return super().invoke(ctx)
-            except SystemExit as e: raise ValueError(f'code of a network ended the program (exit code {e.code}): it should define, and do nothing else') from e
+            except SystemExit as e:
+                raise ValueError(f'code of a network ended the program (exit code {e.code}): '
+                                 'it should define, and do nothing else') from e
 
+# %% ../../nbs/5_commands/03_app.ipynb #h671
 class App(typer.Typer):
     "A typer whose commands are of our kind"
     def command(self, name=None, *, cls=Command, **kwargs): return super().command(name, cls=cls, **kwargs)
@@ -62,10 +68,14 @@ def _check_number(name, v):
     if isinstance(v, int) and not -2**63 <= v < 2**63:
         raise ValueError(f'{name} takes a whole number from -2^63 to 2^63 - 1, not {v}')
 
+# %% ../../nbs/5_commands/03_app.ipynb #h672
 @contextmanager
 def _held(file, overwrite):
-    "Keep the file that --json names, if any, from other commands meanwhile; raise before anything is measured where it cannot be made"
-    if file is None: yield; return
+    """Keep the file that --json names, if any, from other commands meanwhile;
+    raise before anything is measured where it cannot be made"""
+    if file is None:
+        yield
+        return
     from repq.networks.files import check_output, locked # they load torch
     check_output(file, overwrite)
     with locked(file): yield
@@ -77,13 +87,16 @@ def _check_once(given):
     "Raise where an option that takes one value, or says yes or no, comes twice"
     for i, p in enumerate(given):
         one = p.param_type_name == 'option' and not p.multiple and (not p.is_flag or p.secondary_opts)
-        if one and p in given[:i]: raise ValueError(f'{"/".join((*p.opts, *p.secondary_opts))} is given twice: give it once')
+        if one and p in given[:i]:
+            raise ValueError(f'{"/".join((*p.opts, *p.secondary_opts))} is given twice: give it once')
 
+# %% ../../nbs/5_commands/03_app.ipynb #h673
 def _check_fields(fields, given):
     "Raise where --set (`fields`) sets what has an option of its own, and that is given as well"
     own = {'per_channel' if p.name == 'per_tensor' else p.name: _called(p) for p in given}
     for f in fields or ():
-        if (name := f.partition('=')[0].strip()) in own: raise ValueError(f'{name} is given by {own[name]} and by --set {f}: give one of them')
+        if (name := f.partition('=')[0].strip()) in own:
+            raise ValueError(f'{name} is given by {own[name]} and by --set {f}: give one of them')
 
 # %% ../../nbs/5_commands/03_app.ipynb #r809
 app = App(cls=Commands, help='Quantization-aware training of re-parametrized networks (RepQ).', no_args_is_help=True,
@@ -91,9 +104,12 @@ app = App(cls=Commands, help='Quantization-aware training of re-parametrized net
           context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110))
 
 Out = Annotated[Path, typer.Option(help='Folder to be made for the run.')]
-Overwrite = Annotated[bool, typer.Option('--overwrite', help='Over files that repq made; others are never overwritten.')]
-Data = Annotated[str, typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'.")]
-Json = Annotated[Optional[Path], typer.Option('--json', help='Write the rows, with versions and hardware, to this file.')]
+Overwrite = Annotated[bool, typer.Option('--overwrite', help='Over files that repq made; others are never '
+                                                             'overwritten.')]
+Data = Annotated[str, typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
+                                        "'digits', 'cifar10', 'imagenette'.")]
+Json = Annotated[Optional[Path], typer.Option('--json', help='Write the rows, with versions and hardware, '
+                                                             'to this file.')]
 Rounds = Annotated[int, typer.Option(help='Rounds, after one to warm up.')]
 Device = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 
@@ -113,7 +129,8 @@ def begin_with(init, weights, pretrained): # -> what training calls `init`
 # %% ../../nbs/5_commands/03_app.ipynb #c008
 @contextmanager
 def progress():
-    "A context that gives f(done, of, text, finished): a bar on a terminal, a line for what is finished (None: text, at each whole number) elsewhere"
+    """A context that gives f(done, of, text, finished): a bar on a terminal, a line for what is finished
+    (None: text, at each whole number) elsewhere"""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from repq.networks.waiting import at
     with at(''), Progress(TextColumn('{task.description:38}'), BarColumn(), TextColumn('{task.percentage:3.0f} %'),
@@ -140,7 +157,9 @@ class Waiting:
         with self.lock:
             self.named = what not in (None, 'starting')
             what = 'working' if what is None else what
-            self.at = '' if done is None else f' {done}' if of is None else f' {done}/{of}'
+            if done is None: self.at = ''
+            elif of is None: self.at = f' {done}'
+            else: self.at = f' {done}/{of}'
             if what == getattr(self, 'what', None): return
             self.what, self.since, self.next = what, time.monotonic(), 2.
             self.clear()
@@ -162,15 +181,20 @@ class Waiting:
     def clear(self):
         "Take the line away that stands on a terminal"
         with self.lock:
-            if self.shown: self.write('\r\033[K'); self.out.flush()
+            if self.shown:
+                self.write('\r\033[K')
+                self.out.flush()
             self.shown = False
 
 # %% ../../nbs/5_commands/03_app.ipynb #q232
 def _clearing(write, waiting):
     "A stream's `write`, for whose text the line makes room"
-    def f(text): waiting.clear(); return write(text)
+    def f(text):
+        waiting.clear()
+        return write(text)
     return f
 
+# %% ../../nbs/5_commands/03_app.ipynb #h674
 @contextmanager
 def waiting():
     "Within it a thread tells on stderr what takes long, by the first of several processes"
@@ -188,7 +212,9 @@ def waiting():
     try:
         with listening(w): yield
     finally:
-        done.set(); thread.join(); w.clear()
+        done.set()
+        thread.join()
+        w.clear()
         if w.terminal:
             for s, f in zip(streams, own): s.write = f
 
@@ -220,8 +246,10 @@ def error_line(e) -> str:
 # %% ../../nbs/5_commands/03_app.ipynb #q235
 def quiet_libraries():
     "No warning of a library about another one: what is deprecated is no user's doing"
-    for kind in FutureWarning, DeprecationWarning, PendingDeprecationWarning: warnings.filterwarnings('ignore', category=kind)
-    for library in 'torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'onnx', 'onnxruntime', 'torchao': warnings.filterwarnings('ignore', category=Warning, module=rf'{library}(\.|$)')
+    for kind in FutureWarning, DeprecationWarning, PendingDeprecationWarning:
+        warnings.filterwarnings('ignore', category=kind)
+    for library in 'torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'onnx', 'onnxruntime', 'torchao':
+        warnings.filterwarnings('ignore', category=Warning, module=rf'{library}(\.|$)')
 
 # %% ../../nbs/5_commands/03_app.ipynb #c011
 def _impatient():
@@ -234,6 +262,7 @@ def _impatient():
             raise KeyboardInterrupt
     signal.signal(signal.SIGINT, ask)
 
+# %% ../../nbs/5_commands/03_app.ipynb #h675
 def _to_go_on(args) -> str:
     "How to go on with the command of these arguments, in words that go behind an error's"
     if args[:1] == ['demo']: return f'; finished runs are kept, to go on: {shlex.join(["repq", *args])}'
@@ -242,6 +271,7 @@ def _to_go_on(args) -> str:
     again = ['repq', *args] if '--resume' in args else ['repq', *args, '--resume']
     return f'; to go on: {shlex.join(again)}'
 
+# %% ../../nbs/5_commands/03_app.ipynb #h676
 def _stopped(e):
     "Say what an interruption left, by one process, and end"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -256,11 +286,14 @@ def _report(line):
 
 # %% ../../nbs/5_commands/03_app.ipynb #r816
 def settle():
-    "Warnings in a line, without what others deprecate; memory that is freed stays: in a process that runs a command, or a part of one"
+    """Warnings in a line, without what others deprecate;
+    memory that is freed stays: in a process that runs a command, or a part of one"""
     warnings.filterwarnings('ignore', category=FutureWarning)
-    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line, not where in the source
+    # one line, not where in the source
+    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n'
     keep_freed_memory()
 
+# %% ../../nbs/5_commands/03_app.ipynb #h677
 def run_app(app):
     "Run a command from the shell"
     settle()

@@ -13,10 +13,12 @@ import typer
 from .app import App, Block, Commands, Device, Json, Overwrite, Rounds, app, progress
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n020
-bench = App(cls=Commands, help='Measure: every candidate takes its turn in every round, and ratios are reported with the quartiles of single rounds.',
+bench = App(cls=Commands, help='Measure: every candidate takes its turn in every round, and ratios are '
+                               'reported with the quartiles of single rounds.',
             no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name='bench')
 
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #h682
 def _show(rows, file, overwrite, device, *columns, **more):
     "Print a benchmark's rows, write them"
     from repq.commands.bench import table
@@ -30,12 +32,22 @@ def _show(rows, file, overwrite, device, *columns, **more):
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n021
 @bench.command('train-step', epilog='Example: repq bench train-step ac_resnet18 orepa_resnet18 --json steps.json')
-def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Models, see: repq list; or timm:NAME, torchvision:NAME, package.module:function, file.py:function. ac_resnet18 and orepa_resnet18 if left out.')] = None,
+def train_step(models: Annotated[Optional[List[str]],
+                                 typer.Argument(help='Models, see: repq list; or timm:NAME, '
+                                                     'torchvision:NAME, package.module:function, '
+                                                     'file.py:function. ac_resnet18 and orepa_resnet18 if '
+                                                     'left out.')] = None,
                batch_size: Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')] = None,
-               size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on a GPU if left out.')] = None,
-               only: Annotated[Optional[List[str]], typer.Option(help='This method, may be repeated; all if left out.')] = None,
-               official: Annotated[Optional[Path], typer.Option(help="A checkout of the blocks' authors' code (RepVGG, ACNet, OREPA), or a folder of checkouts: their branched step takes part. This runs code from there.")] = None,
-               rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None, overwrite: Overwrite = False, block: Block = None):
+               size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on '
+                                                                'a GPU if left out.')] = None,
+               only: Annotated[Optional[List[str]],
+                               typer.Option(help='This method, may be repeated; all if left out.')] = None,
+               official: Annotated[Optional[Path],
+                                   typer.Option(help="A checkout of the blocks' authors' code (RepVGG, "
+                                                     "ACNet, OREPA), or a folder of checkouts: their "
+                                                     "branched step takes part. This runs code from there.")] = None,
+               rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None,
+               overwrite: Overwrite = False, block: Block = None):
     "Time and memory of a training step, relative to the plain network at the same stage."
     from repq import bench as b
     models, rows = models or ['ac_resnet18', 'orepa_resnet18'], []
@@ -43,6 +55,7 @@ def train_step(models: Annotated[Optional[List[str]], typer.Argument(help='Model
     for m in models: rows += b.train_step(m, batch_size, size, rounds, bits, device, only, official, block)
     _show(rows, json, overwrite, device)
 
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #h683
 @bench.command(epilog='Example: repq bench peers --rounds 20')
 def peers(batch_size: int = 16, width: int = 64, depth: int = 8, size: int = 56, rounds: Rounds = 10, bits: int = 4,
           device: Device = 'cpu',
@@ -52,6 +65,7 @@ def peers(batch_size: int = 16, width: int = 64, depth: int = 8, size: int = 56,
     from repq import bench as b
     _show(b.peers(batch_size, width, depth, size, rounds, bits, device, compiled), json, overwrite, device)
 
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #h684
 @bench.command(epilog='Example: repq bench scaling --json scaling.json')
 def scaling(rounds: Rounds = 5, device: Device = 'cpu', json: Json = None, overwrite: Overwrite = False):
     "How one layer's training step grows with batch, resolution, width and branches."
@@ -63,7 +77,8 @@ def scaling(rounds: Rounds = 5, device: Device = 'cpu', json: Json = None, overw
 @bench.command(epilog='Example: repq bench inference repvgg_a0 --bits 8')
 def inference(model: Annotated[str, typer.Argument(help='A model, see: repq list.')] = 'repvgg_a0',
               batch_size: int = 1,
-              size: Annotated[Optional[int], typer.Option(help='Pixels of an image: what the model is made for if left out.')] = None,
+              size: Annotated[Optional[int], typer.Option(help='Pixels of an image: what the model is made '
+                                                               'for if left out.')] = None,
               bits: int = 8, rounds: Rounds = 15, json: Json = None, overwrite: Overwrite = False):
     "The integers in ONNX Runtime against float32, on one core and on all."
     from repq import bench as b
@@ -71,19 +86,25 @@ def inference(model: Annotated[str, typer.Argument(help='A model, see: repq list
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #p002
 @bench.command('data', epilog='Example: repq bench data imagenet --shards imagenet-shards --json data.json')
-def data_(path: Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'cifar10', 'imagenette'.")],
-          shards: Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take part as well.')] = None,
+def data_(path: Annotated[str, typer.Argument(metavar='DIR',
+                                              help="ImageFolder tree (train/CLASS/*.jpg and val/ or "
+                                                   "test/), or 'cifar10', 'imagenette'.")],
+          shards: Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take '
+                                                              'part as well.')] = None,
           size: Annotated[int, typer.Option(help='Pixels of a crop.')] = 224, batch_size: int = 64,
           workers: Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')] = 0,
-          images: Annotated[int, typer.Option(help='Images in a round.')] = 1000, rounds: Rounds = 5, json: Json = None, overwrite: Overwrite = False):
+          images: Annotated[int, typer.Option(help='Images in a round.')] = 1000, rounds: Rounds = 5,
+          json: Json = None, overwrite: Overwrite = False):
     "Images a second and core of the input pipeline beside torchvision's usual one, and how the pictures differ."
     from repq import shards as s
     with progress() as say: rows = s.bench_data(path, shards, size, batch_size, workers, rounds, images, say)
     d = s.picture_difference(s.training_files(path), size)
     columns = 'pipeline', 'loader', 'per_core', 'per_second', 'ratio', 'spread', 'images'
     _show(rows, json, overwrite, 'cpu', columns, pictures=d)
-    typer.echo(f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} of them decoded at reduced scale: '
-               f'mean absolute difference {d["mean_abs"]:.3f} of 255, PSNR {d["psnr"]:.1f} dB, lowest {d["psnr_lowest"]:.1f} dB')
+    typer.echo(f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} '
+               'of them decoded at reduced scale: '
+               f'mean absolute difference {d["mean_abs"]:.3f} of 255, PSNR {d["psnr"]:.1f} dB, lowest '
+               f'{d["psnr_lowest"]:.1f} dB')
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #i720
 @bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 --json coverage.json')

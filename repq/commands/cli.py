@@ -23,11 +23,18 @@ def eval_(run: Annotated[Path, typer.Argument(help='A finished run folder.')],
     r = eval_run(run, data, batch_size)
     typer.echo(f'{r["run"]}: {in_words(r)} on {r["images"]} images')
 
+# %% ../../nbs/5_commands/06_cli.ipynb #h685
 @app.command(epilog='Example: repq report runs/*/ --out runs/report   and   repq report runs/w4 --out runs/w4-layers')
 def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, or results.json files.')],
            out: Annotated[Optional[Path], typer.Option(help='Folder for pictures.')] = None,
-           beside: Annotated[Optional[Path], typer.Option(help="CSV of others' figures, a paper's for example, for a column of their own: method, weight_bits, accuracy in percent (or a column per benchmark in dB), optionally model.")] = None,
-           alone: Annotated[bool, typer.Option('--alone/--no-alone', help='For a single run: evaluate each layer alone as well, all others in floats.')] = True,
+           beside: Annotated[Optional[Path], typer.Option(help="Figures of others in a column of their "
+                                                               "own: 'paper' for RepQ's tables, or a CSV "
+                                                               "file with method, weight_bits, accuracy in "
+                                                               "percent (or a column per benchmark in dB), "
+                                                               "optionally model.")] = None,
+           alone: Annotated[bool, typer.Option('--alone/--no-alone',
+                                               help='For a single run: evaluate each layer alone as well, '
+                                                    'all others in floats.')] = True,
            overwrite: Overwrite = False):
     "Compare finished runs in a table, means and standard deviations over seeds; a single quantized run also layer by layer."
     from repq import runs
@@ -36,6 +43,7 @@ def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, 
         typer.echo(runs.report(run_folders, out, beside, overwrite))
         if len(run_folders) == 1 and run_folders[0].is_dir(): _report_layers(run_folders[0], out, alone, overwrite)
 
+# %% ../../nbs/5_commands/06_cli.ipynb #h686
 def _report_layers(run, out, alone, overwrite):
     "The layers of a run, if it is quantized"
     from repq import deployment, runs
@@ -44,14 +52,20 @@ def _report_layers(run, out, alone, overwrite):
 # %% ../../nbs/5_commands/06_cli.ipynb #v030
 @app.command('recipes', epilog='Example: repq recipes repvgg_a0/repq --measure')
 def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder contains it.')] = '',
-             images_per_second: Annotated[Optional[float], typer.Option(help='A measured training rate: the cost in hours is computed from it.')] = None,
-             measure: Annotated[bool, typer.Option('--measure', help="Time some training steps of each network on this device, data not counted, and compute the cost from them.")] = False,
+             images_per_second: Annotated[Optional[float],
+                                          typer.Option(help='A measured training rate: the cost in hours '
+                                                            'is computed from it.')] = None,
+             measure: Annotated[bool, typer.Option('--measure',
+                                                   help="Time some training steps of each network on this "
+                                                        "device, data not counted, and compute the cost "
+                                                        "from them.")] = False,
              imagenet: Annotated[str, typer.Option(help="ImageNet's folder.")] = 'imagenet',
              div2k: Annotated[str, typer.Option(help="DIV2K's folder.")] = 'DIV2K'):
     "The paper's runs, as commands; --dry-run behind one of them prints its plan."
     from repq import plans
     typer.echo(plans.recipes_table(pattern, images_per_second, imagenet, div2k, measure))
 
+# %% ../../nbs/5_commands/06_cli.ipynb #h687
 @app.command('list')
 def list_():
     "The models and methods that train knows."
@@ -95,27 +109,31 @@ def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it be
     if model: raise ValueError(f'the model is given twice, {init} and --model {model}: leave out --model')
     return begin_with(None, weights, pretrained), str(init)
 
-@app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --packed --out w4-packed.onnx')
+@app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --to tflite')
 def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')],
            out: Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')] = None,
-           format: Annotated[str, typer.Option(help='onnx: integers that ONNX Runtime computes as such; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
+           format: Annotated[str, typer.Option('--to', '--format', help='onnx: integers that ONNX Runtime computes as such; tflite: bytes for TensorFlow Lite (LiteRT), one image at a time; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
            packed: Annotated[bool, typer.Option('--packed', help='ONNX with int4 weights, for size: it runs in floats.')] = False,
            symmetric: Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as TensorRT has them.')] = False,
            vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM.')] = False,
            overwrite: Overwrite = False):
-    "Write the deployed network of a run to a file; an ONNX file is compared with the integer reference first."
+    "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
     profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni).items() if chosen]
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n002
-@app.command(epilog='Example: repq convert RepVGG-A0-train.pth a0.safetensors   and   repq convert a0.safetensors a0-deployed.pth --model repvgg_a0 --to authors --deployed')
-def convert(checkpoint: Annotated[Path, typer.Argument(help='A state dict: .safetensors, or a .pth of tensors. RepVGG, QARepVGG, MobileOne, AC-ResNet-18, OREPA-ResNet-18, ECBSR, timm or repq.')],
+@app.command(epilog='Example: repq convert RepVGG-A0-train.pth a0.safetensors   and   repq convert '
+                    'a0.safetensors a0-deployed.pth --model repvgg_a0 --to authors --deployed')
+def convert(checkpoint: Annotated[Path, typer.Argument(help='A state dict: .safetensors, or a .pth of '
+                                                            'tensors. RepVGG, QARepVGG, MobileOne, '
+                                                            'AC-ResNet-18, OREPA-ResNet-18, ECBSR, timm or repq.')],
             out: Annotated[Path, typer.Argument(help='File to be made: .safetensors, .pth or .pt.')],
             to: Annotated[str, typer.Option(help="Layout to write: repq, authors, timm.")] = 'repq',
             deployed: Annotated[bool, typer.Option('--deployed', help='Merge the branches first.')] = False,
-            model: Annotated[Optional[str], typer.Option(help="The model, for a checkpoint in repq's own layout; authors' checkpoints are recognized.")] = None,
+            model: Annotated[Optional[str], typer.Option(help="The model, for a checkpoint in repq's own "
+                                                              "layout; authors' checkpoints are recognized.")] = None,
             overwrite: Overwrite = False):
     "Read a published checkpoint, whoever wrote it, and write it in another layout."
     from repq import checkpoints
@@ -123,30 +141,38 @@ def convert(checkpoint: Annotated[Path, typer.Argument(help='A state dict: .safe
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n003
 @app.command(epilog='Example: repq upscale photo.jpg photo-x2.png --run runs/sr-w8')
-def upscale(image: Annotated[Path, typer.Argument(help='A picture: png, jpg, webp or bmp; grey, colour, with transparency, or 16-bit grey.')],
+def upscale(image: Annotated[Path, typer.Argument(help='A picture: png, jpg, webp or bmp; grey, colour, '
+                                                       'with transparency, or 16-bit grey.')],
             out: Annotated[Path, typer.Argument(help='The picture to be made.')],
             run: Annotated[Path, typer.Option(help='A finished super-resolution run.')],
-            tile: Annotated[int, typer.Option(help='Pixels of a tile: less memory when small, the same picture always.')] = 512,
+            tile: Annotated[int, typer.Option(help='Pixels of a tile: less memory when small, the same '
+                                                   'picture always.')] = 512,
             overwrite: Overwrite = False):
     "Enlarge a picture with the deployed network of a run."
     from repq import runs, superres, surgery
     from repq.networks.models import task
     recipe, model, _ = runs.load_run(run)
     if task(recipe.model) != 'super-resolution':
-        raise ValueError(f'{run} is a run of {recipe.model}, which is for {task(recipe.model)}: give one of a super-resolution network')
+        raise ValueError(f'{run} is a run of {recipe.model}, which is for {task(recipe.model)}: give one '
+                         'of a super-resolution network')
     superres.upscale_file(surgery.deploy(model, verbose=False), image, out, tile, overwrite)
-    typer.echo(f'{image} → {out}: {recipe.scale} times as large, by {recipe.network} at {recipe.weight_bits}/{recipe.input_bits} bits')
+    typer.echo(f'{image} → {out}: {recipe.scale} times as large, by {recipe.network} at '
+               f'{recipe.weight_bits}/{recipe.input_bits} bits')
 
 # %% ../../nbs/5_commands/06_cli.ipynb #p001
-@app.command(epilog='Example: repq shard imagenet imagenet-shards   and then   repq train repvgg_a0 --data imagenet-shards --out runs/fp')
-def shard(path: Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'cifar10', 'imagenette'.")],
+@app.command(epilog='Example: repq shard imagenet imagenet-shards   and then   repq train repvgg_a0 --data '
+                    'imagenet-shards --out runs/fp')
+def shard(path: Annotated[str, typer.Argument(metavar='DIR',
+                                              help="ImageFolder tree (train/CLASS/*.jpg and val/ or "
+                                                   "test/), or 'cifar10', 'imagenette'.")],
           out: Annotated[Path, typer.Argument(help='Folder to be made.')],
           size: Annotated[float, typer.Option(help='Megabytes of images in a shard.')] = 500):
     "Pack a folder of images into WebDataset shards, for storage that dislikes small files. --data takes the folder of shards for the folder of images: the batches are the same bit for bit."
     from repq import shards
     with progress() as say: r = shards.write_shards(path, out, size*1e6, say)
     images = ', '.join(f'{k}: {n:,} images' for k, n in r['images'].items())
-    typer.echo(f'{images}, {r["classes"]:,} classes, in {r["shards"]} shards of {r["bytes"]/1e6:,.0f} MB together: {out}')
+    typer.echo(f'{images}, {r["classes"]:,} classes, in {r["shards"]} shards of {r["bytes"]/1e6:,.0f} MB '
+               f'together: {out}')
     bad = r['unreadable']
     if bad: typer.echo('\n'.join([f'unreadable, packed as they are, skipped in training: {len(bad)}', *map(str, bad)]))
 

@@ -18,68 +18,109 @@ from ..training.processes import prepare_processes
 def demo(out: Out = Path('runs/demo'),
          data: Data = 'digits',
          model: Annotated[str, typer.Option(help='A re-parametrized model, see: repq list.')] = 'ac_resnet18_tiny',
-         task: Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's photographs, at 32, 8, 4 and 2 bits.")] = 'classification',
+         task: Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's "
+                                                "photographs, at 32, 8, 4 and 2 bits.")] = 'classification',
          seed: int = 0,
          quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False,
-         jobs: Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: one for each core if left out; 0: one after another.')] = None):
+         jobs: Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: '
+                                                          'one for each core if left out; 0: one after another.')] = None):
     "Compare all methods at 4 and 2 bits on embedded data, in some minutes; finished runs in OUT are kept, interrupted ones go on."
-    if jobs is not None and not 0 <= jobs <= 1000: raise ValueError(f'--jobs takes 0 to 1000 runs at a time, not {jobs}')
+    if jobs is not None and not 0 <= jobs <= 1000:
+        raise ValueError(f'--jobs takes 0 to 1000 runs at a time, not {jobs}')
     if task not in ('classification', 'sr'): raise ValueError(f"task must be classification or sr, got '{task}'")
     if task == 'sr' and (data, model) != ('digits', 'ac_resnet18_tiny'):
-        raise ValueError('--data and --model are for classification: the demo of super-resolution has photographs and a network of its own')
+        raise ValueError('--data and --model are for classification: the demo of super-resolution has '
+                         'photographs and a network of its own')
     if jobs != 0: prepare_processes('repq.training.demo') # while this process imports the same
     if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed, jobs)
     else: _demo_classification(out, quick, seed, jobs, data, model)
 
+# %% ../../nbs/5_commands/04_train_commands.ipynb #h678
 def _demo_sr(out, quick, seed, jobs):
     from repq import plots, runs
     with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, **runs.SR_DEMO)
     typer.echo(f'{plots.psnr_table(rows)}\n\nPSNR on Y, dB, unrounded. Seed {seed}; one seed is an anecdote.')
     _echo_places(out)
 
+# %% ../../nbs/5_commands/04_train_commands.ipynb #h679
 def _demo_classification(out, quick, seed, jobs, data, model):
     from repq import plots, runs
     with progress() as say: rows = runs.demo(out, quick, seed, say, jobs, settle, data=data, model=model)
     equal = all(r['accuracy'] == r['merged_accuracy'] for r in rows)
     text = 'equal in every row' if equal else 'NOT equal in every row'
-    typer.echo(f'{plots.results_table(rows)}\n\nMerged networks, evaluated again: {text}. Seed {seed}; one seed is an anecdote.')
+    typer.echo(f'{plots.results_table(rows)}\n\nMerged networks, evaluated again: {text}. Seed {seed}; one '
+               'seed is an anecdote.')
     _echo_places(out)
 
 def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}/*.png   Runs: {out}/*/')
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e402
-_AnyData = Annotated[Optional[str], typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or 'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's folder, any folder of photographs, or 'photos'.")]
-_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid.')]
+_AnyData = Annotated[Optional[str],
+                     typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
+                                       "'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's "
+                                       "folder, any folder of photographs, or 'photos'.")]
+_Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, '
+                                           'repq-bnsample or repq-bnhybrid.')]
 _WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
 _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
-_Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, or a checkpoint file of the network's authors or of timm.")]
+_Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, "
+                                                    "or a checkpoint file of the network's authors or of timm.")]
 _Epochs = Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")]
 _Warmup = Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')]
 _Schedule = Annotated[Optional[str], typer.Option(help='cosine or constant.')]
-_Valid = Annotated[Optional[float], typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
+_Valid = Annotated[Optional[float],
+                   typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
 _FirstLast = Annotated[Optional[int], typer.Option(help='8 if left out; 0: as all other layers.')]
-_LayerBits = Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8 (weights/inputs); see: repq report RUN.')]
+_LayerBits = Annotated[Optional[str],
+                       typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8 '
+                                         '(weights/inputs); see: repq report RUN.')]
 _PerTensor = Annotated[bool, typer.Option('--per-tensor', help='One weight step per layer, not per channel.')]
-_FullPrecision = Annotated[Optional[str], typer.Option(help="How blocks train in full precision: 'branched' or 'merged'.")]
+_FullPrecision = Annotated[Optional[str],
+                           typer.Option(help="How blocks train in full precision: 'branched' or 'merged'.")]
 _Scale = Annotated[Optional[int], typer.Option(help='Super-resolution only, as the next three: 2 if left out.')]
 _Crop = Annotated[Optional[int], typer.Option(help='Pixels of the large side of a training crop.')]
 _Iterations = Annotated[Optional[int], typer.Option(help='Batches in an epoch.')]
-_Benchmarks = Annotated[Optional[str], typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')]
+_Benchmarks = Annotated[Optional[str],
+                        typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e404
-_Timing = Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end, 1000 at most; 0: none.')]
-_Resume = Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in OUT.part, if it was interrupted, to the weights that it would have had; begin it if it was not begun; leave it if it is finished.')]
-_Minutes = Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each epoch; 0: after every batch.')]
+_Timing = Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end, '
+                                           '1000 at most; 0: none.')]
+_Resume = Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in '
+                                                        'OUT.part, if it was interrupted, to the weights '
+                                                        'that it would have had; begin it if it was not '
+                                                        'begun; leave it if it is finished.')]
+_Minutes = Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each '
+                                              'epoch; 0: after every batch.')]
 _Keep = Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')]
-_Fields = Annotated[Optional[List[str]], typer.Option('--set', metavar='NAME=VALUE', help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')]
-_Teacher = Annotated[Optional[Path], typer.Option(help="A finished run of the same data whose outputs take part in the loss; its share is the recipe's distill.")]
-_TensorBoard = Annotated[bool, typer.Option('--tensorboard', help='Write for TensorBoard as well, into the run folder; needs the package tensorboard.')]
-_DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, schedule, memory, files. Nothing is written.')]
-_Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so many parts, one after another, where it does not fit into memory. Batch norms see the parts.')]
-_Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the backward pass instead of keeping them: about a third less memory, a tenth more time.")]
-_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a step as a CUDA graph and launch it at once; for small networks, whose launches take longer than their arithmetic.')]
-_Published = Annotated[bool, typer.Option('--as-published', help='Below 4 bits: without what the default recipe adds to the paper (norm_after, input_noise, bound_steps, centred).')]
-_Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, before the run stops.')]
+_Fields = Annotated[Optional[List[str]],
+                    typer.Option('--set', metavar='NAME=VALUE',
+                                 help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')]
+_Teacher = Annotated[Optional[Path],
+                     typer.Option(help="A finished run of the same data whose outputs take part in the "
+                                       "loss; its share is the recipe's distill.")]
+_TensorBoard = Annotated[bool, typer.Option('--tensorboard',
+                                            help='Write for TensorBoard as well, into the run folder; '
+                                                 'needs the package tensorboard.')]
+_DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, '
+                                                         'parameter groups, schedule, memory, files. '
+                                                         'Nothing is written.')]
+_Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each '
+                                               'process) in so many parts, one after another, where it '
+                                               'does not fit into memory. Batch norms see the parts.')]
+_Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs "
+                                                              "again in the backward pass instead of "
+                                                              "keeping them: about a third less memory, a "
+                                                              "tenth more time.")]
+_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a '
+                                                          'step as a CUDA graph and launch it at once; for '
+                                                          'small networks, whose launches take longer than '
+                                                          'their arithmetic.')]
+_Published = Annotated[bool, typer.Option('--as-published',
+                                          help='Below 4 bits: without what the default recipe adds to the '
+                                               'paper (norm_after, input_noise, bound_steps, centred).')]
+_Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, '
+                                          'before the run stops.')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
 @app.command(epilog='Example: repq train repvgg_a0 --data imagenet --method repq-bn --out runs/fp   and then   '
@@ -113,24 +154,29 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or
 def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, **overrides):
     "The recipe that the options describe"
     from repq.training.recipes import get_recipe, parse_fields, parse_layer_bits, recipe_from
-    if as_published and weight_bits >= 4: raise ValueError(f'--as-published is for less than 4 bits, where recipes add to the paper; --weight-bits is {weight_bits}')
+    if as_published and weight_bits >= 4:
+        raise ValueError('--as-published is for less than 4 bits, where recipes add to the paper; '
+                         f'--weight-bits is {weight_bits}')
     if layer_bits: overrides['layer_bits'] = parse_layer_bits(layer_bits)
     recipe = get_recipe(model, method, weight_bits, input_bits, as_published, **overrides)
     if fields: recipe = recipe_from({**asdict(recipe), **parse_fields(fields)})
     if not as_published: _tell_added(recipe)
     return recipe
 
+# %% ../../nbs/5_commands/04_train_commands.ipynb #h680
 def _tell_added(recipe):
     "Say, in the first process, what a recipe below 4 bits has beyond the paper"
     from fastai.torch_core import rank_distrib
     from repq.training.recipes import low_bit_switches
     added = [n for n in low_bit_switches(recipe.model, recipe.method, recipe.weight_bits) if getattr(recipe, n)]
-    if added and not rank_distrib(): typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
+    if added and not rank_distrib():
+        typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
 
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first
     from repq.training.plans import plan
     return plan(recipe, out, **how)
 
+# %% ../../nbs/5_commands/04_train_commands.ipynb #h681
 def _train(recipe, out, how) -> str: # None in all processes of torchrun but the first
     "Train; what came of it"
     from repq.training.runs import train

@@ -27,10 +27,12 @@ def fold(bn:nn.BatchNorm2d,
     shift = -mean*scale
     return scale, shift if bn.bias is None else bn.bias + shift
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h406
 def running_stats(bn:nn.BatchNorm2d) -> tuple:
     "Running mean and variance of `bn`; ValueError where it keeps none"
     if bn.running_mean is None:
-        raise ValueError('this batch norm keeps no running statistics (track_running_stats=False): it can only be merged with a batch, kernel(x)')
+        raise ValueError('this batch norm keeps no running statistics (track_running_stats=False): it can '
+                         'only be merged with a batch, kernel(x)')
     return bn.running_mean, bn.running_var
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #f021
@@ -42,6 +44,7 @@ def reduce_ranks(t:Tensor, op:str # 'SUM' or 'MAX'
 
 def processes() -> int: return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h407
 class _RankMean(torch.autograd.Function):
     "Mean over processes"
     @staticmethod
@@ -53,6 +56,7 @@ def rank_mean(t:Tensor) -> Tensor:
     "The mean of `t` over processes, with gradients; each process must call"
     return t if processes() == 1 else _RankMean.apply(t)
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h408
 def rank_moments(mean:Tensor, var:Tensor) -> tuple: # both (channels,)
     "Mean and biased variance over all processes from those of each"
     if processes() == 1: return mean, var
@@ -64,6 +68,7 @@ def lift(t:Tensor) -> Tensor:
     "`t` in float32 at least: statistics are never taken in half precision"
     return t if t.dtype == torch.float64 else t.float()
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h409
 class _MeanVar(torch.autograd.Function):
     "Mean and biased variance with the closed-form gradient `(g_mean + 2·g_var·(x - mean))/n`, one pass over memory"
     @staticmethod
@@ -87,6 +92,7 @@ class _MeanVar(torch.autograd.Function):
         shift = (g_mean*x.shape[1]/x.numel() - a*mean).view(1, -1, 1, 1)
         return torch.addcmul(shift, x, a.view(1, -1, 1, 1))
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h410
 def moments(x:Tensor) -> tuple: # (batch, channels, h, w)
     "`mean_var` of this process alone"
     return _MeanVar.apply(lift(x))
@@ -98,10 +104,13 @@ def mean_var(x:Tensor, # (batch, channels, h, w)
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c018
 class Moments:
-    "An input (batch, channels, h, w) with what statistics need of it: computed when first asked for, then shared by the branches of a layer"
+    """An input (batch, channels, h, w) with what statistics need of it:
+    computed when first asked for, then shared by the branches of a layer"""
     def __init__(self, x:Tensor,
-                 noise:Tensor=None): # variance of the error that a quantizer will add to each value of `x`, see `normalize`
-        self.x, self.noise, self._cache = x if type(x) is Tensor else x.as_subclass(Tensor), noise, {} # fastai's batches have types of their own, parameters must not
+                 # variance of the error that a quantizer will add to each value of `x`, see `normalize`
+                 noise:Tensor=None):
+        # fastai's batches have types of their own, parameters must not
+        self.x, self.noise, self._cache = x if type(x) is Tensor else x.as_subclass(Tensor), noise, {}
 
     @classmethod
     def of(cls, x): return x if isinstance(x, cls) else cls(x)
@@ -121,20 +130,26 @@ class Moments:
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c021
 def check_input(x, kernel, geometry):
     "What a convolution would refuse, the estimates must not accept"
-    if x.dim() != 4 or x.shape[1] != kernel.in_channels: raise ValueError(f'{kernel} needs an input of (batch, {kernel.in_channels} channels, h, w), got {tuple(x.shape)}')
-    if min(geometry.out_size(x.shape[2:], kernel.kernel_size)) < 1: raise ValueError(f'a map of {tuple(x.shape[2:])} with padding {geometry.padding} is smaller than {kernel} with dilation {geometry.dilation}')
+    if x.dim() != 4 or x.shape[1] != kernel.in_channels:
+        raise ValueError(f'{kernel} needs an input of (batch, {kernel.in_channels} channels, h, w), got '
+                         f'{tuple(x.shape)}')
+    if min(geometry.out_size(x.shape[2:], kernel.kernel_size)) < 1:
+        raise ValueError(f'a map of {tuple(x.shape[2:])} with padding {geometry.padding} is smaller than '
+                         f'{kernel} with dilation {geometry.dilation}')
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #q001
 _recompute = False
 
 @contextmanager
 def recompute_exact(on:bool=True):
-    "Within it, forward passes keep no branch's output for exact statistics: the backward pass computes it again; values and gradients are the same"
+    """Within it, forward passes keep no branch's output for exact statistics:
+    the backward pass computes it again; values and gradients are the same"""
     global _recompute
     before, _recompute = _recompute, on
     try: yield
     finally: _recompute = before
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h411
 def _recomputed(x, kernel, geometry):
     "`mean_var` of the output, which isn't kept; what processes exchange is not exchanged again"
     f = lambda x, weight, bias: _MeanVar.apply(lift(Kernel(weight, bias, kernel.groups).conv(x, geometry)))
@@ -148,7 +163,8 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
     "Statistics of the output, by computing it (Algorithm 1: RepQ-BN)"
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
-    if not kernel.is_identity: return mean_var(kernel.conv(m.x, geometry)) if not (_recompute and torch.is_grad_enabled()) else _recomputed(m.x, kernel, geometry)
+    if not kernel.is_identity:
+        return mean_var(kernel.conv(m.x, geometry)) if not (_recompute and torch.is_grad_enabled()) else _recomputed(m.x, kernel, geometry)
     if geometry.stride == (1, 1) and geometry.padding == (0, 0): return m.mean_var
     (sh, sw), x = geometry.stride, pad_input(m.x, geometry.padding, geometry.padding_mode)
     return mean_var(x[..., ::sh, ::sw])
@@ -157,7 +173,8 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
 def _each_tap(m, kernel): # (in,) or (in, kh, kw) -> (groups, inputs and taps of a group, 1)
     return m.reshape(len(m), -1).expand(-1, kernel.weight[0, 0].numel()).reshape(kernel.groups, -1, 1)
 
-def _by_group(w, kernel): return w.reshape(kernel.groups, kernel.out_channels//kernel.groups, -1) # (groups, out/groups, inputs and taps)
+def _by_group(w, kernel):
+    return w.reshape(kernel.groups, kernel.out_channels//kernel.groups, -1) # (groups, out/groups, inputs and taps)
 
 def _estimate(mean, var, kernel) -> tuple:
     "Σ `mean`·W, bias included, and Σ `var`·W² of each output channel; `mean` and `var` are (in,), or (in, kh, kw)"
@@ -165,8 +182,10 @@ def _estimate(mean, var, kernel) -> tuple:
     mean, var = (w @ _each_tap(mean, kernel)).flatten(), (w.square() @ _each_tap(var, kernel)).flatten()
     return mean if kernel.bias is None else mean + lift(kernel.bias), var
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h412
 def estimated_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
-    "Statistics of the output from the moments of the input: `E[X]·ΣW` (5) and `V[X]·ΣW²` (6); arguments and result as `exact_stats`"
+    """Statistics of the output from the moments of the input: `E[X]·ΣW` (5) and `V[X]·ΣW²` (6);
+    arguments and result as `exact_stats`"""
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
     return m.mean_var if kernel.is_identity else _estimate(*m.mean_var, kernel)
@@ -174,11 +193,13 @@ def estimated_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c026
 def _visits(n:int, k:int, stride:int, padding:int, dilation:int, mode:str, like:Tensor) -> Tensor:
     "(k, n): how often each of `k` taps visits each of `n` positions along one axis"
-    index = pad_input(torch.arange(1., n + 1).view(1, 1, 1, n), (0, padding), mode).flatten().long() - 1 # -1 is the zero border
+    # -1 is the zero border
+    index = pad_input(torch.arange(1., n + 1).view(1, 1, 1, n), (0, padding), mode).flatten().long() - 1
     outs = (len(index) - dilation*(k - 1) - 1)//stride + 1
     seen = torch.stack([index[i*dilation:i*dilation + stride*(outs - 1) + 1:stride] for i in range(k)])
     return F.one_hot(seen + 1, n + 1).sum(1)[:, 1:].to(like)
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h413
 def tap_means(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     "(in, kh, kw): the mean of what each tap sees of each channel, zero border included"
     g, total = geometry, lift(x).sum(0)
@@ -186,6 +207,7 @@ def tap_means(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     oh, ow = g.out_size(x.shape[2:], kernel_size)
     return rank_mean(a @ total @ b.T/(len(x)*oh*ow))
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h414
 def corrected_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     "As `estimated_stats` with the exact mean, from per-tap means that respect the border"
     m = Moments.of(x)
@@ -203,7 +225,8 @@ def get_statistics(name:str): # a key of `STATISTICS`
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #f011
 class _FoldEstimated(torch.autograd.Function):
-    "(W', b', mean, var) of a kernel behind a batch norm with estimated statistics; m and v (groups, inputs and taps, 1); bias, gamma and beta (out,)"
+    """(W', b', mean, var) of a kernel behind a batch norm with estimated statistics;
+    m and v (groups, inputs and taps, 1); bias, gamma and beta (out,)"""
     @staticmethod
     def forward(ctx, weight, bias, m, v, gamma, beta, eps):
         w = weight.reshape(len(m), len(weight)//len(m), -1)
@@ -234,14 +257,16 @@ def normalize(kernel:Kernel,
               geometry:Geometry,     # of the kernel
               statistics:str         # a key of `STATISTICS`
              ) -> tuple:             # Kernel, mean, biased variance: the latter two (out,), without gradients
-    "`kernel` followed by `bn` in training mode: `kernel.affine(*fold(bn, mean, var))`; where the `Moments` have `noise`, `var` contains noise·ΣW²"
+    """`kernel` followed by `bn` in training mode: `kernel.affine(*fold(bn, mean, var))`;
+    where the `Moments` have `noise`, `var` contains noise·ΣW²"""
     m = Moments.of(x)
     if statistics not in ('estimated', 'corrected') or kernel.is_identity or bn.weight is None:
         mean, var = get_statistics(statistics)(m, kernel, geometry)
         if m.noise is not None: var = var + m.noise*lift(kernel.weight).square().sum((1, 2, 3))
         return kernel.affine(*fold(bn, mean, var)), mean.detach(), var.detach()
     check_input(m.x, kernel, geometry)
-    mean, var = m.mean_var if statistics == 'estimated' else (m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1])
+    if statistics == 'estimated': mean, var = m.mean_var
+    else: mean, var = (m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1])
     if m.noise is not None: var = var + m.noise
     w, b, mean, var = _FoldEstimated.apply(lift(kernel.weight), kernel.bias, _each_tap(mean, kernel), _each_tap(var, kernel), bn.weight, bn.bias, bn.eps)
     return Kernel(w, b, kernel.groups), mean, var
@@ -254,6 +279,7 @@ def unbiased(var:Tensor, count:int # how many values of this process `var` was t
     n = count*processes()
     return var*(n/max(n - 1, 1))
 
+# %% ../../nbs/1_method/02_batchnorm.ipynb #h415
 @torch.no_grad()
 def update_running(bn:nn.BatchNorm2d, mean:Tensor, var:Tensor,
                    count:int=None, # of `unbiased`
@@ -272,9 +298,12 @@ def rebase(bn:nn.BatchNorm2d,
            var:Tensor,  # (channels,) the new running variance
           ):
     "Give `bn` new running statistics and change gamma and beta so that it computes what it did"
-    if bn.weight is None: raise ValueError('a batch norm without weight and bias (affine=False) cannot take other statistics and stay the same')
+    if bn.weight is None:
+        raise ValueError('a batch norm without weight and bias (affine=False) cannot take other statistics '
+                         'and stay the same')
     old_mean, old_var = running_stats(bn)
     scale = bn.weight*(old_var + bn.eps).rsqrt()
     bn.bias.add_(scale*(mean - old_mean))
     bn.weight.copy_(scale*(var + bn.eps).sqrt())
-    bn.running_mean.copy_(mean); bn.running_var.copy_(var)
+    bn.running_mean.copy_(mean)
+    bn.running_var.copy_(var)

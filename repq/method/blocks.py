@@ -31,12 +31,14 @@ class Block(Composite):
                 ):
         super().__init__()
         if isinstance(branches, nn.Module) and not isinstance(branches, (nn.ModuleList, nn.ModuleDict)):
-            raise TypeError(f'branches must be a dict or a list of modules, got one {type(branches).__name__}; for a single branch give [branch]')
+            raise TypeError('branches must be a dict or a list of modules, got one '
+                            f'{type(branches).__name__}; for a single branch give [branch]')
         branches = dict(branches.items()) if hasattr(branches, 'items') else {str(i): b for i, b in enumerate(branches)}
         if not branches: raise ValueError('a block needs at least one branch')
         feet = [footprint(o) for b in branches.values() for o in flat(b)]
         dense = len({f[3] for f in feet if f[0] != (1, 1)}) > 1 # dilations that differ
-        self._foot = {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()} # plain data: not in the state dict
+        # plain data: not in the state dict
+        self._foot = {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()}
         self.branches, self.statistics, self.preserve, self._places = nn.ModuleDict(branches), 'exact', False, {}
         self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
         self.stride = self._common('stride', self._foot)
@@ -49,7 +51,8 @@ class Block(Composite):
     def _common(self, what, feet, default=None):
         values = {n: getattr(f, what) for n, f in feet.items()}
         if len(set(values.values())) > 1:
-            raise ValueError(f'branches cannot be merged, their {what}s differ: ' + ', '.join(f"'{n}' {v}" for n, v in values.items()))
+            raise ValueError(f'branches cannot be merged, their {what}s differ: '
+                             + ', '.join(f"'{n}' {v}" for n, v in values.items()))
         return next(iter(values.values()), default)
 
     @property
@@ -121,14 +124,19 @@ def _place(self:Block, name, outer:Place=None) -> Place:
     if (name, outer) not in self._places: self._places[name, outer] = self._find_place(name, outer)
     return self._places[name, outer]
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h446
 @patch
 def _find_place(self:Block, name, outer) -> Place:
     foot, margin = self._foot[name], self._margin(name)
     own = tuple(d*(s - 1) for d, s in zip(self.dilation, foot.size))
-    if outer is None: return Place(tuple(p - m for p, m in zip(self.padding, margin)), self.dilation, self.padding_mode, own)
-    later = tuple(r - d*(k - 1) for r, d, k in zip(outer.rest, self.dilation, self.kernel_size)) # what comes after this block
-    return replace(outer, padding=tuple(p - m for p, m in zip(outer.padding, margin)), rest=tuple(o + l for o, l in zip(own, later)))
+    if outer is None:
+        return Place(tuple(p - m for p, m in zip(self.padding, margin)), self.dilation, self.padding_mode, own)
+    # what comes after this block
+    later = tuple(r - d*(k - 1) for r, d, k in zip(outer.rest, self.dilation, self.kernel_size))
+    return replace(outer, padding=tuple(p - m for p, m in zip(outer.padding, margin)),
+                   rest=tuple(o + l for o, l in zip(own, later)))
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h447
 @patch
 def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(name)])
 
@@ -136,7 +144,8 @@ def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(na
 @patch
 def _run(self:Block, x:Tensor, outer:Place=None) -> Tensor:
     places = {n: self._place(n, outer) for n in self.branches}
-    y = sum(run(b, x, places[n], places[n].padding) if outer is None else run(b, self._crop(n, x), places[n]) for n, b in self.branches.items())
+    y = sum(run(b, x, places[n], places[n].padding) if outer is None else run(b, self._crop(n, x), places[n])
+            for n, b in self.branches.items())
     return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
 @patch
@@ -144,28 +153,36 @@ def _extend(self:Block, kernel:Kernel, batch:Batch, outer:Place=None) -> Kernel:
     kernel = Kernel.total(extend(b, kernel, batch, self._place(n, outer)) for n, b in self.branches.items())
     return kernel if self.bias is None else kernel.affine(shift=self.bias)
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h448
 @patch
 def forward(self:Block, input:Tensor) -> Tensor: # (batch, in, h, w) -> (batch, out, h', w')
     "The branches, added; through the merged kernel where the block merges first"
     return self.convolve(input, *self.kernel()) if self.merges_first else self._run(input)
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h449
 @patch
 def kernel(self:Block,
-           x:Tensor=None, # (batch, in, h, w): batch norms take the statistics that `self.statistics` names of it, running averages advance in training mode; None: running statistics
+           # (batch, in, h, w): batch norms take the statistics that `self.statistics` names of it, running
+           # averages advance in training mode; None: running statistics
+           x:Tensor=None,
           ) -> Kernel:
     "The merged kernel M(X, W1..Wn), differentiable in the branches' parameters and, through the statistics, in `x`"
     return self._merge(Batch() if x is None else Batch(Moments.of(x), self.statistics, self.training))
 
-_AUTOCAST = [d for d in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(d)] # asked once: torch 2.11's compiler cannot
+# asked once: torch 2.11's compiler cannot
+_AUTOCAST = [d for d in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(d)]
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h450
 @patch
 def _merge(self:Block, batch:Batch) -> Kernel:
     like = self._like
     start = Kernel.identity(self.in_channels, device=like.device, dtype=like.dtype)
     device = start.weight.device.type
-    with torch.autocast(device, enabled=False) if device in _AUTOCAST else nullcontext(): # kernels and statistics stay in full precision
+    # kernels and statistics stay in full precision
+    with torch.autocast(device, enabled=False) if device in _AUTOCAST else nullcontext():
         return self._extend(start, batch)
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h451
 @patch(as_prop=True)
 def _like(self:Block):
     "A tensor of the block's device and dtype"
@@ -182,13 +199,16 @@ def add_bias(self:Block):
     "Give the block a bias of its own, zero to begin with; one that it has stays"
     if self.bias is None: self.bias = nn.Parameter(self._like.new_zeros(self.out_channels))
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h452
 @patch
 @torch.no_grad()
 def deploy(self:Block) -> nn.Conv2d:
     "The merged convolution, from running statistics; the block stays as it is"
     k = self.kernel()
-    conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
-                     bias=k.bias is not None, padding_mode=self.padding_mode, device=k.weight.device, dtype=k.weight.dtype)
+    conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+                     self.dilation, self.groups,
+                     bias=k.bias is not None, padding_mode=self.padding_mode, device=k.weight.device,
+                     dtype=k.weight.dtype)
     conv.weight.copy_(k.weight)
     if k.bias is not None: conv.bias.copy_(k.bias)
     return conv.train(self.training)
@@ -202,6 +222,7 @@ def batch_statistics(self:Block, x:Tensor) -> dict: # batch norm -> (2, channels
     self._merge(batch)
     return batch.seen
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h453
 @patch(as_prop=True)
 def has_memory(self:Block) -> bool:
     "Would other statistics change what the block computes? Not if it is fresh: then there is nothing to keep"

@@ -11,7 +11,9 @@ from .published import ConvBlock, DepthwiseFilter
 __all__ = ['EDGES', 'edge_filter', 'ECB']
 
 # %% ../../nbs/1_method/10_ecb.ipynb #c005
-EDGES = dict(sobel_x=[[1, 0, -1], [2, 0, -2], [1, 0, -1]], sobel_y=[[1, 2, 1], [0, 0, 0], [-1, -2, -1]], laplacian=[[0, 1, 0], [1, -4, 1], [0, 1, 0]]) # of the ECBSR paper
+# of the ECBSR paper
+EDGES = dict(sobel_x=[[1, 0, -1], [2, 0, -2], [1, 0, -1]], sobel_y=[[1, 2, 1], [0, 0, 0], [-1, -2, -1]],
+             laplacian=[[0, 1, 0], [1, -4, 1], [0, 1, 0]])
 
 # %% ../../nbs/1_method/10_ecb.ipynb #c008
 def edge_filter(kind:str, channels:int, stride=1, dilation=1) -> DepthwiseFilter:
@@ -20,16 +22,22 @@ def edge_filter(kind:str, channels:int, stride=1, dilation=1) -> DepthwiseFilter
     for p in res.parameters(): nn.init.normal_(p, 0, 1e-3)
     return res
 
+# %% ../../nbs/1_method/10_ecb.ipynb #h461
 class ECB(ConvBlock):
-    "`k×k + k×k(1×1) + Σ₃ edge(1×1)`, biases everywhere and no batch norm (ECBSR, Zhang et al. 2021); edges from kernel size 3"
+    """`k×k + k×k(1×1) + Σ₃ edge(1×1)`, biases everywhere and no batch norm (ECBSR, Zhang et al. 2021);
+    edges from kernel size 3"""
     def make(self, shape,
              depth_multiplier:float=2., # channels in the middle of the wide branch, as a multiple of the outputs
              with_identity=False):      # add the input where shapes allow it? ECBSR does not
-        if isinstance(depth_multiplier, bool) or not isinstance(depth_multiplier, (int, float)): raise ValueError(f'depth_multiplier must be a number, got {depth_multiplier!r}')
+        if isinstance(depth_multiplier, bool) or not isinstance(depth_multiplier, (int, float)):
+            raise ValueError(f'depth_multiplier must be a number, got {depth_multiplier!r}')
         mid = shape.middle(int(shape.out_channels*depth_multiplier), f'depth_multiplier={depth_multiplier}')
         res = dict(dense=shape.conv(shape.kernel_size, bias=True),
-                   expand=nn.Sequential(shape.conv(1, out_channels=mid, stride=1, bias=True), shape.conv(shape.kernel_size, mid, bias=True)))
+                   expand=nn.Sequential(shape.conv(1, out_channels=mid, stride=1, bias=True),
+                                        shape.conv(shape.kernel_size, mid, bias=True)))
         if min(shape.kernel_size) >= 3:
-            for kind in EDGES: res[kind] = nn.Sequential(shape.conv(1, stride=1, bias=True), edge_filter(kind, shape.out_channels, shape.stride, shape.dilation))
+            for kind in EDGES:
+                res[kind] = nn.Sequential(shape.conv(1, stride=1, bias=True),
+                                          edge_filter(kind, shape.out_channels, shape.stride, shape.dilation))
         if with_identity and shape.keeps_shape: res['identity'] = nn.Identity()
         return res

@@ -17,7 +17,10 @@ def randomize(m):
     "Nothing at its initial value, so that tests can fail"
     for o in m.modules():
         if isinstance(o, nn.BatchNorm2d):
-            nn.init.uniform_(o.weight, .5, 1.5); nn.init.normal_(o.bias); nn.init.normal_(o.running_mean, 0, .3); nn.init.uniform_(o.running_var, .5, 1.5)
+            nn.init.uniform_(o.weight, .5, 1.5)
+            nn.init.normal_(o.bias)
+            nn.init.normal_(o.running_mean, 0, .3)
+            nn.init.uniform_(o.running_var, .5, 1.5)
     return m
 
 # %% ../../nbs/1_method/00_examples.ipynb #h008
@@ -25,7 +28,9 @@ def best_ms(f, n=3) -> float:
     "Milliseconds that `f()` takes, the best of `n` times"
     times = []
     for _ in range(n):
-        t = time.perf_counter(); f(); times.append(time.perf_counter()-t)
+        t = time.perf_counter()
+        f()
+        times.append(time.perf_counter()-t)
     return min(times)*1e3
 
 # %% ../../nbs/1_method/00_examples.ipynb #h011
@@ -48,7 +53,9 @@ def draw_shapes(root, n=40, size=32, splits=('train', 'val')):
             for i in range(n):
                 rng = random.Random(f'{split}/{cls}/{i}')
                 im = Image.new('RGB', (size, size), tuple(rng.randrange(100) for _ in range(3)))
-                s = rng.randint(size//4, size//2); l,t = rng.randrange(size-s), rng.randrange(size-s)
+                s = rng.randint(size//4, size//2)
+                l,t = rng.randrange(size-s), rng.randrange(size-s)
                 draw = ImageDraw.Draw(im)
-                (draw.ellipse if cls=='disc' else draw.rectangle)((l, t, l+s, t+s), fill=tuple(rng.randrange(120, 256) for _ in range(3)))
+                (draw.ellipse if cls=='disc' else draw.rectangle)((l, t, l+s, t+s),
+                                                                  fill=tuple(rng.randrange(120, 256) for _ in range(3)))
                 im.save(d/f'{i:03d}.png')

@@ -18,6 +18,7 @@ def check_bits(bits:int): # number of bits of an integer grid
         raise ValueError(f'bits must be a whole number from 2 to 16, got {bits!r}')
     return bits
 
+# %% ../../nbs/1_method/03_grids.ipynb #h422
 def grid(
     bits:int, # 2 to 16
     signed:bool, # with negative integers?
@@ -37,14 +38,16 @@ def _scaled(v, step):
 
 def _broadcast(step, v, dtype):
     "`step` in a shape that broadcasts against `v`, on its device"
-    s = step.to(v.device, dtype)  # a scalar left on another device would be multiplied by 1/s there: other results at ties
+    # a scalar left on another device would be multiplied by 1/s there: other results at ties
+    s = step.to(v.device, dtype)
     return s.view(-1, *[1]*(v.ndim-1)) if s.ndim else s
 
 # %% ../../nbs/1_method/03_grids.ipynb #n001
 @lru_cache(64)
 def _just_outside(qn, qp, dtype):
     "The largest number below `qn` and the smallest above `qp`"
-    return tuple(torch.nextafter(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)).item() for a, b in ((qn, -torch.inf), (qp, torch.inf)))
+    return tuple(torch.nextafter(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)).item()
+                 for a, b in ((qn, -torch.inf), (qp, torch.inf)))
 
 # %% ../../nbs/1_method/03_grids.ipynb #q003
 def round_on_grid_(u:Tensor, # in units of the step; overwritten
@@ -96,6 +99,7 @@ class OneKernel:
     def forward(self, v, s, qn, qp): return self._forward(v, s, qn=float(qn), qp=float(qp), offset=qn % 1.)
     def backward(self, g, v, s, qn, qp): return self._backward(g, v, s, qn=float(qn), qp=float(qp), offset=qn % 1.)
 
+# %% ../../nbs/1_method/03_grids.ipynb #h423
 @lru_cache(8)
 def _compiled(device) -> OneKernel: # None where it does not compile
     "The kernels, once they have computed something on `device`"
@@ -106,6 +110,7 @@ def _compiled(device) -> OneKernel: # None where it does not compile
         return res
     except (RuntimeError, AttributeError, ImportError): return None
 
+# %% ../../nbs/1_method/03_grids.ipynb #h424
 def one_kernel(v:Tensor) -> OneKernel: # None: the operations one by one
     "The kernels for `v` where they are of use: on a GPU, outside of compiled code, not for float64"
     if not v.is_cuda or v.dtype == torch.float64 or not v.numel() or torch.compiler.is_compiling(): return None
@@ -136,15 +141,20 @@ class _FakeQuantize(torch.autograd.Function):
 # %% ../../nbs/1_method/03_grids.ipynb #c021
 def check_grid(qn:int, qp:int):
     "A `ValueError` unless zero is on the grid and something above it"
-    if not qn <= 0 < qp: raise ValueError(f'a grid needs qn <= 0 < qp, got qn={qn}, qp={qp} (signed 4 bits: qn=-8, qp=7)')
+    if not qn <= 0 < qp:
+        raise ValueError(f'a grid needs qn <= 0 < qp, got qn={qn}, qp={qp} (signed 4 bits: qn=-8, qp=7)')
 
+# %% ../../nbs/1_method/03_grids.ipynb #h425
 def _check_input(v, step, qn, qp):
     check_grid(qn, qp)
-    if not v.is_floating_point(): raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')
+    if not v.is_floating_point():
+        raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')
     if not isinstance(step, Tensor): raise TypeError(f'step must be a tensor, got {type(step).__name__}')
     if step.ndim and step.shape != v.shape[:1]:
-        raise ValueError(f'step must be a scalar or have one entry per channel (dimension 0): step {tuple(step.shape)}, tensor {tuple(v.shape)}')
+        raise ValueError('step must be a scalar or have one entry per channel (dimension 0): step '
+                         f'{tuple(step.shape)}, tensor {tuple(v.shape)}')
 
+# %% ../../nbs/1_method/03_grids.ipynb #h426
 def fake_quantize(
     v:Tensor, # any shape and floating point type
     step:Tensor, # 0-d, or (v.shape[0],): one step per channel of a weight (out, in/groups, kh, kw)
@@ -162,7 +172,8 @@ def quantize_to_int(
     qn:int, # smallest integer of the grid
     qp:int # largest integer of the grid
 ) -> Tensor: # int8, uint8, int16 or int32
-    "The integers `round(clamp(v/step, qn, qp))`: `fake_quantize` is these times `step`; of a centred grid twice that, odd integers, for half the step"
+    """The integers `round(clamp(v/step, qn, qp))`: `fake_quantize` is these times `step`;
+    of a centred grid twice that, odd integers, for half the step"""
     _check_input(v, step, qn, qp)
     q = round_on_grid_(_scaled(v.detach(), step.detach())[0].clamp_(qn, qp), qn)
     if qn % 1: q, qn, qp = q*2, 2*qn, 2*qp

@@ -19,7 +19,8 @@ __all__ = ['pair', 'Geometry', 'pad_input', 'in_order', 'Kernel', 'impulse_respo
 def pair(v, name='a size'):
     "`v` as a pair (vertical, horizontal), the way `nn.Conv2d` stores its geometry"
     res = tuple(v) if isinstance(v, (tuple, list)) else (v, v)
-    if len(res) != 2 or not all(isinstance(o, int) and not isinstance(o, bool) for o in res): raise ValueError(f'{name} must be a whole number or a pair of them, got {v!r}')
+    if len(res) != 2 or not all(isinstance(o, int) and not isinstance(o, bool) for o in res):
+        raise ValueError(f'{name} must be a whole number or a pair of them, got {v!r}')
     return res
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c006
@@ -128,33 +129,44 @@ def _average(cls, channels:int, kernel_size, **kw):
     kh, kw_ = pair(kernel_size)
     return cls(torch.full((channels, 1, kh, kw_), 1/(kh*kw_), **kw), groups=channels)
 
-Kernel.identity, Kernel.average = classmethod(_identity), classmethod(_average) # plain ones, which torch.compile follows
+# %% ../../nbs/1_method/01_kernels.ipynb #h400
+# plain ones, which torch.compile follows
+Kernel.identity, Kernel.average = classmethod(_identity), classmethod(_average)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #f001
 def _inside(weight, groups, shape, finer):
-    "The entries of `weight` (in `groups` groups) that a kernel of `shape` (out, in/finer, kh, kw) in `finer` groups fills: a view (groups, finer/groups, out/finer, in/finer, kh, kw)"
+    """The entries of `weight` (in `groups` groups) that a kernel of `shape` (out, in/finer, kh,
+    kw) in `finer` groups fills: a view (groups, finer/groups, out/finer, in/finer, kh, kw)"""
     r, (o, i, kh, kw) = finer//groups, shape
     p, q = ((n - k)//2 for n, k in zip(weight.shape[2:], (kh, kw)))
     w = weight.view(groups, r, o//finer, r, i, *weight.shape[2:])[..., p:p+kh, q:q+kw]
     return w.squeeze(3) if r == 1 else w.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h401
 def _check_place(kernel, kernel_size, groups):
     "ValueError where `kernel` has no place in one of that size and groups"
-    if kernel.groups % groups: raise ValueError(f'{kernel.groups} groups cannot be written as {groups}: it must divide them')
+    if kernel.groups % groups:
+        raise ValueError(f'{kernel.groups} groups cannot be written as {groups}: it must divide them')
     (kh, kw), (h, w) = kernel_size, kernel.kernel_size
     if kh < h or kw < w or (kh - h) % 2 or (kw - w) % 2:
-        raise ValueError(f'a {h}×{w} kernel has no centred place in a {kh}×{kw} one: sizes must differ by an even number')
+        raise ValueError(f'a {h}×{w} kernel has no centred place in a {kh}×{kw} one: sizes must differ by '
+                         'an even number')
 
 # %% ../../nbs/1_method/01_kernels.ipynb #f003
 class _Sum(torch.autograd.Function):
-    "The weights of `kernels`, (groups, weight) each, added in a tensor of that size and groups; the gradient of each is a part of the sum's"
+    """The weights of `kernels`, (groups, weight) each, added in a tensor of that size and groups;
+    the gradient of each is a part of the sum's"""
     @staticmethod
     def forward(ctx, size, groups, own, *weights):
         ctx.groups, ctx.own, ctx.shapes = groups, own, [w.shape for w in weights]
         first = next((n for n, w in enumerate(weights) if own[n] == groups and w.shape[2:] == size), None)
-        total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size) if first is None else in_order(weights[first].clone(memory_format=torch.contiguous_format))
+        if first is None:
+            total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size)
+        else: total = in_order(weights[first].clone(memory_format=torch.contiguous_format))
         for n, w in enumerate(weights):
-            if n != first: place = _inside(total, groups, w.shape, own[n]); place.add_(w.reshape(place.shape))
+            if n != first:
+                place = _inside(total, groups, w.shape, own[n])
+                place.add_(w.reshape(place.shape))
         return total
 
     @staticmethod
@@ -163,6 +175,7 @@ class _Sum(torch.autograd.Function):
         g = g.contiguous()
         return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:]))
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h402
 def _sum(kernels, size, groups):
     "The weight of the sum"
     for k in kernels: _check_place(k, size, groups)
@@ -195,7 +208,9 @@ def spread(self:Kernel, dilation) -> Kernel:
 def _total(cls, kernels) -> Kernel: # of a list of kernels
     "Parallel branches: `x*(a + b + ...) = x*a + x*b + ...`"
     kernels = list(kernels)
-    if len({(k.in_channels, k.out_channels) for k in kernels}) != 1: raise ValueError(f'parallel branches need equal channels: {" and ".join(map(str, kernels)) or "there are none"}')
+    if len({(k.in_channels, k.out_channels) for k in kernels}) != 1:
+        raise ValueError('parallel branches need equal channels: '
+                         f'{" and ".join(map(str, kernels)) or "there are none"}')
     if len(kernels) == 1: return kernels[0]
     size, groups = tuple(map(max, *(k.kernel_size for k in kernels))), gcd(*(k.groups for k in kernels))
     biases = [k.bias for k in kernels if k.bias is not None]
@@ -203,6 +218,7 @@ def _total(cls, kernels) -> Kernel: # of a list of kernels
 
 Kernel.total = classmethod(_total)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h403
 @patch
 def __add__(self:Kernel, other:Kernel) -> Kernel:
     "Two parallel branches"
@@ -215,28 +231,34 @@ def then(self:Kernel, after:Kernel) -> Kernel:
     if self.out_channels != after.in_channels: raise ValueError(f'{after} cannot follow {self}: channels differ')
     if self.is_identity: return after
     if after.is_identity: return self
-    if after.groups == after.out_channels == after.in_channels and after.kernel_size == (1, 1): return self.affine(after.weight.flatten(), after.bias)
+    if after.groups == after.out_channels == after.in_channels and after.kernel_size == (1, 1):
+        return self.affine(after.weight.flatten(), after.bias)
     a = self if self.groups % after.groups == 0 else self.coarsen(gcd(self.groups, after.groups))
     w = _compose(a.weight, after.weight, a.groups, after.groups)
     bias = after.bias
     if a.bias is not None:
-        through = (after.weight.sum((2, 3)).view(after.groups, -1, after.weight.shape[1]) @ a.bias.view(after.groups, -1, 1)).flatten()
+        through = (after.weight.sum((2, 3)).view(after.groups, -1,
+                                                 after.weight.shape[1]) @ a.bias.view(after.groups, -1, 1)).flatten()
         bias = through if bias is None else bias + through
     return Kernel(w, bias, min(a.groups, after.groups))
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h404
 def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
-    "The weight of `a` (in `ga` groups) followed by `b` (in `gb`), of which one number divides the other; channels that never meet are left out"
+    """The weight of `a` (in `ga` groups) followed by `b` (in `gb`), of which one number divides the other;
+    channels that never meet are left out"""
     r = max(ga//gb, 1)                              # groups of a within a group of b
     i, m, o = a.shape[1], b.shape[1]//r, b.shape[0] # inputs, middle channels that are summed over, outputs
     a, b = a.view(gb, r, m, i, *a.shape[2:]), b.view(gb, o//gb, r, m, *b.shape[2:])
-    if r*m == 1 and a.shape[4:] == (1, 1): w = a.view(gb, 1, i, 1) @ b.view(gb, o//gb, 1, -1) # each output sees one middle channel: outer products
+    # each output sees one middle channel: outer products
+    if r*m == 1 and a.shape[4:] == (1, 1): w = a.view(gb, 1, i, 1) @ b.view(gb, o//gb, 1, -1)
     elif a.shape[4:] == (1, 1): w = torch.einsum('gormhw,grmi->gorihw', b, a.flatten(3))
     elif b.shape[4:] == (1, 1): w = torch.einsum('gorm,grmihw->gorihw', b.flatten(3), a)
     else:
         image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
         w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
         w = w.view(i, gb, r, o//gb, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
-    return in_order(w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:])))) # whatever order the einsum left: sums inside a convolution must not depend on it
+    # whatever order the einsum left: sums inside a convolution must not depend on it
+    return in_order(w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:]))))
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c030
 @patch
@@ -254,39 +276,52 @@ def affine(self:Kernel,
 def impulse_response(module:nn.Module,    # anything linear that maps (batch, in, h, w) to (batch, out, h', w')
                      in_channels:int,
                      kernel_size,         # height and width of the kernel looked for
-                     stride=1, padding=None, dilation=1, groups=1, padding_mode='zeros', # as `nn.Conv2d`; padding None: half the kernel
+                     stride=1, padding=None, dilation=1, groups=1,
+                     padding_mode='zeros', # as `nn.Conv2d`; padding None: half the kernel
                      tol:float=1e-4,      # error allowed in the final check, relative to the largest output
                     ) -> Kernel:
-    "The kernel of `module` in evaluation mode, measured by impulses; ValueError where it is not one convolution of that geometry"
+    """The kernel of `module` in evaluation mode, measured by impulses;
+    ValueError where it is not one convolution of that geometry"""
     k = pair(kernel_size)
-    geo = Geometry(stride, padding if padding is not None else [d*(n//2) for n, d in zip(k, pair(dilation))], dilation, padding_mode)
+    geo = Geometry(stride, padding if padding is not None else [d*(n//2) for n, d in zip(k, pair(dilation))],
+                   dilation, padding_mode)
     p = next(iter(module.parameters()), torch.zeros(()))
     if in_channels % groups: raise ValueError(f'{in_channels} input channels do not divide into {groups} groups')
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad(): return _measure(module, in_channels, k, geo, groups, tol, dict(device=p.device, dtype=p.dtype))
+        with torch.no_grad():
+            return _measure(module, in_channels, k, geo, groups, tol, dict(device=p.device, dtype=p.dtype))
     finally: module.train(was_training)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h405
 def _measure(module, in_channels, k, geo, groups, tol, kw):
     reach = [d*(n-1) + 1 for n, d in zip(k, geo.dilation)]
-    out = [-(-max(p, 0)//s) + 1 for p, s in zip(geo.padding, geo.stride)]             # an output position away from the border
-    first = [o*s - p for o, s, p in zip(out, geo.stride, geo.padding)]                # the input position of its first tap
+    # an output position away from the border
+    out = [-(-max(p, 0)//s) + 1 for p, s in zip(geo.padding, geo.stride)]
+    # the input position of its first tap
+    first = [o*s - p for o, s, p in zip(out, geo.stride, geo.padding)]
     size = [f + r + max(p, 0) + 2*s for f, r, p, s in zip(first, reach, geo.padding, geo.stride)]
     taps = [(c, i, j) for c in range(in_channels) for i in range(k[0]) for j in range(k[1])]
-    x = torch.zeros(len(taps) + 1, in_channels, *size, **kw)                          # the last image stays empty: it shows the bias
+    # the last image stays empty: it shows the bias
+    x = torch.zeros(len(taps) + 1, in_channels, *size, **kw)
     for n, (c, i, j) in enumerate(taps): x[n, c, first[0] + i*geo.dilation[0], first[1] + j*geo.dilation[1]] = 1
     y = torch.cat([module(b)[:, :, out[0], out[1]] for b in x.split(1024)])           # (taps + 1, out)
     dense = (y[:-1] - y[-1]).T.reshape(-1, in_channels, *k)
     if len(dense) % groups: raise ValueError(f'{len(dense)} output channels do not divide into {groups} groups')
-    w = torch.cat([d[:, g*in_channels//groups:(g+1)*in_channels//groups] for g, d in enumerate(dense.chunk(groups))]) if groups > 1 else dense
+    if groups > 1:
+        w = torch.cat([d[:, g*in_channels//groups:(g+1)*in_channels//groups]
+                       for g, d in enumerate(dense.chunk(groups))])
+    else: w = dense
     kernel = Kernel(w.contiguous(), y[-1].clone(), groups)
     noise = torch.randn(2, in_channels, *size, **kw)
     want, got = module(noise), kernel.conv(noise, geo)
     if want.shape != got.shape:
-        raise ValueError(f'{type(module).__name__} gives {tuple(want.shape[2:])} for an input of {tuple(size)}, a {k} convolution with {geo} gives {tuple(got.shape[2:])}')
+        raise ValueError(f'{type(module).__name__} gives {tuple(want.shape[2:])} for an input of '
+                         f'{tuple(size)}, a {k} convolution with {geo} gives {tuple(got.shape[2:])}')
     err = (want - got).abs().max()/want.abs().max().clamp_min(1e-12)
     if not err <= tol:
-        raise ValueError(f'{type(module).__name__} is not a {k[0]}×{k[1]} convolution with {groups} group(s) and {geo}: its output differs by '
+        raise ValueError(f'{type(module).__name__} is not a {k[0]}×{k[1]} convolution with {groups} '
+                         f'group(s) and {geo}: its output differs by '
                          f'{err:.2g} of its largest value (something nonlinear inside, or a larger kernel?)')
     return kernel

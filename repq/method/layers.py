@@ -29,31 +29,37 @@ class FullyConnected(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def kernel(self, x=None): return Kernel(self.linear.weight[..., None, None], self.linear.bias)
-    def convolve(self, x, weight, bias=None): return F.linear(x, weight.flatten(1).to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def convolve(self, x, weight, bias=None):
+        return F.linear(x, weight.flatten(1).to(x.dtype), None if bias is None else bias.to(x.dtype))
     def deploy(self): return copy_linear(self.linear)
 
+# %% ../../nbs/1_method/11_layers.ipynb #h462
 def copy_linear(linear):
     "A detached copy of `linear`"
     res = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None).to(linear.weight)
     res.load_state_dict(linear.state_dict())
     return res.train(linear.training)
 
+# %% ../../nbs/1_method/11_layers.ipynb #h463
 def as_block(m:nn.Module) -> nn.Module:
     "Whatever `m` is (convolution, linear layer, block), as something that yields a kernel"
     if hooked(m): raise TypeError(f'{type(m).__name__} has hooks, and what they do would be lost: take them off first')
     if computes(m, nn.Linear): return FullyConnected(m)
     if computes(m, nn.Conv2d): return Block([m])
     if hasattr(m, 'kernel') and hasattr(m, 'convolve'): return m
-    raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be quantized, and of subclasses those that compute what their base does')
+    raise TypeError(f'{type(m).__name__} yields no kernel: only Conv2d, Linear and blocks can be '
+                    'quantized, and of subclasses those that compute what their base does')
 
 # %% ../../nbs/1_method/11_layers.ipynb #c009
 class RepQLayer(nn.Module):
-    "`Q(X)*Q(M(X, W1..Wn)) + b(X, W1..Wn)`; without quantizers `X*M + b`, full-precision training through the merged kernel"
+    """`Q(X)*Q(M(X, W1..Wn)) + b(X, W1..Wn)`; without quantizers `X*M + b`,
+    full-precision training through the merged kernel"""
     def __init__(self,
                  block,                       # yields the kernel: a convolution, linear layer or block
                  weight_quantizer:LSQ=None,   # Q of the merged weight
                  input_quantizer:LSQ=None,    # Q of the input
-                 statistics:str=None,         # exact, estimated, corrected, sampled or hybrid; None: as the block has it
+                 # exact, estimated, corrected, sampled or hybrid; None: as the block has it
+                 statistics:str=None,
                 ):
         super().__init__()
         self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
@@ -80,21 +86,25 @@ class RepQLayer(nn.Module):
     def __getstate__(self): return {**self.__dict__, '_kept': None} # copies make their own
 
     @property
-    def stage(self): return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
+    def stage(self):
+        return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
 
     def __getattr__(self, name): # what code around a layer asks of it: `model.fc.in_features`
-        if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'):
+        if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride',
+                    'padding', 'dilation', 'groups', 'padding_mode'):
             return getattr(self.block, name)
         return super().__getattr__(name)
 
 # %% ../../nbs/1_method/11_layers.ipynb #c009b
 @patch
 def set_statistics(self:RepQLayer, name:str):
-    "Train with the statistics `name` from now on; the next training batch adapts the batch norms so that the layer computes what it did"
+    """Train with the statistics `name` from now on;
+    the next training batch adapts the batch norms so that the layer computes what it did"""
     get_statistics(name)
     self.switching = getattr(self.block, 'has_memory', False) and (self.switching or name != self.block.statistics)
     self.block.statistics = name
 
+# %% ../../nbs/1_method/11_layers.ipynb #h464
 @patch
 def rebase(self:RepQLayer, statistics:dict):
     "Take over `statistics`, as a block's method batch_statistics gives them, the layer computing what it did"
@@ -102,18 +112,23 @@ def rebase(self:RepQLayer, statistics:dict):
     self.switching = False
 
 @patch
-def get_extra_state(self:RepQLayer): return torch.tensor([self.switching, list(STATISTICS).index(self.block.statistics)], dtype=torch.uint8)
+def get_extra_state(self:RepQLayer):
+    return torch.tensor([self.switching, list(STATISTICS).index(self.block.statistics)], dtype=torch.uint8)
 
+# %% ../../nbs/1_method/11_layers.ipynb #h465
 @patch
 def set_extra_state(self:RepQLayer, state):
     switching, kind = state.tolist()
     if list(STATISTICS)[kind] != self.block.statistics:
-        raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this layer has '{self.block.statistics}': load it into a model with the same, then call set_statistics")
+        raise ValueError(f"the checkpoint was trained with statistics '{list(STATISTICS)[kind]}', this "
+                         f"layer has '{self.block.statistics}': load it into a model with the same, then "
+                         "call set_statistics")
     self.switching = bool(switching)
 
 # %% ../../nbs/1_method/11_layers.ipynb #h101
 def headroom(bits:int) -> int: # 1 for 7 and 8 bits, 2 for 6, ..., 32 for 2
-    "How many times integers of `bits` bits are enlarged in their byte: to ±64, where no kernel's sums of pairs can saturate"
+    """How many times integers of `bits` bits are enlarged in their byte:
+    to ±64, where no kernel's sums of pairs can saturate"""
     return 2**max(7 - bits, 0)
 
 # %% ../../nbs/1_method/11_layers.ipynb #d118
@@ -125,11 +140,14 @@ def on_accumulator(b:Tensor, unit:Tensor) -> Tensor: # (out,)
 # %% ../../nbs/1_method/11_layers.ipynb #c009d
 @patch
 def rounded_bias(self:RepQLayer, b:Tensor) -> Tensor:
-    "With `integer_bias` what int32 in units of `input step · weight step/headroom` holds of `b`, the gradient passing through; `b` itself otherwise"
+    """With `integer_bias` what int32 in units of `input step · weight step/headroom` holds of `b`,
+    the gradient passing through; `b` itself otherwise"""
     wq, iq = self.weight_quantizer, self.input_quantizer
-    if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8: return b
+    if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8:
+        return b
     return on_accumulator(b, iq.step*(wq.step/headroom(wq.bits)))
 
+# %% ../../nbs/1_method/11_layers.ipynb #h466
 @patch
 def _noisy(self:RepQLayer, x:Tensor):
     "The input with the variance of its rounding error, step²/12"
@@ -142,10 +160,12 @@ def _noisy(self:RepQLayer, x:Tensor):
 @patch
 def _made_of(self:RepQLayer):
     "What changes when the kernel does"
-    ts = [t for m in (self.block, self.weight_quantizer, self.input_quantizer if self.integer_bias else None) if m is not None for t in chain(m.parameters(), m.buffers())]
+    ts = [t for m in (self.block, self.weight_quantizer, self.input_quantizer if self.integer_bias else None)
+          if m is not None for t in chain(m.parameters(), m.buffers())]
     sums = torch.stack([t.sum(dtype=torch.float64).to(ts[0].device) for t in ts]).tolist()
     return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version, s) for t, s in zip(ts, sums)]
 
+# %% ../../nbs/1_method/11_layers.ipynb #h467
 @patch
 def evaluation_kernel(self:RepQLayer) -> tuple:
     "Weight and bias from running statistics, kept from one call to the next while gradients are off"
@@ -158,7 +178,8 @@ def evaluation_kernel(self:RepQLayer) -> tuple:
 
 # %% ../../nbs/1_method/11_layers.ipynb #g001
 class FixedQuantizer(nn.Module):
-    "What an initialised `LSQ` computes, its step fixed: `step·round(clamp(v/step, qn, qp))` in plain operations, no gradients of its own"
+    """What an initialised `LSQ` computes, its step fixed:
+    `step·round(clamp(v/step, qn, qp))` in plain operations, no gradients of its own"""
     initialized, per_channel = True, False
     def __init__(self, step:Tensor, # 0-d, positive
                  qn:int, qp:int,    # the smallest and the largest integer
@@ -166,8 +187,10 @@ class FixedQuantizer(nn.Module):
         super().__init__()
         check_grid(qn, qp)
         self.bits, self.qn, self.qp = bits, qn, qp
-        self.step = nn.Parameter(step.detach().clone(), requires_grad=False) # not a buffer: much code asks a model's first parameter for its device
-        self.register_buffer('qrange', torch.tensor([qn, qp], dtype=torch.int32, device=step.device)) # travels with state dicts
+        # not a buffer: much code asks a model's first parameter for its device
+        self.step = nn.Parameter(step.detach().clone(), requires_grad=False)
+        # travels with state dicts
+        self.register_buffer('qrange', torch.tensor([qn, qp], dtype=torch.int32, device=step.device))
 
     @property
     def signed(self): return self.qn < 0
@@ -175,17 +198,20 @@ class FixedQuantizer(nn.Module):
     _apply, quantized = LSQ._apply, LSQ.quantized # the step stays in float32 at least
 
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
-        if not v.is_floating_point(): raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')
+        if not v.is_floating_point():
+            raise TypeError(f'only floating point tensors can be quantized, got {v.dtype}: convert with .float()')
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
         step = self.step.to(dtype)
         return ((v.to(dtype)/step).clamp(self.qn, self.qp).round()*step).to(v.dtype)
 
+# %% ../../nbs/1_method/11_layers.ipynb #h468
 QUANTIZERS = (LSQ, FixedQuantizer) # for isinstance
 
 def copy_quantizer(q:LSQ) -> FixedQuantizer:
     "`q` with its step fixed, sharing nothing with it; None of None"
     if q is None: return None
-    if not q.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
+    if not q.initialized:
+        raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     return FixedQuantizer(q.step, q.qn, q.qp, q.bits).train(q.training)
 
 # %% ../../nbs/1_method/11_layers.ipynb #g005
@@ -195,7 +221,8 @@ def _load_from_state_dict(self:FixedQuantizer, state_dict, prefix, metadata, str
     if raw is not None and init is not None: state_dict[f'{prefix}step'] = positive_step(raw, init).reshape(())
     qn, qp = state_dict.get(f'{prefix}qrange', self.qrange).tolist()
     if (qn, qp) not in (grid(self.bits, True), grid(self.bits, False)):
-        errors.append(f'{prefix.rstrip(".")}: the checkpoint quantizes to {qn}..{qp}, this quantizer has {self.bits} bits')
+        errors.append(f'{prefix.rstrip(".")}: the checkpoint quantizes to {qn}..{qp}, this quantizer has '
+                      f'{self.bits} bits')
         return
     nn.Module._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors)
     self.qn, self.qp = self.qrange.tolist()
@@ -204,7 +231,9 @@ def _load_from_state_dict(self:FixedQuantizer, state_dict, prefix, metadata, str
 class IntegerKernel(nn.Module):
     "A kernel stored as integers with a scale per output channel: `weight = integers·scale`"
     statistics = 'exact'
-    names = ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode') # what code around a layer may ask
+    # what code around a layer may ask
+    names = ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride', 'padding',
+             'dilation', 'padding_mode')
     def __init__(self, source,       # what it replaces: gives geometry and groups
                  integers:Tensor,    # (out, in/groups, kh, kw), an integer dtype
                  scale:Tensor,       # (out,), or one for all
@@ -215,27 +244,33 @@ class IntegerKernel(nn.Module):
         self.geometry, self.groups = source.geometry, source.groups
         for n in self.names:
             if hasattr(source, n): setattr(self, n, getattr(source, n))
-        self.register_buffer('integers', integers.contiguous()); self.register_buffer('scale', scale)
+        self.register_buffer('integers', integers.contiguous())
+        self.register_buffer('scale', scale)
         self.register_buffer('bias', scale.new_zeros(len(integers)) if bias is None else bias.detach().clone())
 
     def kernel(self, x=None): return Kernel(self.integers*self.scale.view(-1, 1, 1, 1), self.bias, self.groups)
-    def extra_repr(self): return f'{self.in_channels}→{self.out_channels}, {tuple(self.integers.shape)} at {self.bits} bits'
+    def extra_repr(self):
+        return f'{self.in_channels}→{self.out_channels}, {tuple(self.integers.shape)} at {self.bits} bits'
     def convolve(self, x, weight, bias=None):
-        return FullyConnected.convolve(self, x, weight, bias) if self.geometry is None else Kernel(weight, bias, self.groups).conv(x, self.geometry)
+        if self.geometry is None: return FullyConnected.convolve(self, x, weight, bias)
+        return Kernel(weight, bias, self.groups).conv(x, self.geometry)
 
     @torch.no_grad()
     def absorb(self, bn:nn.BatchNorm2d,
                input_quantizer:FixedQuantizer=None): # given: the bias is rounded to units of the accumulator
-        "Take over a batch norm that follows, the integers unchanged: its factor goes into the scale (a negative gamma as well), the rest into the bias"
+        """Take over a batch norm that follows, the integers unchanged:
+        its factor goes into the scale (a negative gamma as well), the rest into the bias"""
         scale, shift = fold(bn, *running_stats(bn))
         self.scale, self.bias = self.scale*scale, self.bias*scale + shift
-        if input_quantizer is not None and self.bits <= 8: self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
+        if input_quantizer is not None and self.bits <= 8:
+            self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
 
 # %% ../../nbs/1_method/11_layers.ipynb #c021
 def is_deployed(m) -> bool:
     "Is this a quantized layer that holds integers only?"
     return isinstance(m, RepQLayer) and m.stage == 'deployed'
 
+# %% ../../nbs/1_method/11_layers.ipynb #h469
 @patch
 @torch.no_grad()
 def deploy(self:RepQLayer) -> nn.Module:
@@ -243,10 +278,12 @@ def deploy(self:RepQLayer) -> nn.Module:
     if is_deployed(self): return self
     if self.weight_quantizer is None: return self.block.deploy()
     iq, wq = copy_quantizer(self.input_quantizer), self.weight_quantizer
-    if not wq.initialized: raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
+    if not wq.initialized:
+        raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
     parts = 2 if wq.centred else 1 # odd integers at half the step, which are of one bit more
-    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/parts, self.rounded_bias(b), wq.bits + parts - 1)
+    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/parts, self.rounded_bias(b),
+                           wq.bits + parts - 1)
     res = RepQLayer(kernel, None, iq).train(self.training)
     res.integer_bias = self.integer_bias
     return res

@@ -13,8 +13,11 @@ from .grids import check_grid, round_on_grid_
 
 # %% ../../nbs/1_method/04_minerror.ipynb #c049
 def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
-    "Σ(v−Q(v))² of each row of `rows` (r, n) under each of its steps (r, candidates), computed in `dtype`: (r, candidates)"
-    block = 2**16 if rows.device.type == 'cpu' else 2**24     # CPU: what stays in the cache; otherwise: what fills the device
+    """Σ(v−Q(v))² of each row of `rows` (r, n) under each of its steps (r, candidates), computed in `dtype`:
+    (r, candidates)"""
+    # CPU: what stays in the cache; otherwise: what fills the device
+    if rows.device.type == 'cpu': block = 2**16
+    else: block = 2**24
     n = min(rows.shape[1], block)
     r, err = block//n, torch.zeros_like(steps)
     for i in range(0, len(rows), r):
@@ -29,7 +32,8 @@ def _direct_errors(rows, steps, qn, qp, dtype=torch.float64):
 # %% ../../nbs/1_method/04_minerror.ipynb #m002
 def _sort(rows):
     "Each row in ascending order"
-    if rows.device.type == 'cpu': return torch.from_numpy(np.sort(rows.numpy(), axis=1))   # 5 to 15 times as fast as torch's, which keeps indices
+    # 5 to 15 times as fast as torch's, which keeps indices
+    if rows.device.type == 'cpu': return torch.from_numpy(np.sort(rows.numpy(), axis=1))
     return rows.sort(dim=1).values
 
 def _midpoints(steps, qn, qp, dtype):
@@ -53,7 +57,8 @@ def _sorted_part(rows, steps, midpoints, qn, qp):
     qv = qp*total - sums.gather(1, below).view(shape).sum(2)
     levels = torch.arange(qn, qp, dtype=torch.float64, device=x.device) # all but the last
     qq = qp**2*n - (below.view(shape)*(2*levels + 1)).sum(2)
-    size = total - 2*sums.amin(1, keepdim=True)   # Σ|v|: the prefix sums of sorted values are smallest where the negative ones end
+    # Σ|v|: the prefix sums of sorted values are smallest where the negative ones end
+    size = total - 2*sums.amin(1, keepdim=True)
     eps = torch.finfo(torch.float64).eps
     return energy - 2*steps*qv + steps.square()*qq, 2*eps*size*(size + (qp-qn+1)**2*steps)
 
@@ -67,12 +72,14 @@ def _sorted_errors(rows, steps, qn, qp, part=2**22): # part: values sorted in on
         k = slice(i, i+r)
         for piece in rows[k].split(n, dim=1):
             e, b = _sorted_part(piece, steps[k], midpoints[k], qn, qp)
-            err[k] += e; bound[k] += b
+            err[k] += e
+            bound[k] += b
     return err, bound
 
 # %% ../../nbs/1_method/04_minerror.ipynb #m008
 def _errors(rows, steps, qn, qp):
-    "Σ(v−Q(v))² of each row (r, n) under each of its steps, and bounds of their rounding errors: two tensors (r, candidates)"
+    """Σ(v−Q(v))² of each row (r, n) under each of its steps, and bounds of their rounding errors:
+    two tensors (r, candidates)"""
     if rows.shape[1] >= 64*(qp-qn+1) and qp-qn < 2**10: return _sorted_errors(rows, steps, qn, qp)
     err, eps = _direct_errors(rows, steps, qn, qp, rows.dtype), torch.finfo(rows.dtype).eps
     size = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=steps.dtype)
@@ -89,9 +96,11 @@ def _promising(rows, steps, qn, qp, every=8):
     worse = low > (err+bound).amin().sqrt()*(1+1e-9)
     return steps[:,~worse[0]]
 
+# %% ../../nbs/1_method/04_minerror.ipynb #h427
 def _prunes(rows, qn, qp, over_ranks):
     "Is the search among candidates what takes time here? In a distributed run all processes would have to agree"
-    return len(rows) == 1 and 2**7 <= qp-qn < 2**10 and 64*(qp-qn+1) <= rows.shape[1] <= 300_000 and not (over_ranks and processes() > 1)
+    return len(rows) == 1 and 2**7 <= qp-qn < 2**10 and 64*(qp-qn+1) <= rows.shape[1] <= 300_000 and not (over_ranks
+                                                                                                          and processes() > 1)
 
 # %% ../../nbs/1_method/04_minerror.ipynb #m010
 def _least(rows, steps, qn, qp, skip, over_ranks=False):
@@ -101,7 +110,8 @@ def _least(rows, steps, qn, qp, skip, over_ranks=False):
     if over_ranks: reduce_ranks(both, 'SUM')
     low, high = both[0]-both[1], both[0]+both[1]
     n = int(((low <= high.amin(1, keepdim=True)) & ~skip[:,None]).sum(1).max())   # alike on every rank
-    if not high.amin(1).isfinite().all(): raise ValueError('cannot find a step: the squares of these values overflow, scale the tensor')
+    if not high.amin(1).isfinite().all():
+        raise ValueError('cannot find a step: the squares of these values overflow, scale the tensor')
     if n < 2: return steps.gather(1, both[0].argmin(1, keepdim=True))[:,0]
     few = steps.gather(1, low.argsort(1)[:,:n].sort(1).values)
     err = _direct_errors(rows, few, qn, qp)
@@ -111,13 +121,16 @@ def _least(rows, steps, qn, qp, skip, over_ranks=False):
 # %% ../../nbs/1_method/04_minerror.ipynb #c054
 def extremes(rows, over_ranks=False):
     "(smallest, largest) entry of each row of `rows` (r, n); an error if it is empty or not finite"
-    if not rows.numel(): raise ValueError(f'cannot find a step for an empty tensor ({rows.shape[0]} rows of {rows.shape[1]})')
+    if not rows.numel():
+        raise ValueError(f'cannot find a step for an empty tensor ({rows.shape[0]} rows of {rows.shape[1]})')
     lo, hi = rows.aminmax(dim=1)
     ends = torch.stack([-lo, hi]).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
     if over_ranks: reduce_ranks(ends, 'MAX')   # errors are raised after this, on every rank or on none
-    if not ends.isfinite().all(): raise ValueError('cannot find a step for non-finite values: the tensor has nan or inf in it')
+    if not ends.isfinite().all():
+        raise ValueError('cannot find a step for non-finite values: the tensor has nan or inf in it')
     return -ends[0], ends[1]
 
+# %% ../../nbs/1_method/04_minerror.ipynb #h428
 def _candidates(lo, hi, qn, qp, n):
     "(steps (r, n), rows without a best step (r,)) for rows with entries from `lo` to `hi`"
     size = torch.maximum(-lo, hi)
@@ -138,9 +151,11 @@ def min_error_step(
 ) -> Tensor: # 0-d, or (channels,); float32, or float64 for float64 x
     "The step with the smallest Σ(x−Q(x))² among the candidates (MinError); every candidate is tried on every element"
     check_grid(qn, qp)
-    if not x.is_floating_point(): raise TypeError(f'only floating point tensors can be quantized, got {x.dtype}: convert with .float()')
+    if not x.is_floating_point():
+        raise TypeError(f'only floating point tensors can be quantized, got {x.dtype}: convert with .float()')
     if n_candidates < 2: raise ValueError(f'n_candidates must be 2 or more, got {n_candidates}')
-    if per_channel and not x.ndim: raise ValueError('per_channel needs a tensor with a dimension for the channels, got a scalar')
+    if per_channel and not x.ndim:
+        raise ValueError('per_channel needs a tensor with a dimension for the channels, got a scalar')
     with torch.no_grad():
         x = x.detach() if x.dtype == torch.float64 else x.detach().float()
         rows = x.reshape(x.shape[0] if per_channel else 1, x[0].numel() if per_channel and len(x) else x.numel())

@@ -17,20 +17,26 @@ __all__ = ['BATCH_NORMS', 'POINTWISE', 'computes', 'hooked', 'flat', 'Composite'
            'spaced', 'branch_footprint', 'Place', 'Batch', 'extend', 'run']
 
 # %% ../../nbs/1_method/06_operations.ipynb #a005
-_COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__', '__getattribute__'}           # methods that decide what a module computes
-_STATE = {'weight', 'bias', 'running_mean', 'running_var', 'eps', 'stride', 'padding', 'dilation', 'groups'}   # and what they read
+# methods that decide what a module computes
+_COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__', '__getattribute__'}
+# and what they read
+_STATE = {'weight', 'bias', 'running_mean', 'running_var', 'eps', 'stride', 'padding', 'dilation', 'groups'}
 
+# %% ../../nbs/1_method/06_operations.ipynb #h440
 def computes(m, *classes) -> bool:
-    "Is `m` one of these classes, also in what it computes? Classes below them that say `same_kernel = True` are believed"
+    """Is `m` one of these classes, also in what it computes? Classes below them that say `same_kernel = True`
+    are believed"""
     base = next((c for c in classes if isinstance(m, c)), None)
     if base is None or 'forward' in vars(m): return False
     below = type(m).__mro__[:type(m).__mro__.index(base)]
     below = [c for c in below if c.__module__ != 'torch.nn.utils.parametrize' and not vars(c).get('same_kernel')]
     return not any(n in _COMPUTE or n in _STATE and isinstance(v, property) for c in below for n, v in vars(c).items())
 
+# %% ../../nbs/1_method/06_operations.ipynb #h441
 def hooked(m) -> bool:
     "Has `m` hooks that see or change what it gives?"
-    return isinstance(m, nn.Module) and bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    return isinstance(m, nn.Module) and bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+                                             or m._backward_pre_hooks)
 
 # %% ../../nbs/1_method/06_operations.ipynb #c005
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -73,13 +79,19 @@ def _linear(op, channels:int, like:Tensor) -> Kernel:
 @dataclass
 class Footprint:
     "What a branch does to geometry: every field a pair (vertical, horizontal)"
-    size: tuple; stride: tuple; padding: tuple; dilation: tuple
+    size: tuple
+    stride: tuple
+    padding: tuple
+    dilation: tuple
 
+# %% ../../nbs/1_method/06_operations.ipynb #h442
 def spaced(op, dilation) -> tuple:
-    "Kernel size and stride of an operation in a branch whose taps lie `dilation` apart: with zeros between where its own lie otherwise"
+    """Kernel size and stride of an operation in a branch whose taps lie `dilation` apart:
+    with zeros between where its own lie otherwise"""
     k, s, _, d = footprint(op)
     return k if k == (1, 1) or d == dilation else tuple(e*(n - 1) + 1 for e, n in zip(d, k)), s
 
+# %% ../../nbs/1_method/06_operations.ipynb #h443
 def branch_footprint(name:str, ops:list,
                      dense=False, # has the merged kernel no dilation, whatever its parts have?
                     ) -> Footprint:
@@ -88,11 +100,15 @@ def branch_footprint(name:str, ops:list,
     for op in ops:
         k, s, p, d = footprint(op)
         if k != (1, 1):
-            if stride != (1, 1): raise ValueError(f"branch '{name}' cannot be merged: a {k[0]}×{k[1]} operation follows a stride of {stride}; put the stride on the last spatial operation")
+            if stride != (1, 1):
+                raise ValueError(f"branch '{name}' cannot be merged: a {k[0]}×{k[1]} operation follows a "
+                                 f"stride of {stride}; put the stride on the last spatial operation")
             dilation = (1, 1) if dense else d
             k, s = spaced(op, dilation)
-        if isinstance(op, nn.AvgPool2d) and (op.ceil_mode or op.divisor_override is not None or (any(p) and not op.count_include_pad)):
-            raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with ceil_mode=False, count_include_pad=True and no divisor_override")
+        if isinstance(op, nn.AvgPool2d) and (op.ceil_mode or op.divisor_override is not None
+                                             or (any(p) and not op.count_include_pad)):
+            raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with "
+                             "ceil_mode=False, count_include_pad=True and no divisor_override")
         size = tuple(a + b - 1 for a, b in zip(size, k))
         stride, padding = tuple(a*b for a, b in zip(stride, s)), tuple(a + b for a, b in zip(padding, p))
     return Footprint(size, stride, padding, dilation or (1, 1))
@@ -122,12 +138,16 @@ class Place:
         same = isinstance(op, nn.Conv2d) and op.dilation == self.dilation
         return _after(self, *((op.kernel_size, op.stride) if same else spaced(op, self.dilation)))
 
+# %% ../../nbs/1_method/06_operations.ipynb #h444
 @lru_cache(4096)
-def _geometry(place): return Geometry(place.stride, tuple(p - b for p, b in zip(place.padding, place.border)), place.dilation, place.padding_mode)
+def _geometry(place):
+    return Geometry(place.stride, tuple(p - b for p, b in zip(place.padding, place.border)), place.dilation,
+                    place.padding_mode)
 
 @lru_cache(4096) # a merge asks for the same few places in every training step
 def _after(place, size, stride):
-    return replace(place, rest=tuple(r - d*(n-1) for r, d, n in zip(place.rest, place.dilation, size)), stride=tuple(a*b for a, b in zip(place.stride, stride)))
+    return replace(place, rest=tuple(r - d*(n-1) for r, d, n in zip(place.rest, place.dilation, size)),
+                   stride=tuple(a*b for a, b in zip(place.stride, stride)))
 
 # %% ../../nbs/1_method/06_operations.ipynb #c012
 @dataclass
@@ -140,7 +160,8 @@ class Batch:
 
     def normalize(self, kernel, bn, place):
         "`kernel` followed by `bn`"
-        if self.moments is None or (self.update and not bn.training): return kernel.affine(*fold(bn, *running_stats(bn)))
+        if self.moments is None or (self.update and not bn.training):
+            return kernel.affine(*fold(bn, *running_stats(bn)))
         geo, x = place.geometry, self.moments.x
         normalized, mean, var = normalize(kernel, bn, self.moments, geo, self.statistics)
         computed = kernel.is_identity or self.statistics in COMPUTED
@@ -178,6 +199,7 @@ def _run_bn(bn, x:Tensor, place:Place) -> Tensor:
     scale, shift = fold(bn, mean, var)
     return x*scale.view(-1, 1, 1).to(x.dtype) + shift.view(-1, 1, 1).to(x.dtype)
 
+# %% ../../nbs/1_method/06_operations.ipynb #h445
 def run(op, x:Tensor, place:Place,
         pad=(0, 0), # pixels still to be added around `x`: a convolution does it on the way
        ) -> Tensor:

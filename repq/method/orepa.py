@@ -20,11 +20,13 @@ class OnlineBlock(ConvBlock):
 
 # %% ../../nbs/1_method/09_orepa.ipynb #c007
 def frequency_prior(channels:int, kernel_size) -> Tensor: # (channels, kh, kw)
-    "`cos(π(h+½)(o+1)/kh)` for the first half of the channels, `cos(π(w+½)(o+1-half)/kw)` for the second (OREPA's appendix, for any size)"
+    """`cos(π(h+½)(o+1)/kh)` for the first half of the channels, `cos(π(w+½)(o+1-half)/kw)` for the second
+    (OREPA's appendix, for any size)"""
     kh, kw = pair(kernel_size)
     o, half = torch.arange(channels, dtype=torch.float64), channels/2
     down, across = (torch.cos(math.pi*(torch.arange(k, dtype=torch.float64) + .5)*f[:, None]/k) for k, f in ((kh, o + 1), (kw, o + 1 - half)))
-    return torch.where((o < half)[:, None, None], down[:, :, None].expand(-1, -1, kw), across[:, None, :].expand(-1, kh, -1)).float()
+    return torch.where((o < half)[:, None, None], down[:, :, None].expand(-1, -1, kw),
+                       across[:, None, :].expand(-1, kh, -1)).float()
 
 # %% ../../nbs/1_method/09_orepa.ipynb #c010
 def _kaiming(module, a:float):
@@ -33,6 +35,7 @@ def _kaiming(module, a:float):
         if isinstance(m, nn.Conv2d): nn.init.kaiming_uniform_(m.weight, a=a)
     return module
 
+# %% ../../nbs/1_method/09_orepa.ipynb #h458
 class OREPA(OnlineBlock):
     "`Σ vⱼ·Wⱼ` of six branches, without bias; a batch norm follows the block (OREPA, Hu et al. 2022)"
     def make(self, shape,
@@ -41,8 +44,10 @@ class OREPA(OnlineBlock):
         mid, wide = ins*(1 if shape.groups <= 4 else 2), shape.middle(ins*expand, f'expand={expand!r}')
         depthwise = nn.Conv2d(ins, wide, k, shape.stride, 0, shape.dilation, ins, bias=False)
         res = dict(origin=[shape.conv(k), Scale(outs, .25)],
-                   average=[shape.conv(1, stride=1), Scale(outs, .25), average_pool(outs, k, shape.stride, shape.dilation)],
-                   prior=[shape.conv(1, stride=1), Scale(outs, 0.), DepthwiseFilter(frequency_prior(outs, k), shape.stride, shape.dilation)],
+                   average=[shape.conv(1, stride=1), Scale(outs, .25),
+                            average_pool(outs, k, shape.stride, shape.dilation)],
+                   prior=[shape.conv(1, stride=1), Scale(outs, 0.),
+                          DepthwiseFilter(frequency_prior(outs, k), shape.stride, shape.dilation)],
                    deep=[IdentityConv(ins, mid, shape.groups), shape.conv(k, mid), Scale(outs, .5)],
                    point=[shape.conv(1), Scale(outs, 1.)],
                    separable=[depthwise, shape.conv(1, wide, stride=1), Scale(outs, .5)])
@@ -51,13 +56,16 @@ class OREPA(OnlineBlock):
 # %% ../../nbs/1_method/09_orepa.ipynb #c017
 class OREPA1x1(OnlineBlock):
     "`v₀·W₀ + v₁·W₂W₁` for kernel size 1, without bias; a batch norm follows the block (OREPA, Hu et al. 2022)"
-    def __init__(self, in_channels, out_channels, kernel_size=1, *args, **kwargs): super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
+    def __init__(self, in_channels, out_channels, kernel_size=1, *args, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
     def make(self, shape):
-        if not shape.pointwise: raise ValueError(f'it is for kernel size 1, not {shape.kernel_size}: OREPA is for larger ones')
+        if not shape.pointwise:
+            raise ValueError(f'it is for kernel size 1, not {shape.kernel_size}: OREPA is for larger ones')
         ins, outs = shape.in_channels, shape.out_channels
         first = shape.conv(1, out_channels=min(ins, outs), stride=1)
-        res = dict(origin=nn.Sequential(shape.conv(1), Scale(outs, 1.)), product=nn.Sequential(first, shape.conv(1, min(ins, outs)), Scale(outs, .5)))
+        res = dict(origin=nn.Sequential(shape.conv(1), Scale(outs, 1.)),
+                   product=nn.Sequential(first, shape.conv(1, min(ins, outs)), Scale(outs, .5)))
         for b in res.values(): _kaiming(b, a=1.)
         nn.init.dirac_(res['product'][0 if outs > ins else 1].weight, shape.groups)
         return res
@@ -73,24 +81,34 @@ class Flipped(nn.Module):
         k = self.op.kernel()
         return Kernel(k.weight.flip(2, 3), k.bias, k.groups)
 
+# %% ../../nbs/1_method/09_orepa.ipynb #h459
 class OREPALargeKernel(OnlineBlock):
-    "(k-1)/2 3×3 `OREPA` blocks in sequence, all but the first turned by 180°, without bias; a batch norm follows the block (OREPA, Hu et al. 2022)"
-    def __init__(self, in_channels, out_channels, kernel_size=7, *args, **kwargs): super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
+    """(k-1)/2 3×3 `OREPA` blocks in sequence, all but the first turned by 180°, without bias;
+    a batch norm follows the block (OREPA, Hu et al. 2022)"""
+    def __init__(self, in_channels, out_channels, kernel_size=7, *args, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
     def make(self, shape):
         k, k2 = shape.kernel_size
-        if k != k2 or k % 2 == 0 or k < 3: raise ValueError(f'it is a sequence of 3×3 blocks: kernel_size must be square and odd, from 3, got {shape.kernel_size}')
+        if k != k2 or k % 2 == 0 or k < 3:
+            raise ValueError('it is a sequence of 3×3 blocks: kernel_size must be square and odd, from 3, '
+                             f'got {shape.kernel_size}')
         n = (k - 1)//2
-        blocks = [OREPA(shape.out_channels if i else shape.in_channels, shape.out_channels, 3, shape.stride if i == n - 1 else 1, 0, shape.dilation, shape.groups) for i in range(n)]
+        blocks = [OREPA(shape.out_channels if i else shape.in_channels, shape.out_channels, 3,
+                        shape.stride if i == n - 1 else 1, 0, shape.dilation, shape.groups) for i in range(n)]
         return dict(chain=nn.Sequential(blocks[0], *map(Flipped, blocks[1:])))
 
 # %% ../../nbs/1_method/09_orepa.ipynb #c023
 def orepa_block(in_channels, out_channels, kernel_size=3, *args, **kwargs) -> OnlineBlock:
-    "The form of OREPA for a kernel size: `OREPA1x1` for 1, `OREPALargeKernel` from 7, `OREPA` between; arguments as `OREPA`"
+    """The form of OREPA for a kernel size: `OREPA1x1` for 1, `OREPALargeKernel` from 7, `OREPA` between;
+    arguments as `OREPA`"""
     k = max(pair(kernel_size, 'kernel_size'))
-    cls = OREPA1x1 if k == 1 else OREPALargeKernel if k >= 7 else OREPA
+    if k == 1: cls = OREPA1x1
+    elif k >= 7: cls = OREPALargeKernel
+    else: cls = OREPA
     return cls(in_channels, out_channels, kernel_size, *args, **kwargs)
 
+# %% ../../nbs/1_method/09_orepa.ipynb #h460
 def orepa_bn(in_channels, out_channels, kernel_size=3, *args, **kwargs) -> nn.Sequential:
     "`orepa_block` and the batch norm after it, named `conv` and `bn`: what the authors call a block"
     res = nn.Sequential()

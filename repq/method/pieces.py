@@ -13,7 +13,8 @@ __all__ = ['Affine', 'Border']
 
 # %% ../../nbs/1_method/08b_pieces.ipynb #p005
 class Affine(nn.Module):
-    "`weight`·x + `bias` for each channel: parameters or buffers of somebody else's, in any shape, or numbers; None for none"
+    """`weight`·x + `bias` for each channel: parameters or buffers of somebody else's, in any shape,
+    or numbers; None for none"""
     kernel_size = (1, 1)
     def __init__(self, channels:int, weight=None, bias=None):
         super().__init__()
@@ -21,7 +22,8 @@ class Affine(nn.Module):
         for n, v in dict(weight=weight, bias=bias).items(): self._hold(n, v)
 
     def _hold(self, name, v):
-        if isinstance(v, Tensor) and v.numel() not in (1, self.channels): raise ValueError(f'{v.numel()} values for {self.channels} channels')
+        if isinstance(v, Tensor) and v.numel() not in (1, self.channels):
+            raise ValueError(f'{v.numel()} values for {self.channels} channels')
         if isinstance(v, (int, float)): v = self.register_buffer(name, torch.tensor(float(v)), persistent=False)
         elif isinstance(v, nn.Parameter) or v is None: self.register_parameter(name, v)
         else: self.register_buffer(name, v)
@@ -29,7 +31,8 @@ class Affine(nn.Module):
     def _each(self, t): return t.reshape(-1).expand(self.channels)
     def kernel(self):
         weight = torch.ones_like(self.bias).reshape(-1) if self.weight is None else self.weight
-        return Kernel(self._each(weight).view(-1, 1, 1, 1), None if self.bias is None else self._each(self.bias), self.channels)
+        return Kernel(self._each(weight).view(-1, 1, 1, 1), None if self.bias is None else self._each(self.bias),
+                      self.channels)
 
 # %% ../../nbs/1_method/08b_pieces.ipynb #p008
 class Border(nn.Module):

@@ -32,15 +32,22 @@ def same_padding(kernel_size, dilation=1) -> tuple:
 @dataclass(frozen=True)
 class ConvShape:
     "The convolution that a block stands for; sizes become pairs (vertical, horizontal)"
-    in_channels: int; out_channels: int; kernel_size: tuple; stride: tuple = 1; dilation: tuple = 1; groups: int = 1
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple
+    stride: tuple = 1
+    dilation: tuple = 1
+    groups: int = 1
 
     def __post_init__(self):
         for f in ('kernel_size', 'stride', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f), f))
         for f in ('in_channels', 'out_channels', 'groups'):
-            if not isinstance(v := getattr(self, f), int) or v < 1: raise ValueError(f'{f} must be a whole number from 1, got {v!r}')
+            if not isinstance(v := getattr(self, f), int) or v < 1:
+                raise ValueError(f'{f} must be a whole number from 1, got {v!r}')
         if min(self.kernel_size) < 1: raise ValueError(f'kernel_size must be 1 or more, got {self.kernel_size}')
         if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(f'groups={self.groups} must divide the numbers of channels, {self.in_channels} and {self.out_channels}')
+            raise ValueError(f'groups={self.groups} must divide the numbers of channels, '
+                             f'{self.in_channels} and {self.out_channels}')
 
     @property
     def keeps_shape(self): return self.in_channels == self.out_channels and self.stride == (1, 1)
@@ -52,14 +59,17 @@ class ConvShape:
     def middle(self, channels, said:str) -> int:
         "`channels` if there can be so many in the middle of a branch; `said` is how they were asked for"
         if not isinstance(channels, int) or channels < 1 or channels % self.groups:
-            raise ValueError(f'{said} gives {channels!r} channels in the middle: it must be a whole number from 1' + (f' that {self.groups} groups divide' if self.groups > 1 else ''))
+            raise ValueError(f'{said} gives {channels!r} channels in the middle: it must be a whole number from 1'
+                             + (f' that {self.groups} groups divide' if self.groups > 1 else ''))
         return channels
 
     def conv(self, kernel_size, in_channels=None, out_channels=None, # None: the block's
-             stride=None,                                            # None: the block's; 1 for all but the last spatial operation of a branch
+             # None: the block's; 1 for all but the last spatial operation of a branch
+             stride=None,
              bias=False) -> nn.Conv2d:
         "A convolution of a branch, without padding: the block pads"
-        return nn.Conv2d(in_channels or self.in_channels, out_channels or self.out_channels, kernel_size, stride or self.stride, 0, self.dilation, self.groups, bias=bias)
+        return nn.Conv2d(in_channels or self.in_channels, out_channels or self.out_channels, kernel_size,
+                         stride or self.stride, 0, self.dilation, self.groups, bias=bias)
 
     def conv_bn(self, kernel_size) -> nn.Sequential:
         "A branch of one convolution and its batch norm"
@@ -78,9 +88,12 @@ class ConvBlock(Block):
             if padding is None: padding = same_padding(shape.kernel_size, shape.dilation)
             super().__init__(self.make(shape, **kwargs), padding, padding_mode, bias)
         except ValueError as e:
-            others = dict(stride=(stride, 1), padding=(padding, None), dilation=(dilation, 1), groups=(groups, 1), padding_mode=(padding_mode, 'zeros'))
-            shown = ''.join(f', {n}={v!r}' for n, (v, default) in others.items() if v not in (default, (default, default)))
-            raise ValueError(f'{type(self).__name__} cannot stand for a convolution {in_channels}→{out_channels}, kernel_size={kernel_size}{shown}: {e}') from None
+            others = dict(stride=(stride, 1), padding=(padding, None), dilation=(dilation, 1), groups=(groups, 1),
+                          padding_mode=(padding_mode, 'zeros'))
+            shown = ''.join(f', {n}={v!r}' for n, (v, default) in others.items()
+                            if v not in (default, (default, default)))
+            raise ValueError(f'{type(self).__name__} cannot stand for a convolution '
+                             f'{in_channels}→{out_channels}, kernel_size={kernel_size}{shown}: {e}') from None
 
     def make(self, shape:ConvShape) -> dict: # name -> branch; modules without padding
         "The branches"
@@ -88,7 +101,8 @@ class ConvBlock(Block):
 
 # %% ../../nbs/1_method/08_published.ipynb #n004
 class RepVGGBlock(ConvBlock):
-    "`BN(k×k) + BN(1×1) + BN(x)`, the last where channels are equal and stride is 1 (RepVGG, Ding et al. 2021); the 1×1 is left out at kernel size 1"
+    """`BN(k×k) + BN(1×1) + BN(x)`, the last where channels are equal and stride is 1 (RepVGG, Ding et al.
+    2021); the 1×1 is left out at kernel size 1"""
     def make(self, shape):
         res = dict(dense=shape.conv_bn(shape.kernel_size))
         if not shape.pointwise: res['point'] = shape.conv_bn(1)
@@ -107,7 +121,8 @@ class MobileOneBlock(ConvBlock):
     "`Σₙ BN(k×k) + BN(1×1) + BN(x)`, the 1×1 where k > 1, the last as in `RepVGGBlock` (MobileOne, Vasu et al. 2023)"
     def make(self, shape,
              num_conv_branches:int=1): # copies of the k×k branch; MobileOne-s0 has 4 in most of its layers
-        if not isinstance(num_conv_branches, int) or num_conv_branches < 1: raise ValueError(f'num_conv_branches must be a whole number from 1, got {num_conv_branches!r}')
+        if not isinstance(num_conv_branches, int) or num_conv_branches < 1:
+            raise ValueError(f'num_conv_branches must be a whole number from 1, got {num_conv_branches!r}')
         res = {f'conv{i}': shape.conv_bn(shape.kernel_size) for i in range(num_conv_branches)}
         if not shape.pointwise: res['scale'] = shape.conv_bn(1)
         if shape.keeps_shape: res['skip'] = nn.BatchNorm2d(shape.in_channels)
@@ -115,7 +130,8 @@ class MobileOneBlock(ConvBlock):
 
 # %% ../../nbs/1_method/08_published.ipynb #n011
 class QARepVGGBlock(ConvBlock):
-    "`BN(BN(k×k) + 1×1 + x)`, the identity as in `RepVGGBlock` (QARepVGG, Chu et al. 2024: the variant that its authors use by default)"
+    """`BN(BN(k×k) + 1×1 + x)`, the identity as in `RepVGGBlock` (QARepVGG, Chu et al.
+    2024: the variant that its authors use by default)"""
     def make(self, shape):
         inner = dict(dense=shape.conv_bn(shape.kernel_size))
         if not shape.pointwise: inner['point'] = shape.conv(1)
@@ -126,11 +142,14 @@ class QARepVGGBlock(ConvBlock):
 
 # %% ../../nbs/1_method/08_published.ipynb #n014
 class RepSRBlock(ConvBlock):
-    "`x + Σ₂ 1×1(BN(k×k))` with twice the channels in between (RepSR, Wang et al. 2022); the identity where channels are equal and stride is 1"
+    """`x + Σ₂ 1×1(BN(k×k))` with twice the channels in between (RepSR, Wang et al. 2022);
+    the identity where channels are equal and stride is 1"""
     def make(self, shape,
              expand:int=2): # channels in between, as a multiple of the output's
         mid = shape.middle(expand*shape.out_channels, f'expand={expand!r}')
-        def branch(): return nn.Sequential(shape.conv(shape.kernel_size, out_channels=mid, bias=True), nn.BatchNorm2d(mid), shape.conv(1, mid, stride=1, bias=True))
+        def branch():
+            return nn.Sequential(shape.conv(shape.kernel_size, out_channels=mid, bias=True), nn.BatchNorm2d(mid),
+                                 shape.conv(1, mid, stride=1, bias=True))
         res = dict(branch1=branch(), branch2=branch())
         if shape.keeps_shape: res['identity'] = nn.Identity()
         return res
@@ -150,6 +169,7 @@ class IdentityConv(nn.Module):
 
     def kernel(self): return Kernel(self.weight + self.eye, None, self.groups)
 
+# %% ../../nbs/1_method/08_published.ipynb #h454
 class DepthwiseFilter(nn.Module):
     "A fixed filter for each channel, with a learned scale and bias or without"
     def __init__(self, filters, # (channels, kh, kw)
@@ -159,8 +179,11 @@ class DepthwiseFilter(nn.Module):
         self.register_buffer('filters', filters[:, None].clone(), persistent=False)
         self.scale, self.bias = (nn.Parameter(f(len(filters))) if learned else None for f in (torch.ones, torch.zeros))
 
-    def kernel(self): return Kernel(self.filters if self.scale is None else self.filters*self.scale.view(-1, 1, 1, 1), self.bias, len(self.filters))
+    def kernel(self):
+        return Kernel(self.filters if self.scale is None else self.filters*self.scale.view(-1, 1, 1, 1), self.bias,
+                      len(self.filters))
 
+# %% ../../nbs/1_method/08_published.ipynb #h455
 class Scale(nn.Module):
     "A learned factor for each channel"
     kernel_size = (1, 1)
@@ -170,6 +193,7 @@ class Scale(nn.Module):
 
     def kernel(self): return Kernel(self.weight.view(-1, 1, 1, 1), None, len(self.weight))
 
+# %% ../../nbs/1_method/08_published.ipynb #h456
 def average_pool(channels, kernel_size, stride=1, dilation=1) -> nn.Module:
     "Average pooling without padding, dilated where asked"
     if pair(dilation) == (1, 1): return nn.AvgPool2d(kernel_size, stride)
@@ -180,10 +204,13 @@ def average_pool(channels, kernel_size, stride=1, dilation=1) -> nn.Module:
 class DiverseBranchBlock(ConvBlock):
     "`BN(k×k) + BN(1×1) + BN(avg(BN(1×1))) + BN(k×k(BN(1×1)))` (DBB, Ding et al. 2021)"
     def make(self, shape,
-             internal_channels:int=None): # between the two convolutions of the last branch; None: the inputs, twice as many in a depthwise block
+             # between the two convolutions of the last branch; None: the inputs, twice as many in a depthwise
+             # block
+             internal_channels:int=None):
         if internal_channels is None: internal_channels = shape.in_channels*(2 if shape.depthwise else 1)
         mid, pool = shape.middle(internal_channels, f'internal_channels={internal_channels!r}'), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
-        first = IdentityConv(mid, groups=shape.groups) if mid == shape.in_channels else shape.conv(1, out_channels=mid, stride=1)
+        if mid == shape.in_channels: first = IdentityConv(mid, groups=shape.groups)
+        else: first = shape.conv(1, out_channels=mid, stride=1)
         bn = nn.BatchNorm2d
         res = dict(origin=shape.conv_bn(shape.kernel_size), avg=nn.Sequential(pool, bn(shape.out_channels)))
         if not shape.depthwise:
@@ -222,24 +249,34 @@ def add_rest(self:Block):
 def _solve(through:Kernel, delta:Tensor, groups:int) -> Tensor:
     "The smallest change of a weight that `through`, which follows it, makes `delta` (out, in/groups, kh, kw) of"
     if through.groups == through.in_channels == through.out_channels:
-        if not through.weight.all(): raise ValueError('a batch norm weight of zero hides the convolution: no kernel can be put into it')
+        if not through.weight.all():
+            raise ValueError('a batch norm weight of zero hides the convolution: no kernel can be put into it')
         return delta/through.weight.view(-1, 1, 1, 1)
-    m = through.coarsen(groups).weight.view(groups, -1, through.in_channels//groups).double() # (groups, out/groups, middle/groups)
-    if torch.linalg.matrix_rank(m).min() < m.shape[1]: raise ValueError(f'the operations behind the convolution leave fewer than {m.shape[1]} directions per group: not every kernel can be put into it')
+    # (groups, out/groups, middle/groups)
+    m = through.coarsen(groups).weight.view(groups, -1, through.in_channels//groups).double()
+    if torch.linalg.matrix_rank(m).min() < m.shape[1]:
+        raise ValueError(f'the operations behind the convolution leave fewer than {m.shape[1]} directions '
+                         'per group: not every kernel can be put into it')
     return (torch.linalg.pinv(m) @ delta.double().view(groups, m.shape[1], -1)).view(-1, *delta.shape[1:]).to(delta)
 
+# %% ../../nbs/1_method/08_published.ipynb #h457
 @patch
 @torch.no_grad()
 def load_kernel(self:Block, target:Kernel):
-    "Make `self.kernel()` equal to `target` by changing one full-size convolution and the last bias behind it; nothing changes if that cannot be done"
+    """Make `self.kernel()` equal to `target` by changing one full-size convolution and the last bias behind
+    it; nothing changes if that cannot be done"""
     conv, *rest = self._taker() or [None]
-    if conv is None: raise ValueError(f'{type(self).__name__} has no branch that begins with a {self.kernel_size} convolution and goes on with pointwise operations: it cannot start from a given kernel; add_rest() adds one')
+    if conv is None:
+        raise ValueError(f'{type(self).__name__} has no branch that begins with a {self.kernel_size} '
+                         'convolution and goes on with pointwise operations: it cannot start from a given '
+                         'kernel; add_rest() adds one')
     through = Kernel.identity(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
     for o in rest: through = extend(o, through, Batch(), Place((0, 0), (1, 1), 'zeros', (0, 0)))
     now, zero = self.kernel(), conv.weight.new_zeros(self.out_channels)
     bias = lambda k: zero if k.bias is None else k.bias
     diff, holder = bias(target) - bias(now), self._holder()
-    if holder is None and diff.abs().max() > 0: raise ValueError(f"{type(self).__name__} has no bias to take the target's: add_bias() adds one")
+    if holder is None and diff.abs().max() > 0:
+        raise ValueError(f"{type(self).__name__} has no bias to take the target's: add_bias() adds one")
     conv.weight += _solve(through, target.coarsen(self.groups).pad(self.kernel_size).weight - now.weight, self.groups)
     if holder is not None: holder += diff
     self.preserve = True # from now on what the block computes matters, though its batch norms never saw a batch

@@ -19,7 +19,8 @@ class _PositiveStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, raw, init):
         h = init/2
-        s = torch.where(raw > h, raw, h*((raw/h).clamp(-20, 1) - 1).exp())  # -20: a billionth of h, before float32 underflows to 0
+        # -20: a billionth of h, before float32 underflows to 0
+        s = torch.where(raw > h, raw, h*((raw/h).clamp(-20, 1) - 1).exp())
         ctx.save_for_backward(s, h)
         return s
 
@@ -29,6 +30,7 @@ class _PositiveStep(torch.autograd.Function):
         s, h = ctx.saved_tensors
         return g*(s/h).clamp(max=1), None
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h429
 def positive_step(
     raw:Tensor, # the trained parameter, any sign
     init:Tensor # its initial value, positive, same shape
@@ -42,6 +44,7 @@ class _State(NamedTuple):
     signed: bool|None = None # has the grid negative integers? None: there is no step
     weight: float = 0.       # of the step in an average that began before it was there; 1 where nothing was averaged
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h430
 def _state_of(bits, low, top, centred=False) -> _State:
     "The state that `qrange` = (low, top) tells; ValueError if that is no multiple of a grid of `bits`"
     if not top > 0: return _State()
@@ -49,15 +52,18 @@ def _state_of(bits, low, top, centred=False) -> _State:
     qn, qp = grid(bits, signed, centred)
     weight = top/qp
     other = not signed and top != qp and top in [grid(b, False)[1] for b in range(2, 17)]
-    if other or weight > 1 + 1e-5 or abs(low - weight*qn) > 1e-5*top: raise ValueError(f'a quantizer of {bits} bits has the range {low:g}..{top:g}, which is of another')
+    if other or weight > 1 + 1e-5 or abs(low - weight*qn) > 1e-5*top:
+        raise ValueError(f'a quantizer of {bits} bits has the range {low:g}..{top:g}, which is of another')
     return _State(signed, 1. if weight > 1 - 1e-5 else weight)
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c070
 class LSQ(nn.Module):
-    "A quantizer with learned steps (LSQ, arXiv:1902.08153), initialized by MinError on the first tensor in training mode; steps are always positive"
+    """A quantizer with learned steps (LSQ, arXiv:1902.08153),
+    initialized by MinError on the first tensor in training mode; steps are always positive"""
     def __init__(self,
         bits:int, # 2 to 16
-        signed:bool|None=True, # with negative integers? None: decided on the first tensor, unsigned if nothing in it is negative
+        # with negative integers? None: decided on the first tensor, unsigned if nothing in it is negative
+        signed:bool|None=True,
         per_channel:bool=False, # one step for each entry of dimension 0, as for a weight
         channels:int|None=None, # with per_channel: how many; None: as many as the first tensor has
         n_candidates:int=300, # of the MinError search
@@ -67,15 +73,18 @@ class LSQ(nn.Module):
         if channels is not None and not per_channel: raise ValueError(f'channels={channels} needs per_channel=True')
         if channels is not None and channels < 1: raise ValueError(f'channels must be 1 or more, got {channels}')
         self.bits, self.per_channel, self.channels, self.n_candidates = check_bits(bits), per_channel, channels, n_candidates
-        if centred and signed is not True: raise ValueError(f'a centred grid has as much below zero as above: signed must be True, got {signed}')
+        if centred and signed is not True:
+            raise ValueError(f'a centred grid has as much below zero as above: signed must be True, got {signed}')
         self.centred = bool(centred)
         shape = (channels or 0,) if per_channel else ()
         self.raw_step = nn.Parameter(torch.zeros(shape))
         self.register_buffer('init_step', torch.zeros(shape))   # 0: no step yet
-        self.register_buffer('qrange', torch.zeros(2))          # (qn, qp), or w times that in an average; (0, 0): no step yet
+        # (qn, qp), or w times that in an average; (0, 0): no step yet
+        self.register_buffer('qrange', torch.zeros(2))
         self.asked_sign = None if signed is None else bool(signed)
         self.bounded = False                                    # see `bound`
-        self._known, self._seen = _State(), None                # what the buffers said when they were last read, and which they were
+        # what the buffers said when they were last read, and which they were
+        self._known, self._seen = _State(), None
 
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
@@ -84,7 +93,8 @@ class LSQ(nn.Module):
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #s002
 def _readable(t):
-    "Can the values of `t` be read? Not those of stand-ins: compiled code, torch.export, torch.func and the meta device have no data"
+    """Can the values of `t` be read? Not those of stand-ins:
+    compiled code, torch.export, torch.func and the meta device have no data"""
     if torch.compiler.is_compiling(): return False
     try: return bool(t.data_ptr())
     except RuntimeError: return False
@@ -95,6 +105,7 @@ def _versions(self:LSQ) -> list:
     ts = self.init_step, self.qrange
     return None if any(t.is_inference() for t in ts) else [(id(t), t.data_ptr(), t._version) for t in ts]
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h431
 @patch(as_prop=True)
 def _state(self:LSQ) -> _State:
     "What the buffers say, read only if they may have changed"
@@ -105,7 +116,9 @@ def _state(self:LSQ) -> _State:
     low, top, least = torch.cat([self.qrange.detach(), least[None].to(self.qrange)]).tolist()
     self._known = _state_of(self.bits, low, top if least > 0 else 0, self.centred)
     keep = versions and self._known.weight == 1
-    self._seen = (versions, self.init_step, self.qrange) if keep else None # held, so that no other tensor takes their place in memory
+    # held, so that no other tensor takes their place in memory
+    if keep: self._seen = (versions, self.init_step, self.qrange)
+    else: self._seen = None
     return self._known
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #s003
@@ -122,6 +135,7 @@ def _grid(self:LSQ) -> tuple: # (qn, qp), or two times None
     signed = self.signed
     return (None, None) if signed is None else grid(self.bits, signed, self.centred)
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h432
 @patch(as_prop=True)
 def qn(self:LSQ) -> int: return self._grid[0]
 
@@ -135,7 +149,9 @@ def step(self:LSQ) -> Tensor: # 0-d or (channels,), positive
     if torch.compiler.is_compiling(): return s/(self.qrange[1]/self.qp)
     return s if self._known.weight == 1 else s/self._known.weight
 
-_NO_STEP = ('this quantizer has no step yet, and evaluation sets none: run calibrate(model, batches) or one batch in training mode '
+# %% ../../nbs/1_method/05_quantizers.ipynb #h433
+_NO_STEP = ('this quantizer has no step yet, and evaluation sets none: run calibrate(model, batches) or '
+            'one batch in training mode '
             '(or call initialize or set_step of the quantizer)')
 
 @patch
@@ -153,25 +169,31 @@ def _resize(self:LSQ, shape):
     self.raw_step.data, self.raw_step.grad = self.raw_step.new_zeros(shape), None
     self.init_step = self.init_step.new_zeros(shape)
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h434
 @patch
 def _put(self:LSQ, s, signed):
     "Start from the steps `s` on a grid of that sign"
     with torch.inference_mode(False), torch.no_grad():   # stays trainable if the first tensor came in inference mode
         self._resize(s.shape)
-        self.raw_step.copy_(s); self.init_step.copy_(s)
+        self.raw_step.copy_(s)
+        self.init_step.copy_(s)
         self.qrange.copy_(torch.tensor(grid(self.bits, signed, self.centred)))
     self._state
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h435
 @patch
 def set_step(self:LSQ,
     s # positive number(s): 0-d, or (channels,) with per_channel
 ):
     "Start (again) from the step `s`, instead of one that MinError finds"
-    if self.signed is None: raise RuntimeError('the sign of this quantizer is not decided: make it with signed=True or False, or call initialize')
+    if self.signed is None:
+        raise RuntimeError('the sign of this quantizer is not decided: make it with signed=True or False, '
+                           'or call initialize')
     s = torch.as_tensor(s, dtype=self.raw_step.dtype, device=self.raw_step.device).detach()
     if self.channels and not s.ndim: s = s.expand(self.channels)
     if s.ndim != int(self.per_channel) or self.channels not in (None, *s.shape):
-        raise ValueError(f'step must have shape {(self.channels or "channels",) if self.per_channel else ()}, got {tuple(s.shape)}')
+        raise ValueError('step must have shape '
+                         f'{(self.channels or "channels",) if self.per_channel else ()}, got {tuple(s.shape)}')
     if not ((s >= torch.finfo(s.dtype).tiny) & s.isfinite()).all():
         raise ValueError(f'steps must be positive and finite, got {s.min():g} to {s.max():g}')
     self._put(s, self.signed)
@@ -183,23 +205,29 @@ def initialize(self:LSQ,
 ):
     "Decide the sign if it is open, and start from the MinError step of `v`"
     if self.per_channel and (not v.ndim or self.channels not in (None, v.shape[0])):
-        raise ValueError(f'this quantizer has {self.channels or "one step for each of its"} channels, dimension 0 of {tuple(v.shape)} has not')
+        raise ValueError(f'this quantizer has {self.channels or "one step for each of its"} channels, '
+                         f'dimension 0 of {tuple(v.shape)} has not')
     signed = self.asked_sign
     if signed is None:
         lo, _ = extremes(v.detach().reshape(1, -1), over_ranks=True)
         signed = bool(lo < 0)
-    self._put(min_error_step(v, *grid(self.bits, signed, self.centred), self.n_candidates, self.per_channel, over_ranks=True), signed)
+    self._put(min_error_step(v, *grid(self.bits, signed, self.centred), self.n_candidates, self.per_channel,
+                             over_ranks=True), signed)
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h436
 @patch
 def start(self:LSQ, v:Tensor):
     "`initialize` on `v` if there is no step yet; RuntimeError in evaluation mode, which changes nothing"
     if self.initialized: return
     if not self.training: raise RuntimeError(_NO_STEP)
-    if getattr(self, '_is_replica', False): raise RuntimeError('nn.DataParallel runs copies, whose steps would be lost: run calibrate(model, batches) first')
+    if getattr(self, '_is_replica', False):
+        raise RuntimeError('nn.DataParallel runs copies, whose steps would be lost: run calibrate(model, '
+                           'batches) first')
     self.initialize(v)
 
 LSQ.start._torchdynamo_disable = True # what `torch.compiler.disable` notes, without importing the compiler
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h437
 @patch
 def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
     "The integers of `v`, as `quantize_to_int` has them"
@@ -207,7 +235,8 @@ def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
 
 @patch
 def extra_repr(self:LSQ):
-    step = f'step={self.step.mean():.3g}{" on average" if self.per_channel else ""}' if self.initialized else 'not initialized'
+    if self.initialized: step = f'step={self.step.mean():.3g}{" on average" if self.per_channel else ""}'
+    else: step = 'not initialized'
     return f'bits={self.bits}, signed={self.signed}, {"centred, " if self.centred else ""}per_channel={self.per_channel}, {step}'
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c082
@@ -215,7 +244,8 @@ def extra_repr(self:LSQ):
 def _mismatch(self:LSQ, raw, qrange):
     "What makes a checkpoint's entries unfit for this quantizer, in words; nothing if they fit"
     if raw is not None:
-        fits = raw.ndim == 1 and self.channels in (None, len(raw)) if self.per_channel else raw.numel() == 1 and raw.ndim < 2
+        if self.per_channel: fits = raw.ndim == 1 and self.channels in (None, len(raw))
+        else: fits = raw.numel() == 1 and raw.ndim < 2
         wanted = (self.channels or 'channels',) if self.per_channel else 'one'
         if not fits: return f'the checkpoint has steps of shape {tuple(raw.shape)}, this quantizer needs {wanted}'
     if qrange is None or qrange.is_meta: return
@@ -225,18 +255,22 @@ def _mismatch(self:LSQ, raw, qrange):
         fits = None in (found, self.asked_sign) or found == self.asked_sign
     except ValueError: fits = False
     if fits: return
-    wanted = ' or '.join('{}..{}'.format(*grid(self.bits, s, self.centred)) for s in (True, False) if self.asked_sign in (None, s))
+    wanted = ' or '.join('{}..{}'.format(*grid(self.bits, s, self.centred))
+                         for s in (True, False) if self.asked_sign in (None, s))
     return f'the checkpoint quantizes to {low:g}..{top:g}, this quantizer to {wanted}'
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h438
 @patch
-def _load_from_state_dict(self:LSQ, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+def _load_from_state_dict(self:LSQ, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                          error_msgs):
     raw, init, qrange = (state_dict.get(prefix+n) for n in ('raw_step', 'init_step', 'qrange'))
     if problem := self._mismatch(raw, qrange): error_msgs.append(f'{prefix.rstrip(".") or "LSQ"}: {problem}'); return
     if raw is not None: self._resize(raw.shape if self.per_channel else ())
     if qrange is not None: # version 0.1.0 had integers, and the grid also where there was no step
         there = init is None or init.is_meta or (init.numel() and bool((init > 0).all()))
         state_dict[prefix+'qrange'] = qrange.to(self.qrange.dtype)*bool(there)
-    nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                    error_msgs)
     self._state
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c084
@@ -252,9 +286,11 @@ def bound(
     n:int, # values that share a step
     qp:int # largest integer of the grid
 ) -> float:
-    "What the gradient of a step is multiplied with so that a clipped value moves no farther than one inside the range: max(n, qp³) in place of n"
+    """What the gradient of a step is multiplied with so that a clipped value moves no farther than one inside
+    the range: max(n, qp³) in place of n"""
     return min(1., (n/qp**3)**.5)
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #h439
 @patch
 def _bounded_step(self:LSQ, v):
     "The step, its gradient multiplied with `bound`"

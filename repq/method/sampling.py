@@ -16,27 +16,32 @@ __all__ = ['COMPUTED', 'sample_patches', 'sampled_stats', 'hybrid_stats']
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #c030
 def _grid_step(n:int, out:tuple, least:int=64) -> int:
-    "Distance of sampled output positions: the largest up to 4 that fits the map twice and leaves `least` samples (1: all of them)"
+    """Distance of sampled output positions: the largest up to 4 that fits the map twice and leaves `least`
+    samples (1: all of them)"""
     return next((t for t in (4, 3, 2) if min(out) >= 2*t and n*out[0]*out[1] >= least*t*t), 1)
 
 def _thinned(x, kernel, geometry):
     "Is the grid of sampled positions sparse here?"
     return _grid_step(len(x), geometry.out_size(x.shape[2:], kernel.kernel_size)) > 1
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h416
 def _phases(x, kernel_size, geometry, t):
-    "The sampled windows of a padded input, a view (images, rows, columns, in, kh, kw) for each phase; image k takes phase k mod t²"
+    """The sampled windows of a padded input, a view (images, rows, columns, in, kh, kw) for each phase;
+    image k takes phase k mod t²"""
     g, (kh, kw), (sn, sc, sy, sx) = geometry, kernel_size, x.stride()
     oh, ow = ((n - d*(k - 1) - 1)//s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, g.stride, g.dilation))
     def windows(k):
         i, j = k % t, (k//t + k) % t # along diagonals: in an incomplete cycle rows and columns stay balanced
         sub = x[k::t*t, :, i*g.stride[0]:, j*g.stride[1]:]
         return sub.as_strided((len(sub), -(-(oh - i)//t), -(-(ow - j)//t), x.shape[1], kh, kw),
-                              (t*t*sn, t*g.stride[0]*sy, t*g.stride[1]*sx, sc, g.dilation[0]*sy, g.dilation[1]*sx)) # from where `sub` begins
+                              (t*t*sn, t*g.stride[0]*sy, t*g.stride[1]*sx, sc, g.dilation[0]*sy,
+                               g.dilation[1]*sx)) # from where `sub` begins
     return [windows(k) for k in range(min(t*t, len(x)))]
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #f030
 class _Patches(torch.autograd.Function):
-    "The sampled patches (samples, in, kh, kw) of a padded input; each pixel's gradient is the sum over the patches it is in"
+    """The sampled patches (samples, in, kh, kw) of a padded input;
+    each pixel's gradient is the sum over the patches it is in"""
     @staticmethod
     def forward(ctx, x, kernel_size, geometry, t):
         ctx.like, ctx.args = (x.shape, x.stride(), x.dtype, x.device), (kernel_size, geometry, t)
@@ -59,11 +64,14 @@ class _Patches(torch.autograd.Function):
                 for tap in product(*map(range, kernel_size)): v[(..., *tap)].add_(part[(..., *tap)])
         return res, None, None, None
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h417
 def sample_patches(x:Tensor, kernel_size:tuple, geometry:Geometry) -> Tensor:
     "(samples, in, kh, kw): the input patches below a stratified sparse grid of output positions"
     t = _grid_step(len(x), geometry.out_size(x.shape[2:], kernel_size))
     x = pad_input(x, geometry.padding, geometry.padding_mode)
-    return _Patches.apply(x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(), kernel_size, geometry, t)
+    return _Patches.apply(x if x.is_contiguous()
+                          or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(), kernel_size,
+                          geometry, t)
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #s011
 def _middle(small, sg:Geometry, large, lg:Geometry) -> tuple: # or None
@@ -73,6 +81,7 @@ def _middle(small, sg:Geometry, large, lg:Geometry) -> tuple: # or None
     inside = all(o == int(o) and 0 <= o <= k - n for o, k, n in zip(off, large, small))
     return tuple(map(int, off)) if inside else None
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h418
 def _samples(m:Moments, kernel_size, geometry) -> Tensor:
     "`sample_patches`, or the middle of those that a larger kernel has sampled around the same positions"
     out = geometry.out_size(m.x.shape[2:], kernel_size)
@@ -91,16 +100,20 @@ def sampled_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     if kernel.is_identity or not _thinned(m.x, kernel, geometry): return exact_stats(m, kernel, geometry)
     patches = _samples(m, kernel.kernel_size, geometry)
     g, w = kernel.groups, lift(kernel.weight)
-    y = patches.to(w.dtype).reshape(len(patches), g, -1).transpose(0, 1) @ w.reshape(g, w.shape[0]//g, -1).transpose(1, 2) # (groups, samples, out/groups)
+    # (groups, samples, out/groups)
+    y = patches.to(w.dtype).reshape(len(patches), g,
+                                    -1).transpose(0, 1) @ w.reshape(g, w.shape[0]//g, -1).transpose(1, 2)
     var, mean = torch.var_mean(y, 1, unbiased=False)
     mean = mean.flatten() if kernel.bias is None else mean.flatten() + lift(kernel.bias)
     return rank_moments(mean, var.flatten())
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h419
 STATISTICS['sampled'] = sampled_stats
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #h002
 class _SampledGradient(torch.autograd.Function):
-    "`mean` and `var` (out,) as given, with gradients to what they are statistics of: patches (n, in, kh, kw), times weight (out, in/groups, kh, kw), which is y (n, out)"
+    """`mean` and `var` (out,) as given, with gradients to what they are statistics of:
+    patches (n, in, kh, kw), times weight (out, in/groups, kh, kw), which is y (n, out)"""
     @staticmethod
     def forward(ctx, patches, weight, y, mean, var, groups):
         ctx.save_for_backward(patches, weight, (y - y.mean(0))*(len(y)/(len(y) - 1)))
@@ -114,14 +127,19 @@ class _SampledGradient(torch.autograd.Function):
         n, g = len(patches), ctx.groups
         gy = torch.addcmul(g_mean/n, off, 2*g_var/n).view(n, g, -1).transpose(0, 1) # (groups, n, out/groups)
         p, w = patches.to(gy.dtype).reshape(n, g, -1).transpose(0, 1), weight.reshape(g, len(weight)//g, -1)
-        to_patches = (gy @ w).transpose(0, 1).reshape(patches.shape).to(patches.dtype) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[0]:
+            to_patches = (gy @ w).transpose(0, 1).reshape(patches.shape).to(patches.dtype)
+        else: to_patches = None
         return to_patches, (gy.mT @ p).reshape(weight.shape), None, None, None, None
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h420
 def hybrid_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
-    "Exact statistics of the output, their gradient from a sparse, stratified grid of positions; arguments and result as `exact_stats`"
+    """Exact statistics of the output, their gradient from a sparse, stratified grid of positions;
+    arguments and result as `exact_stats`"""
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
-    if kernel.is_identity or not torch.is_grad_enabled() or not _thinned(m.x, kernel, geometry): return exact_stats(m, kernel, geometry)
+    if kernel.is_identity or not torch.is_grad_enabled() or not _thinned(m.x, kernel, geometry):
+        return exact_stats(m, kernel, geometry)
     patches = _samples(m, kernel.kernel_size, geometry)
     with torch.no_grad():
         y = Kernel(kernel.weight, None, kernel.groups).conv(m.x, geometry)
@@ -130,5 +148,6 @@ def hybrid_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     mean, var = _SampledGradient.apply(patches, lift(kernel.weight), y, mean, var, kernel.groups)
     return rank_moments(mean if kernel.bias is None else mean + lift(kernel.bias), var)
 
+# %% ../../nbs/1_method/02b_sampling.ipynb #h421
 STATISTICS['hybrid'] = hybrid_stats
 COMPUTED = {'exact', 'sampled', 'hybrid'} # statistics of outputs that were really computed

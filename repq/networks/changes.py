@@ -32,9 +32,12 @@ def _parts(v) -> list:
     "What `copy.deepcopy` copies with `v`"
     if isinstance(v, partial): return [v.func, v.args, v.keywords]
     if isinstance(v, MethodType): return [v.__self__]
-    inside = [*v, *v.values()] if isinstance(v, dict) else list(v) if isinstance(v, (list, tuple, set, frozenset, deque)) else []
+    if isinstance(v, dict): inside = [*v, *v.values()]
+    elif isinstance(v, (list, tuple, set, frozenset, deque)): inside = list(v)
+    else: inside = []
     return inside + list(getattr(v, '__dict__', {}).values())
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h470
 def _results(model) -> list: # of tensors
     "Tensors with a graph behind them that `model` holds: activations it stored, weights that hooks computed"
     todo, seen, res = [model], {}, []
@@ -46,10 +49,14 @@ def _results(model) -> list: # of tensors
         else: todo += _parts(v)
     return res
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h471
 def copy_model(model:nn.Module) -> nn.Module:
-    "A copy that shares nothing with `model`; results that a forward pass left on it are copied without their graphs, which `copy.deepcopy` refuses"
+    """A copy that shares nothing with `model`;
+    results that a forward pass left on it are copied without their graphs, which `copy.deepcopy` refuses"""
     try: return copy.deepcopy(model, {id(t): t.detach().clone() for t in _results(model)})
-    except (TypeError, RuntimeError) as e: raise TypeError(f'{type(model).__name__} cannot be copied: {e}; with inplace=True the verbs work on the model itself') from e
+    except (TypeError, RuntimeError) as e:
+        raise TypeError(f'{type(model).__name__} cannot be copied: {e}; with inplace=True the verbs work '
+                        'on the model itself') from e
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c028
 def working_copy(model, inplace:bool) -> nn.Module:
@@ -59,8 +66,10 @@ def working_copy(model, inplace:bool) -> nn.Module:
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
     return model if inplace else copy_model(model)
 
-_HOOKS = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook')
+_HOOKS = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks',
+          '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook')
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h472
 @contextmanager
 def without_hooks(m):
     "`m` without its hooks, meanwhile"
@@ -70,12 +79,15 @@ def without_hooks(m):
     finally:
         for h, v in own.items(): setattr(m, h, v)
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h473
 def _move_hooks(old, new):
     "Give `new` the hooks of `old`, the same dictionaries: what removes a hook still does"
     for h in _HOOKS:
         v = getattr(old, h)
-        setattr(new, h, v); setattr(old, h, type(v)() if isinstance(v, dict) else None)
+        setattr(new, h, v)
+        setattr(old, h, type(v)() if isinstance(v, dict) else None)
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h474
 def replace_modules(model, new:dict) -> tuple: # (model, names of modules whose hooks moved)
     "`model` with modules exchanged for `new[module]` under all their names"
     names = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if new.get(m, m) is not m]
@@ -106,12 +118,14 @@ def some(names:list, most:int=3) -> str:
     "The first names, and how many more there are"
     return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h475
 def _grouped(pairs) -> str: # of (name, reason)
     "Names by reason"
     reasons = {}
     for n, r in pairs: reasons.setdefault(r, []).append(n)
     return '; '.join(f'{some(ns)} ({r})' for r, ns in reasons.items())
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h476
 def report_change(verb:str, verbose:bool,
                   untraced:str, # why the model cannot be traced, '' if it can
                   *parts,       # what was done; empty ones are left out
@@ -123,7 +137,9 @@ def report_change(verb:str, verbose:bool,
     if left: said.append(f'left: {_grouped(left)}')
     if hooks: said.append(f'hooks moved to the new layers: {some(hooks)}')
     print(f'{verb}: ' + '; '.join(said))
-    if untraced: print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs of inputs are read off the first batch, first and last layer are those registered first and last')
+    if untraced:
+        print(f'{verb}: the model cannot be traced ({untraced}): batch norms after layers stay, the signs '
+              'of inputs are read off the first batch, first and last layer are those registered first and last')
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c044
 @contextmanager
@@ -136,6 +152,7 @@ def modes_kept(model):
 
 def _passes_on(v): return v
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h477
 @contextmanager
 def unquantized(model):
     "No quantizers meanwhile"
@@ -149,7 +166,8 @@ def unquantized(model):
         for m in alone: del m.forward
 
 # %% ../../nbs/2_networks/04_changes.ipynb #a102
-def _memory(p): return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
+def _memory(p):
+    return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
 
 def tied(model:nn.Module) -> dict: # name -> names of the others
     "Layers and modules that share a parameter (a tensor, not a module) with others"
@@ -160,6 +178,7 @@ def tied(model:nn.Module) -> dict: # name -> names of the others
     groups = [list(dict.fromkeys(names)) for names in owners.values()]
     return {n: [o for o in names if o != n] for names in groups if len(names) > 1 for n in names}
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h478
 def tied_pairs(model, names) -> str:
     "Which of the layers `names` are tied, in words"
     ties = tied(model)
@@ -178,6 +197,7 @@ def without_integers(model, sites, traces) -> list: # of (name, why, line)
         whys = [(n, _why_not(n, model, layers.get(n.target))) for n in calls]
     return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h479
 def _why_not(node, model, site) -> str:
     "Why the node cannot become integers; '' where nothing speaks against it"
     if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
@@ -187,6 +207,7 @@ def _why_not(node, model, site) -> str:
     try: return why_not_integer(read(node, model))
     except ValueError as e: return str(e)
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h480
 def _why_not_rest(bn) -> str:
     "The same for what a batch norm's class goes on with"
     if is_norm(bn): return ''
@@ -200,6 +221,7 @@ def obstacles(model:nn.Module) -> list: # of (name, why, line of the model's cod
     sites, traces, untraced = survey(model)
     return [('model', f'it cannot be traced ({untraced})', '')] if untraced else without_integers(model, sites, traces)
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h481
 def integer_line(rows) -> str:
     "What `quantize` says of them"
     if not rows: return ''
@@ -209,11 +231,14 @@ def integer_line(rows) -> str:
 
 # %% ../../nbs/2_networks/04_changes.ipynb #q022
 class Rows(nn.Module):
-    "What stands in the place of an absorbed `BatchNorm1d`; over (batch, channels, length) that would have normalised another dimension than the layer's outputs"
+    """What stands in the place of an absorbed `BatchNorm1d`;
+    over (batch, channels, length) that would have normalised another dimension than the layer's outputs"""
     def forward(self, x):
-        torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds for (batch, features) only')
+        torch._assert(x.ndim == 2, 'a BatchNorm1d was absorbed by the linear layer before it, which holds '
+                                   'for (batch, features) only')
         return x
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h482
 def without_norm(bn) -> nn.Module:
     "What stands in the place of an absorbed batch norm: nothing, or what its class goes on with"
     stays = nn.Identity() if is_norm(bn) else norm_rest(bn)

@@ -29,14 +29,20 @@ __all__ = ['reparametrize', 'merge', 'train_merged', 'quantize', 'deploy', 'para
 def _called(block) -> str: # a class, a function, or a `partial` of one
     return getattr(getattr(block, 'func', block), '__name__', str(block))
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h700
 def _new_block(conv, block) -> Block:
     "`block` with the geometry of `conv`; TypeError if it gives something else"
     g = Geometry.of(conv)
-    try: new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation, conv.groups, g.padding_mode)
-    except TypeError as e: raise TypeError(f'block must be called as RepVGGBlock is; {_called(block)} says: {" ".join(str(e).split())}') from e
-    if not isinstance(new, Block): raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
+    try: new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation,
+                     conv.groups, g.padding_mode)
+    except TypeError as e:
+        said = ' '.join(str(e).split())
+        raise TypeError(f'block must be called as RepVGGBlock is; {_called(block)} says: {said}') from e
+    if not isinstance(new, Block):
+        raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
     return new.to(conv.weight)
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h701
 def _take_over(new, conv, bn):
     "`new` with the modes and settings of what it replaces"
     new.train(conv.training).requires_grad_(conv.weight.requires_grad)
@@ -46,8 +52,10 @@ def _take_over(new, conv, bn):
         m.train(bn.training).requires_grad_(bn.weight.requires_grad if bn.affine else conv.weight.requires_grad)
     return nn.SyncBatchNorm.convert_sync_batchnorm(new, bn.process_group) if isinstance(bn, nn.SyncBatchNorm) else new
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h702
 def _has_bn(block): return any(isinstance(m, BatchNorm) for m in block.modules())
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h703
 def _as_block(conv, bn, block, init) -> tuple: # (block, the batch norm that it absorbs or None)
     "The block for a convolution and the batch norm after it (or None)"
     new = _new_block(conv, block)
@@ -77,6 +85,7 @@ def _globally_pooled(model, traces) -> set:
         if o is not None and o.kind == 'mean' and not o.lacks or values and all(i in pooled for i in values): pooled.add(n)
     return {n.target for n in pooled if n.op == 'call_module' and all(i in pooled for i in n.all_input_nodes)}
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h704
 def reparametrize(model:nn.Module,
                   block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
@@ -105,7 +114,8 @@ def reparametrize(model:nn.Module,
     model, hooks = replace_modules(model, {**blocks, **identities})
     rest = sum('rest' in b.branches for b in blocks.values())
     report_change('reparametrize', verbose, untraced, f'{plural(len(blocks), "convolution")} → {_called(block)}',
-            identities and f'{plural(len(identities), "batch norm")} absorbed', rest and f"{rest} with a branch 'rest' for what the block's own cannot hold", left=left, hooks=hooks)
+            identities and f'{plural(len(identities), "batch norm")} absorbed',
+            rest and f"{rest} with a branch 'rest' for what the block's own cannot hold", left=left, hooks=hooks)
     return model
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c041
@@ -117,7 +127,9 @@ def merge(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     new = {s.module: naming_layer(s.name, s.module.deploy) for s in sites if s.name not in quantized}
     ties = tied_pairs(model, [s.name for s in sites if s.module in new])
     model, hooks = replace_modules(model, new)
-    report_change('merge', verbose, '', f'{plural(len(new), "block")} → convolutions', ties and f'tied weights become copies: {ties}', left=[(n, 'quantized, which deploy() makes integers') for n in quantized], hooks=hooks)
+    report_change('merge', verbose, '', f'{plural(len(new), "block")} → convolutions',
+                  ties and f'tied weights become copies: {ties}',
+                  left=[(n, 'quantized, which deploy() makes integers') for n in quantized], hooks=hooks)
     return model
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c053
@@ -140,25 +152,32 @@ def _edges(sites) -> list:
     run = [s for s in sites if s.runs is not False and not s.left]
     return [run[0], run[-1]] if run else []
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h705
 def _stay_float(model) -> list: # of (name, type)
     "Weights (parameters with two dimensions or more) outside sites and norms: torch's layers by their own name, others by the parameter's"
     inside = {m for s in registered(model) for m in s.module.modules()}
-    held = [(n, p, m) for n, m in model.named_modules() if m not in inside and not isinstance(m, (BatchNorm, nn.LayerNorm)) for p, v in m.named_parameters(recurse=False) if sum(n > 1 for n in v.shape) > 1]
-    named = [(n or type(m).__name__, type(m).__name__) if is_composite(m) else (f'{n}.{p}'.strip('.'), f'a parameter of {type(m).__name__}') for n, p, m in held]
+    held = [(n, p, m) for n, m in model.named_modules() if m not in inside and not isinstance(m, (BatchNorm, nn.LayerNorm))
+            for p, v in m.named_parameters(recurse=False) if sum(n > 1 for n in v.shape) > 1]
+    named = [(n or type(m).__name__, type(m).__name__)
+             if is_composite(m) else (f'{n}.{p}'.strip('.'), f'a parameter of {type(m).__name__}') for n, p, m in held]
     return [(n, f'{t}, in floating point') for n, t in dict.fromkeys(named)]
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h706
 def _quantizers(layer, signed, weight_bits, input_bits, per_channel) -> tuple:
     "The two quantizers of a layer, on its device (steps stay in float32 at least)"
     p = next(layer.parameters())
-    return LSQ(weight_bits, True, per_channel, channels=layer.block.out_channels if per_channel else None).to(p.device, p.dtype), LSQ(input_bits, signed).to(p.device, p.dtype)
+    weights = LSQ(weight_bits, True, per_channel, channels=layer.block.out_channels if per_channel else None)
+    return weights.to(p.device, p.dtype), LSQ(input_bits, signed).to(p.device, p.dtype)
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c057
 def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
     "(layer, its two quantizers) for a site, nothing changed yet"
-    with without_hooks(site.module): layer = site.module if isinstance(site.module, RepQLayer) else same_mode(RepQLayer(site.module), site.module)
+    with without_hooks(site.module):
+        layer = site.module if isinstance(site.module, RepQLayer) else same_mode(RepQLayer(site.module), site.module)
     signed = None if site.nonnegative is None else not site.nonnegative
     return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h707
 def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps, centred):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
@@ -168,11 +187,14 @@ def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, 
 # %% ../../nbs/2_networks/05_surgery.ipynb #n003
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
     "Bit-widths of single layers, None for those that stay in floating point; ValueError where a name or a number is none"
-    if not isinstance(layer_bits or {}, dict): raise ValueError(f'layer_bits must be a dictionary from names of layers to bits, got {layer_bits!r}')
+    if not isinstance(layer_bits or {}, dict):
+        raise ValueError(f'layer_bits must be a dictionary from names of layers to bits, got {layer_bits!r}')
     pairs = {n: tuple(b) if isinstance(b, (tuple, list)) else (b, b) for n, b in (layer_bits or {}).items()}
     res = {n: None if b == (None, None) else b for n, b in pairs.items()}
     for n, b in res.items():
-        if n not in names: raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are {', '.join(get_close_matches(n, names, 3, 0))}")
+        if n not in names:
+            raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are "
+                             f"{', '.join(get_close_matches(n, names, 3, 0))}")
         if b is None: continue
         if len(b) != 2: raise ValueError(f"layer_bits: '{n}' takes bits, or (weight bits, input bits), got {b}")
         for v in b: naming_layer(n, check_bits, v)
@@ -187,6 +209,7 @@ def _plan_all(sites, bits, per_channel) -> dict: # module -> (layer, its two qua
         except (ValueError, TypeError) as e: s.left = str(e)
     return res
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h708
 def _differing(own) -> str:
     "Layers with bit-widths of their own, in words"
     text = ', '.join(f'{n} at {b[0]}/{b[1]}' for n, b in own.items() if b is not None)
@@ -237,6 +260,7 @@ def _final(m) -> nn.Module:
     "The module for inference in the place of `m`, without what follows it"
     return m.deploy() if isinstance(m, (Block, RepQLayer)) and not is_deployed(m) else m
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h709
 @torch.no_grad()
 def _with_bn(m, bn) -> nn.Module:
     "A copy of the final module `m` with the batch norm after it absorbed, or None where that cannot be done"
@@ -252,6 +276,7 @@ def _fixed_grids(model, sites) -> dict:
     inside = {m for s in sites for m in s.module.modules()}
     return {m: naming_layer(n, copy_quantizer, m) for n, m in model.named_modules() if isinstance(m, LSQ) and m not in inside}
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h710
 def _on_grid(node, model, live) -> bool:
     "Is a value read by quantizers alone?"
     def quantizes(reader):
@@ -260,14 +285,17 @@ def _on_grid(node, model, live) -> bool:
         return moves(o) and _on_grid(reader, model, live)
     return all(map(quantizes, readers(node, live)))
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h711
 def _float_sums(model) -> int:
     "How many sums stay in floating point, None where the model cannot be traced"
     try: graph = trace_graph(model, False)
     except Exception: return None
     live, constants = live_nodes(graph), constant_nodes(graph)
-    sums = [n for n in graph.nodes if n in live and n not in constants and (o := operation_of(n, model)) is not None and o.kind == 'add']
+    sums = [n for n in graph.nodes if n in live and n not in constants and (o := operation_of(n, model)) is not None
+            and o.kind == 'add']
     return sum(not _on_grid(n, model, live) for n in sums)
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #h712
 def _in_floats(model) -> str:
     "What a deployed model still computes in floating point"
     modules, sums = list(model.modules()), _float_sums(model)
@@ -281,7 +309,8 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     sites, untraced = find_sites(model)
     new, identities, left = {}, {}, []
     for s in sites:
-        if isinstance(s.module, RepQLayer) and s.runs is False and not _has_steps(s.module): left.append((s.name, 'evaluation never runs it, and it has no steps')); continue
+        if isinstance(s.module, RepQLayer) and s.runs is False and not _has_steps(s.module):
+            left.append((s.name, 'evaluation never runs it, and it has no steps')); continue
         m, bn = naming_layer(s.name, _final, s.module), _absorbable(model, s)
         absorbed = None if bn is None else _with_bn(m, bn)
         if absorbed is not None: identities[bn] = without_norm(bn)
@@ -290,8 +319,10 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     integers = sum(is_deployed(n) and not is_deployed(m) for m, n in new.items())
     merged = sum(isinstance(m, (Block, RepQLayer)) and not isinstance(n, RepQLayer) for m, n in new.items())
     model, hooks = replace_modules(model, {**new, **identities, **_fixed_grids(model, sites)})
-    report_change('deploy', verbose, untraced, f'{plural(integers, "layer")} → integers', merged and f'{plural(merged, "block")} → convolutions',
-            identities and f'{plural(len(identities), "batch norm")} absorbed', verbose and _in_floats(model), ties and f'tied weights become copies: {ties}', left=left, hooks=hooks)
+    report_change('deploy', verbose, untraced, f'{plural(integers, "layer")} → integers',
+                  merged and f'{plural(merged, "block")} → convolutions',
+            identities and f'{plural(len(identities), "batch norm")} absorbed', verbose and _in_floats(model),
+            ties and f'tied weights become copies: {ties}', left=left, hooks=hooks)
     return model.eval()
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c075
@@ -301,7 +332,8 @@ def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch o
     bias = lambda n: n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned and parametrized ones too
     free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
     ids = {id(p) for p in free}
-    return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay), dict(params=free, weight_decay=0.)]
+    return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay),
+            dict(params=free, weight_decay=0.)]
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #f102
 class WithNorm(nn.Sequential):

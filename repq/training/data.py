@@ -36,10 +36,14 @@ def _claimed_size(file):
         with Image.open(source_of(file)) as im: return im.size
     except UNREADABLE: return None # decoding counts them
 
+# %% ../../nbs/3_training/05_data.ipynb #h514
 def _can_be_read(file) -> bool:
-    try: open_rgb(file); return True
+    try:
+        open_rgb(file)
+        return True
     except UNREADABLE: return False
 
+# %% ../../nbs/3_training/05_data.ipynb #h515
 def probe_sizes(
     files:list, # image files
     n:int=64,   # look at so many, evenly spaced
@@ -59,7 +63,8 @@ def _one_size(sizes:Counter):
     "The size that all images share, (width, height)"
     if len(sizes)==1: return next(iter(sizes))
     names = ', '.join(f'{w}×{h}' for (w,h),_ in sizes.most_common(3)) + (', ...' if len(sizes) > 3 else '')
-    raise ValueError(f'images of different sizes ({names}) need a size to share: give size=, e.g. size={min(sizes.most_common(1)[0][0])}')
+    raise ValueError(f'images of different sizes ({names}) need a size to share: give size=, e.g. '
+                     f'size={min(sizes.most_common(1)[0][0])}')
 
 def _fits_memory(n, w, h):
     "Raise rather than be killed halfway: the images as bytes must fit in the machine's memory"
@@ -99,16 +104,19 @@ def _read_cache(path, mark, n, size):
             if (f.metadata() or {}).get('fingerprint') != mark: return None
             x,ok = f.get_tensor('x'),f.get_tensor('ok')
     except (OSError, SafetensorError): return None # half of one
-    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3) and (x.shape[2:]==(size, size) if size else x[0].numel() > 0)
+    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3) and (x.shape[2:]==(size, size)
+                                                                             if size else x[0].numel() > 0)
     return (x, ok.bool()) if images and ok.dtype==torch.uint8 and ok.shape==(n,) else None
 
+# %% ../../nbs/3_training/05_data.ipynb #h516
 def _write_cache(path, mark, x, ok):
     "Write atomically; a cache that can't be written costs time, not the run"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part: save_file(dict(x=x, ok=ok.byte()), part, metadata=dict(fingerprint=mark))
     except (OSError, SafetensorError) as e:
-        warnings.warn(f'decoded images cannot be kept in {path.parent} ({e}); REPQ_CACHE names another folder', stacklevel=2)
+        warnings.warn(f'decoded images cannot be kept in {path.parent} ({e}); REPQ_CACHE names another folder',
+                      stacklevel=2)
 
 # %% ../../nbs/3_training/05_data.ipynb #c081
 def decode_cached(
@@ -131,7 +139,8 @@ def decode_cached(
 DATASETS = dict(
     digits='8×8 grey digits of scikit-learn: 1,442 training and 355 validation images, 10 classes, embedded',
     cifar10='CIFAR-10, 32×32: 50,000 training and 10,000 test images, 10 classes, fetched by fastai (160 MB)',
-    imagenette='Imagenette, short side 160: 9,469 training and 3,925 validation images, 10 classes, fetched by fastai (95 MB)')
+    imagenette='Imagenette, short side 160: 9,469 training and 3,925 validation images, 10 classes, '
+               'fetched by fastai (95 MB)')
 _urls = dict(cifar10=URLs.CIFAR, imagenette=URLs.IMAGENETTE_160)
 
 # %% ../../nbs/3_training/05_data.ipynb #c088
@@ -143,8 +152,10 @@ def fetch(
     socket.setdefaulttimeout(30) # a network that swallows packets is no network
     try: return untar_data(_urls[name])
     except Exception as e:
-        raise ConnectionError(f"cannot fetch '{name}' ({str(e).splitlines()[0] if str(e) else type(e).__name__}): without a network, "
-                              f"give the path of a folder with train/CLASS/image.jpg and val/ or test/, or 'digits'") from None
+        raise ConnectionError(f"cannot fetch '{name}' "
+                              f"({str(e).splitlines()[0] if str(e) else type(e).__name__}): without a network, "
+                              "give the path of a folder with train/CLASS/image.jpg and val/ or test/, or "
+                              "'digits'") from None
     finally: socket.setdefaulttimeout(timeout)
 
 # %% ../../nbs/3_training/05_data.ipynb #c089
@@ -153,7 +164,8 @@ def data_folder(path) -> Path:
     if path in _urls: return fetch(path)
     p = Path(path).expanduser()
     if p.is_dir(): return p
-    if str(path)=='digits': raise ValueError('the digits are embedded: they come with scikit-learn and are no folder of images')
+    if str(path)=='digits':
+        raise ValueError('the digits are embedded: they come with scikit-learn and are no folder of images')
     if p.exists(): raise NotADirectoryError(f'{p} is a file; unpack it and give the folder that has train/ in it')
     beside = [str(o) for o in p.parent.iterdir() if o.is_dir()] if p.parent.is_dir() else []
     near = [o for o in difflib.get_close_matches(str(path), [*DATASETS, *beside], cutoff=0.5) if o != str(path)]
@@ -170,7 +182,8 @@ def get_datasets(
     "The two splits of a data set"
     if path=='digits':
         if size not in (None, 8): raise ValueError(f'the digits are 8×8: size={size} is not available, leave it out')
-        if isinstance(valid, str): raise ValueError(f'the digits have no folder {valid!r}: valid is a fraction, e.g. 0.2, or left out')
+        if isinstance(valid, str):
+            raise ValueError(f'the digits have no folder {valid!r}: valid is a fraction, e.g. 0.2, or left out')
         return embedded_digits(0.2 if valid is None else valid)
     root = data_folder(path)
     if path=='imagenette' and size is None: size = 128
@@ -187,6 +200,7 @@ def get_datasets(
     held = holdout(dsets[0].y, valid)
     return dsets[0].subset(~held), dsets[0].subset(held)
 
+# %% ../../nbs/3_training/05_data.ipynb #h517
 def _list(folder, shards=None, vocab=None):
     "`list_images`, from the shards if it isn't a folder"
     if not shards: return list_images(folder, vocab)
@@ -195,21 +209,28 @@ def _list(folder, shards=None, vocab=None):
     if not files: raise ValueError(f'the shards of {folder} have no images')
     return files,y,classes
 
+# %% ../../nbs/3_training/05_data.ipynb #h518
 def _in_memory(folder, files, y, vocab, size):
     "The readable `files` as an `ImageArray`"
     x,ok = decode_cached(folder, files, size)
-    return ImageArray(x, y, vocab) if ok.all() else ImageArray(x[ok], y[ok], vocab, unreadable=[files[i] for i in (~ok).nonzero()[:,0]])
+    if ok.all(): return ImageArray(x, y, vocab)
+    return ImageArray(x[ok], y[ok], vocab, unreadable=[files[i] for i in (~ok).nonzero()[:,0]])
 
 # %% ../../nbs/3_training/05_data.ipynb #c097
 def _check(size, bs, valid_bs, num_workers, seed, valid, cache, device):
     "Raise for an argument of `get_dls` that can't be meant"
-    check_whole('size', size, 1, 2**14); check_whole('bs', bs or 0); check_whole('valid_bs', valid_bs); check_whole('num_workers', num_workers, 0, 1024)
+    check_whole('size', size, 1, 2**14)
+    check_whole('bs', bs or 0)
+    check_whole('valid_bs', valid_bs)
+    check_whole('num_workers', num_workers, 0, 1024)
     check_whole('seed', seed, -2**63, 2**63 - 1)
     if not (valid is None or isinstance(valid, str) or isinstance(valid, float) and 0 < valid < 1):
         raise ValueError(f'valid must be the name of a folder or a fraction between 0 and 1, not {valid!r}')
-    if cache not in (None, True, False): raise ValueError(f'cache must be True, False or None (decide by the size), not {cache!r}')
+    if cache not in (None, True, False):
+        raise ValueError(f'cache must be True, False or None (decide by the size), not {cache!r}')
     return default_device() if device is None else torch.device(device)
 
+# %% ../../nbs/3_training/05_data.ipynb #h519
 def _stats(normalize, train):
     "(mean, std) for `get_dls`'s `normalize`"
     if normalize is False: return None
@@ -219,15 +240,21 @@ def _stats(normalize, train):
     try: mean,std = [[float(v) for v in o] for o in normalize]
     except (TypeError, ValueError): mean,std = [],[]
     if not len(mean)==len(std)==train.in_channels or min(std) <= 0:
-        raise ValueError(f'normalize must be True, False or (mean, std) with {train.in_channels} values each, std above 0, '
+        raise ValueError(f'normalize must be True, False or (mean, std) with {train.in_channels} values '
+                         'each, std above 0, '
                          f'not {normalize!r}')
     return mean,std
 
 # %% ../../nbs/3_training/05_data.ipynb #c099
-def _cores() -> int: return max(1, (os.cpu_count() or 1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1))) # for each process that torchrun started here
+def _cores() -> int:
+    # for each process that torchrun started here
+    return max(1, (os.cpu_count() or 1)//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
+# %% ../../nbs/3_training/05_data.ipynb #h520
 def get_dls(
-    path,            # ImageFolder tree (train/ and val/, valid/, validation/ or test/), folder of shards, or a name in `DATASETS`
+    # ImageFolder tree (train/ and val/, valid/, validation/ or test/), folder of shards, or a name in
+    # `DATASETS`
+    path,
     size:int=None,   # side in pixels; None: the images' own if small, 224 if large (128 for imagenette)
     bs:int=128,      # images in a training batch
     valid_bs:int=None, # images in a validation batch, default `bs`
@@ -242,11 +269,16 @@ def get_dls(
     "fastai `DataLoaders` for classification, with batches x (b, c, h, w) float32 and y (b,) int64"
     device = _check(size, bs, valid_bs, num_workers, seed, valid, cache, device)
     train,val = get_datasets(path, size, valid, cache)
-    check_memory(12*max(bs, valid_bs or 0)*(max(train.size, default=0) if isinstance(train.size, tuple) else train.size)**2, f'batches of {max(bs, valid_bs or 0)} images of {train.size} pixels', 'smaller batches, or a smaller size')
-    if bs > len(train): raise ValueError(f'bs={bs} is more than the {len(train)} training images: there would be no full batch')
+    check_memory(12*max(bs, valid_bs or 0)*(max(train.size, default=0)
+                                            if isinstance(train.size, tuple) else train.size)**2,
+                                            f'batches of {max(bs, valid_bs or 0)} images of {train.size} pixels',
+                                            'smaller batches, or a smaller size')
+    if bs > len(train):
+        raise ValueError(f'bs={bs} is more than the {len(train)} training images: there would be no full batch')
     if not len(val): raise ValueError(f'valid={valid} holds out no image of {len(train)}: give a larger fraction')
     if num_workers is None: num_workers = 0 if isinstance(train, ImageArray) else min(8, _cores())
-    dl = ImageDL(train, bs, augment, _stats(normalize, train), seed, shuffle=True, drop_last=True, num_workers=num_workers, pin_memory=device.type=='cuda')
+    dl = ImageDL(train, bs, augment, _stats(normalize, train), seed, shuffle=True, drop_last=True,
+                 num_workers=num_workers, pin_memory=device.type=='cuda')
     dls = DataLoaders(dl, dl.new(val, bs=valid_bs or bs, augment=False, shuffle=False, drop_last=False), device=device)
     dls.name = Path(path).name
     return dls
@@ -260,6 +292,7 @@ def describe(
     return (f'{dls.name}: {len(dls.train_ds)} training and {len(dls.valid_ds)} validation images, {dls.c} classes, '
             f'{dls.in_channels}×{h}×{w}, {dls.train_ds.where}')
 
+# %% ../../nbs/3_training/05_data.ipynb #h521
 def unreadable(
     dls:DataLoaders, # from `get_dls`, or pairs for super-resolution
 ) -> list: # names

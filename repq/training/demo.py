@@ -20,10 +20,13 @@ from .tasks import step_ratios, task_of
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'demo_recipes', 'demo']
 
 # %% ../../nbs/3_training/24_demo.ipynb #c025
-DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
-_EPOCHS = {'digits': (16, 8)} # of the two stages, for a demo of some minutes: two thirds of the recipes', accuracies differ by less than seeds do
+DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest')
+# of the two stages, for a demo of some minutes: fewer than the recipes'
+_EPOCHS = {'digits': (16, 6)}
 
-def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS, **kwargs) -> dict:
+# %% ../../nbs/3_training/24_demo.ipynb #h662
+def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS,
+                 **kwargs) -> dict:
     "Run name -> (recipe, name of the run it starts from)"
     epochs = (1, 1) if quick else _EPOCHS.get(data, (None, None))
     fp, kw = (dict(data=data, seed=seed, epochs=e) | kwargs for e in epochs)
@@ -34,12 +37,15 @@ def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, b
             res[f'{m}-w{b}'] = get_recipe(model, m, b, **kw), 'fp-repq' if METHODS[m].reparametrized else 'fp-plain'
     return res
 
-SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150, batch_size=16,
+# %% ../../nbs/3_training/24_demo.ipynb #h663
+SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq',), epochs=4, iterations=150,
+               batch_size=16,
                crop=96, lr=2e-3, sqr_mom=.99, eps=1e-5) # so few steps want a shorter memory than 1,000 epochs
 
 # %% ../../nbs/3_training/24_demo.ipynb #c025b
 _DEMO_FILES = ('results.json', 'accuracy.png', 'psnr.png', 'tradeoff.png', 'step_ratio.png', 'history.png')
 
+# %% ../../nbs/3_training/24_demo.ipynb #h664
 def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of, text, name of a run that has just been finished or None)
          workers:int=None, # runs at a time; None: one for each core, 0: one after another in this process
          begin=None,       # a function that each process calls at its start
@@ -53,6 +59,7 @@ def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of
         _demo_runs(out, jobs, workers_for(len(jobs)) if workers is None else workers, begin, say)
         return _compare(out, jobs, 3 if quick else 7, say)
 
+# %% ../../nbs/3_training/24_demo.ipynb #h665
 def _demo_runs(out, jobs, workers, begin, say):
     "Train what is to do"
     todo = {n: (out, Job(n, r, init)) for n, (r, init) in jobs.items() if not RunFolder(out/n).finished(r)}
@@ -63,7 +70,14 @@ def _demo_runs(out, jobs, workers, begin, say):
         say(sum(shares.values()), len(jobs) + 1, some(running, 2) or name, name if row else None)
     for n in jobs:
         if n not in todo: tell(n, 1., True) # there already
+    todo = dict(sorted(todo.items(), key=lambda job: _is_short(jobs[job[0]][0])))
     side_by_side(_train, todo, {n: jobs[n][1] for n in todo}, min(workers, len(todo)), begin, tell)
+
+# %% ../../nbs/3_training/24_demo.ipynb #h666
+def _is_short(recipe) -> bool:
+    "Does a run train single kernels?"
+    m = METHODS[recipe.method]
+    return not m.reparametrized or m.merge_first and recipe.weight_bits < 32
 
 def _train(value, tell): return train_job(*value, tell)
 
@@ -78,16 +92,19 @@ def _compare(out, jobs, rounds, say) -> list:
         _time_demo(rows, jobs, out, dls, rounds)
     write_json(out/'results.json', rows, overwrite=True)
     report([out/'results.json'], out, overwrite=True)
-    plots.save(plots.plot_history({n: read_history(out/n) for n in jobs}, results=dict(zip(jobs, rows))), out/'history.png', overwrite=True)
+    plots.save(plots.plot_history({n: read_history(out/n) for n in jobs}, results=dict(zip(jobs, rows))),
+               out/'history.png', overwrite=True)
     say(len(jobs) + 1, len(jobs) + 1, 'done', None)
     return rows
 
+# %% ../../nbs/3_training/24_demo.ipynb #h667
 def _show_demo(jobs, out, dls):
     "A picture of each validation image, as every run makes it"
     one_method = len({recipe.method for recipe, _ in jobs.values()}) == 1
     names = {n: f'{r.weight_bits} bits' if one_method else n for n, (r, _) in jobs.items()}
     save_details({name: load_run(out/n)[1].eval() for n, name in names.items()}, dls, out)
 
+# %% ../../nbs/3_training/24_demo.ipynb #h668
 def _time_demo(rows, jobs, out, dls, rounds):
     "Put `step_ratio` into `rows`: all methods of a stage and bit-width take turns"
     x, y = dls.one_batch()

@@ -14,12 +14,16 @@ from ..networks.files import SIGNATURE, writing
 __all__ = ['METHOD_COLORS', 'STATISTICS_COLORS', 'BITS_COLORS', 'MORE_COLORS', 'new_axes', 'log_axis', 'legend_beside', 'save']
 
 # %% ../../nbs/3_training/14_drawing.ipynb #c005
-METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2', 'repq-bnest': '#D55E00',
-                 'repq-bncorrected': '#009E73', 'repq-bnsample': '#56B4E9', 'repq-bnhybrid': '#8C6D31'} # told apart by the colour-blind too
+METHOD_COLORS = {'plain': '#555555', 'merged': '#E69F00', 'repq': '#CC79A7', 'repq-bn': '#0072B2',
+                 'repq-bnest': '#D55E00',
+                 'repq-bncorrected': '#009E73', 'repq-bnsample': '#56B4E9',
+                 'repq-bnhybrid': '#8C6D31'} # told apart by the colour-blind too
 STATISTICS_COLORS = dict(exact=METHOD_COLORS['repq-bn'], estimated=METHOD_COLORS['repq-bnest'],
-                         corrected=METHOD_COLORS['repq-bncorrected'], sampled=METHOD_COLORS['repq-bnsample'], hybrid=METHOD_COLORS['repq-bnhybrid'])
+                         corrected=METHOD_COLORS['repq-bncorrected'], sampled=METHOD_COLORS['repq-bnsample'],
+                         hybrid=METHOD_COLORS['repq-bnhybrid'])
 BITS_COLORS = {2: '#D55E00', 3: '#E69F00', 4: '#0072B2', 8: '#56B4E9'} # other widths are grey
-MORE_COLORS = ['#8C564B', '#9467BD', '#BCBD22', '#17BECF', '#000000', '#E7298A', '#80BA5A', '#7F3C8D', '#A6761D'] # of what has none of its own
+# of what has none of its own
+MORE_COLORS = ['#8C564B', '#9467BD', '#BCBD22', '#17BECF', '#000000', '#E7298A', '#80BA5A', '#7F3C8D', '#A6761D']
 
 # %% ../../nbs/3_training/14_drawing.ipynb #g206
 def new_axes(ax, figsize):
@@ -28,10 +32,13 @@ def new_axes(ax, figsize):
 
 def log_axis(ax, label):
     "A logarithmic vertical axis with plain numbers"
-    ax.set(yscale='log', ylabel=label); ax.grid(axis='y', alpha=.3)
+    ax.set(yscale='log', ylabel=label)
+    ax.grid(axis='y', alpha=.3)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter('{x:g}'); ax.yaxis.set_minor_formatter('')
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_formatter('')
 
+# %% ../../nbs/3_training/14_drawing.ipynb #h592
 def legend_beside(ax, handles, **kwargs):
     "A legend to the right of the axes, where it covers nothing"
     return ax.legend(handles=handles, loc='upper left', bbox_to_anchor=(1, 1), frameon=False, **kwargs)
@@ -41,11 +48,13 @@ def save(fig,  # a figure, or axes of one
          path, # its suffix says the format: png, svg, pdf, ..
          dpi=120,
          overwrite:bool=False) -> Path: # a picture that repq made?
-    "Write a picture to `path`, whole or not at all, and close it; FileNotFoundError without the folder, FileExistsError where it is taken, ValueError for an unknown format"
+    """Write a picture to `path`, whole or not at all, and close it;
+    FileNotFoundError without the folder, FileExistsError where it is taken, ValueError for an unknown format"""
     fig, path = fig if isinstance(fig, Figure) else np.ravel(fig)[0].figure, Path(path)
     known, kind = fig.canvas.get_supported_filetypes(), path.suffix[1:].lower()
     if kind not in known:
-        raise ValueError(f'{path}: cannot write {path.suffix or "a file without suffix"}, only {", ".join(sorted(known))}')
+        raise ValueError(f'{path}: cannot write {path.suffix or "a file without suffix"}, only '
+                         f'{", ".join(sorted(known))}')
     remark = dict(png=dict(Software=SIGNATURE), **dict.fromkeys(('svg', 'pdf', 'ps', 'eps'), dict(Creator=SIGNATURE)))
     with writing(path, overwrite) as part: # not all formats have room for a remark
         fig.savefig(part, format=kind, dpi=dpi, bbox_inches='tight', metadata=remark.get(kind))

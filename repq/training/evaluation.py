@@ -56,12 +56,14 @@ def results_row(recipe:Recipe, model, dls,
 # %% ../../nbs/3_training/20_evaluation.ipynb #r310
 def eval_run(path, data=None, # None: what the run was trained on
              batch_size=256) -> dict:
-    "Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes; PSNR of a super-resolution run on its benchmarks or on others (`data`)"
+    """Accuracy of a finished run, as trained and as deployed, on its own data or another of the same classes;
+    PSNR of a super-resolution run on its benchmarks or on others (`data`)"""
     check_whole('batch_size', batch_size)
     recipe, model, info = load_run(path)
     if task(recipe.model) == 'super-resolution': return _eval_pairs(path, recipe, model, info, data)
     return _eval_classes(path, recipe, model, info, data, batch_size)
 
+# %% ../../nbs/3_training/20_evaluation.ipynb #h630
 def _eval_pairs(path, recipe, model, info, data) -> dict:
     "PSNRs on the run's benchmarks, or on those in the folder `data`"
     if data: tests = load_benchmarks(data, recipe.scale)
@@ -70,6 +72,7 @@ def _eval_pairs(path, recipe, model, info, data) -> dict:
     deployed = surgery.deploy(model, verbose=False)
     return dict(run=str(path), **psnrs(model, deployed, tests), images=sum(map(len, tests.values())))
 
+# %% ../../nbs/3_training/20_evaluation.ipynb #h631
 def _eval_classes(path, recipe, model, info, data, batch_size) -> dict:
     "Accuracies on the validation images of the run's data, or of `data`"
     size = recipe.image_size or (info.get('size') if data else None)
@@ -81,19 +84,23 @@ def _eval_classes(path, recipe, model, info, data, batch_size) -> dict:
     return dict(run=str(path), accuracy=evaluate(model, valid), merged_accuracy=evaluate(deployed, valid),
                 images=dls.valid_ds.readable)
 
+# %% ../../nbs/3_training/20_evaluation.ipynb #h632
 def check_same_images(path, info, images:dict): # benchmark -> how many
     "ValueError where the data of the run in `path` has other validation images than when it was trained"
     was = info.get('images')
     if was in (None, images): return
     said = lambda d: ', '.join(f'{v} of {n}' for n, v in d.items())
-    raise ValueError(f"{path} was trained with {said(was)} to validate on; its data, {info['recipe'].get('data')}, has {said(images)} now")
+    raise ValueError(f"{path} was trained with {said(was)} to validate on; its data, "
+                     f"{info['recipe'].get('data')}, has {said(images)} now")
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r311
 def _check_same_kind(path, info, data, dls):
-    "ValueError where the images are of other classes or colours than those of the run in `path`, or its normalisation is of none"
+    """ValueError where the images are of other classes or colours than those of the run in `path`,
+    or its normalisation is of none"""
     channels, classes, stats = info['in_channels'], info['classes'], info.get('stats')
     if dls.in_channels != channels:
-        raise ValueError(f'{data} has {_colours(dls.in_channels)} images, {path} was trained on {_colours(channels)} ones')
+        raise ValueError(f'{data} has {_colours(dls.in_channels)} images, {path} was trained on '
+                         f'{_colours(channels)} ones')
     if list(map(str, dls.vocab)) != classes:
         raise ValueError(f'{data} has {dls.c} classes ({", ".join(map(str, dls.vocab[:3]))}, …), '
                          f'{path} was trained on {info["num_classes"]} ({", ".join(classes[:3])}, …)')
@@ -101,6 +108,7 @@ def _check_same_kind(path, info, data, dls):
         raise ValueError(f"{Path(path)/'recipe.json'}: 'stats' has {' and '.join(str(len(s)) for s in stats)} values, "
                          f'the network {channels} input channels: means and deviations are one a channel')
 
+# %% ../../nbs/3_training/20_evaluation.ipynb #h633
 def _colours(channels) -> str: return {1: 'grey', 3: 'colour'}.get(channels, f'{channels}-channel')
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r315
@@ -113,13 +121,20 @@ def collect(paths) -> list:
     if not rows: raise ValueError('no runs given to compare')
     return rows
 
+# %% ../../nbs/3_training/20_evaluation.ipynb #h634
+def _figures(beside) -> tuple: # None where none are asked for
+    "Figures of others: the paper's by name, anybody's from a file"
+    if beside is None: return None
+    return plots.paper_figures() if str(beside) == 'paper' else plots.read_figures(beside)
+
+# %% ../../nbs/3_training/20_evaluation.ipynb #h635
 def report(paths, out=None, # folder for pictures
-           beside=None,     # CSV of others' figures, see `repq.plots.read_figures`
+           beside=None,     # others' figures: a CSV file, see `read_figures`, or 'paper' for `paper_figures`
            overwrite=False  # pictures that repq made?
           ) -> str:         # a table
     "Compare runs in a table, means and standard deviations over seeds, and in pictures if `out` is given"
     rows = collect(paths)
-    figures = None if beside is None else plots.read_figures(beside)
+    figures = _figures(beside)
     sr = [r for r in rows if 'psnr' in r]
     if sr and len(sr) < len(rows):
         raise ValueError('runs of classification and of super-resolution cannot be compared: report them apart')

@@ -41,6 +41,7 @@ def parameter_groups(recipe:Recipe, model) -> list: # of lists of parameters
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h623
 def get_optimizer(recipe:Recipe) -> partial:
     "fastai's optimizer, but for parameters and learning rate"
     kw = dict(mom=recipe.momentum, decouple_wd=recipe.decouple_wd)
@@ -59,6 +60,7 @@ class History(Callback):
     def _text(self, v) -> str: # '': a gap in the curve
         return '' if isinstance(v, float) and not math.isfinite(v) else str(v)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h624
 class ReportEpoch(Callback):
     "Call `f(epochs done, epochs in all, values)` after each epoch, and `f` with fractions of epochs in between"
     def __init__(self, f): self.f = f
@@ -66,6 +68,7 @@ class ReportEpoch(Callback):
         if self.training and self.iter % 10 == 9: self.f(self.epoch + self.iter/self.n_iter, self.n_epoch, None)
     def after_epoch(self): self.f(self.epoch + 1, self.n_epoch, self.recorder.log)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h625
 class EpochLines:
     "fastai's logger where there is no bar: aligned columns, below a header"
     def __init__(self, learn): self.learn, self.names = learn, None
@@ -77,10 +80,12 @@ class EpochLines:
         self._line([f'{v:.4f}' if isinstance(v, float) else str(v) for v in values], width)
     def _line(self, cells, width): print(''.join(c.rjust(w) for c, w in zip(cells, width)), flush=True)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h626
 def tensorboard(folder) -> Callback:
     "fastai's callback for TensorBoard; ValueError where the package is missing"
     try: from fastai.callback.tensorboard import TensorBoardCallback
-    except ImportError: raise ValueError('writing for TensorBoard needs the package tensorboard: pip install tensorboard') from None
+    except ImportError:
+        raise ValueError('writing for TensorBoard needs the package tensorboard: pip install tensorboard') from None
     return TensorBoardCallback(Path(folder)/'tensorboard', trace_model=False, log_preds=False)
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r410
@@ -96,6 +101,7 @@ def teacher(recipe:Recipe, path, info:dict) -> Distill: # `info` is the content 
                       f'and is given those of this run, of {info["size"]}')
     return Distill(model, recipe.distill, task_of(recipe).distance)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h627
 def _taught(recipe, info) -> dict:
     "What a teacher and its pupil have in common"
     return {'task': task(recipe.model), 'scale': recipe.scale, 'classes': info.get('classes', []),
@@ -106,6 +112,7 @@ def _alike(a, b, shape) -> bool:
     if a == b: return True
     return None not in (a, b) and np.shape(a) == np.shape(b) == shape and np.allclose(a, b, rtol=0, atol=.01)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h628
 def _brief(v) -> str:
     "A value of recipe.json in a few words"
     if not isinstance(v, (list, tuple)): return str(v)
@@ -125,16 +132,19 @@ def make_learner(recipe:Recipe, dls, model,
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
-    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs), _autocast(recipe.precision))
+    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs),
+                   _autocast(recipe.precision))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=kind.metric(), path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
     return _on_device(learn, recipe.precision)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h629
 def _on_device(learn, precision) -> Learner:
     "On a GPU: channels last, and in bf16 where that is asked for, or there"
     gpu = torch.cuda.is_available()
-    if precision == 'bf16' and not _autocast(precision): raise ValueError("precision='bf16' is for GPUs that have it, and there is none: take 'auto' or 'float32'")
+    if precision == 'bf16' and not _autocast(precision):
+        raise ValueError("precision='bf16' is for GPUs that have it, and there is none: take 'auto' or 'float32'")
     if gpu: learn.to_channelslast(use_amp=False)
     return learn.to_bf16() if _autocast(precision) else learn
 

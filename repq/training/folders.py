@@ -21,16 +21,20 @@ def _scan(folder) -> list:
     "What is in a folder"
     try:
         with os.scandir(folder) as found: return list(found)
-    except OSError as e: raise type(e)(f'{"no permission to read the folder" if isinstance(e, PermissionError) else e.strerror + ":"} {folder}') from None
+    except OSError as e:
+        raise type(e)(f'{"no permission to read the folder" if isinstance(e, PermissionError) else e.strerror + ":"} {folder}') from None
 
+# %% ../../nbs/3_training/03_folders.ipynb #h499
 def _counted_elsewhere(folder, split) -> bool:
     "Does a linked folder lead into the split that it is in, or to one above it? Its images are counted where they are"
     if not os.path.islink(folder): return False
     real,root = os.path.realpath(folder),os.path.realpath(split)
     return os.path.commonpath([real, root]) in (real, root)
 
+# %% ../../nbs/3_training/03_folders.ipynb #h500
 def _walk(folder, split) -> tuple:
-    "Sorted paths of the files below `folder`, without hidden ones; and those passed over: pipes, sockets, devices, and links to folders that are counted where they are"
+    """Sorted paths of the files below `folder`, without hidden ones;
+    and those passed over: pipes, sockets, devices, and links to folders that are counted where they are"""
     files,others,todo,seen = [],[],[str(folder)],set()
     while todo:
         d = todo.pop()
@@ -42,6 +46,7 @@ def _walk(folder, split) -> tuple:
             elif o.name[0] != '.': (files if _may_be_read(o) else others).append(o.path)
     return sorted(files),sorted(others)
 
+# %% ../../nbs/3_training/03_folders.ipynb #h501
 def _may_be_read(entry) -> bool:
     "A file, or a link to nowhere, which counts as unreadable; no pipe, which would block"
     try: return stat.S_ISREG(entry.stat().st_mode) if entry.is_symlink() else entry.is_file()
@@ -62,10 +67,16 @@ def list_images(
         found,passed = _walk(os.path.join(folder, c), folder)
         odd += passed
         images = [o for o in found if os.path.splitext(o)[1].lower() in IMAGE_EXTENSIONS]
-        if not images and vocab is None: raise ValueError(f'class folder {folder}/{c} has no images ({", ".join(IMAGE_EXTENSIONS)})')
-        files += images; y += [i]*len(images); others += len(found)-len(images)
+        if not images and vocab is None:
+            raise ValueError(f'class folder {folder}/{c} has no images ({", ".join(IMAGE_EXTENSIONS)})')
+        files += images
+        y += [i]*len(images)
+        others += len(found)-len(images)
     if not files: raise ValueError(f'{folder} has no images ({", ".join(IMAGE_EXTENSIONS)})')
-    if odd: warnings.warn(f'{folder}: {len(odd)} passed over that are no files (pipes, sockets, devices, or links to folders that are counted where they are): {", ".join(odd[:3])}' + ', ...'*(len(odd) > 3), stacklevel=2)
+    if odd:
+        warnings.warn(f'{folder}: {len(odd)} passed over that are no files (pipes, sockets, devices, or '
+                      f'links to folders that are counted where they are): {", ".join(odd[:3])}'
+                      + ', ...'*(len(odd) > 3), stacklevel=2)
     if others: warnings.warn(f'{folder}: files ignored because they are no images: {others}', stacklevel=2)
     return files, torch.tensor(y), classes
 
@@ -81,6 +92,7 @@ def check_same_classes(classes:list, vocab:list, folder):
 # %% ../../nbs/3_training/03_folders.ipynb #c068
 VALIDATION = ['val', 'valid', 'validation', 'test']
 
+# %% ../../nbs/3_training/03_folders.ipynb #h502
 def split_folders(
     path,       # the tree
     valid=None, # name of the validation folder, or a fraction of train/ to hold out
@@ -90,7 +102,8 @@ def split_folders(
     path,found = Path(path),subfolders(path) if found is None else list(found)
     has = 'it has ' + (', '.join(f'{o}/' for o in found[:5]) or 'no folders') + (', ...' if len(found) > 5 else '')
     if 'train' not in found:
-        raise FileNotFoundError(f'{path} has no train/ folder; {has}; expected train/CLASS/image.jpg and val/CLASS/image.jpg')
+        raise FileNotFoundError(f'{path} has no train/ folder; {has}; expected train/CLASS/image.jpg and '
+                                'val/CLASS/image.jpg')
     if isinstance(valid, float): return path/'train', None
     names = VALIDATION if valid is None else [valid]
     for o in names:
@@ -104,8 +117,10 @@ def cache_dir() -> Path:
     own,users = os.environ.get('REPQ_CACHE'), os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     path = Path(own or f'{users}/repq')
     try: return path.expanduser()
-    except RuntimeError: raise ValueError(f'the cache {path} is in a home that is not known: let REPQ_CACHE name another folder') from None
+    except RuntimeError:
+        raise ValueError(f'the cache {path} is in a home that is not known: let REPQ_CACHE name another folder') from None
 
+# %% ../../nbs/3_training/03_folders.ipynb #h503
 def fingerprint(
     files:list, # what is decoded
     size=None,  # and to which size
@@ -113,7 +128,9 @@ def fingerprint(
     "Hash of names, lengths and times of change"
     h = hashlib.sha256(f'repq images 1, size {size}'.encode())
     for f in files:
-        try: s = os.stat(getattr(f, 'tar', f)); state = f'{s.st_size} {s.st_mtime_ns}'
+        try:
+            s = os.stat(getattr(f, 'tar', f))
+            state = f'{s.st_size} {s.st_mtime_ns}'
         except OSError: state = 'not there' # a link to nowhere
         h.update(f'\n{f} {state}'.encode(errors='surrogateescape'))
     return h.hexdigest()

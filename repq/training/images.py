@@ -65,6 +65,7 @@ def centre_crop(
     if im.size != (w, h): im = im.resize((w, h), Image.BILINEAR)
     return im.crop(_middle(w, h, size))
 
+# %% ../../nbs/3_training/02_images.ipynb #h488
 def _short(size, ratio): return int(size/ratio + 1e-6) # side of the resized image
 
 def _middle(w, h, size):
@@ -85,6 +86,7 @@ def file_bytes(path) -> bytes: # of a path, or of what has `read_bytes`
     "What is in an image file"
     return path.read_bytes() if hasattr(path, 'read_bytes') else Path(path).read_bytes()
 
+# %% ../../nbs/3_training/02_images.ipynb #h489
 def source_of(path):
     "What Pillow can open: a path, or the bytes of what has `read_bytes`"
     return io.BytesIO(path.read_bytes()) if hasattr(path, 'read_bytes') else path
@@ -95,6 +97,7 @@ def upright(im):
     except Exception: pass # of many kinds: damaged EXIF is no reason to miss the picture
     return im
 
+# %% ../../nbs/3_training/02_images.ipynb #h490
 def as_rgb(im):
     "A loaded image upright, as RGB; may be changed in place"
     im = upright(im)
@@ -102,6 +105,7 @@ def as_rgb(im):
     if im.mode[0]=='I': im = Image.fromarray((np.asarray(im).astype(np.int64)//257).clip(0, 255).astype(np.uint8))
     return im if im.mode=='RGB' else im.convert('RGB')
 
+# %% ../../nbs/3_training/02_images.ipynb #h491
 @contextmanager
 def quiet():
     "Without Pillow's remarks about palettes and EXIF. Python's filters are global: not for use inside a thread"
@@ -121,8 +125,11 @@ def jpeg_size(
     if simplejpeg is None or data[:2] != b'\xff\xd8' or b'Exif\0' in data[:1<<16]: return None
     try: h,w,space,_ = simplejpeg.decode_jpeg_header(data)
     except ValueError: return None
-    return (w, h) if space in ('YCbCr', 'Gray') and w*h <= (Image.MAX_IMAGE_PIXELS or math.inf) else None # Pillow guards against what only claims to be large
+    # Pillow guards against what only claims to be large
+    if space in ('YCbCr', 'Gray') and w*h <= (Image.MAX_IMAGE_PIXELS or math.inf): return (w, h)
+    return None
 
+# %% ../../nbs/3_training/02_images.ipynb #h492
 def jpeg_pixels(
     data:bytes,
     whole:tuple, # its size, from `jpeg_size`
@@ -143,6 +150,7 @@ def _plain_crop(data, size, rng, coarse):
     x = jpeg_pixels(data, whole, scale)
     return None if x is None else resize_bytes(x[t:b, l:r], size)
 
+# %% ../../nbs/3_training/02_images.ipynb #h493
 def open_crop(
     path,     # an image file
     size:int, # side of the result in pixels
@@ -179,8 +187,11 @@ def open_centre(
     return torch.from_numpy(x).permute(2,0,1)
 
 # %% ../../nbs/3_training/02_images.ipynb #c055
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, Image.DecompressionBombError) # what Pillow raises for damaged files
+# what Pillow raises for damaged files
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError,
+              Image.DecompressionBombError)
 
+# %% ../../nbs/3_training/02_images.ipynb #h494
 def tolerate(
     bad:list, # unreadable files
     n:int,    # of so many
@@ -206,24 +217,32 @@ class ImageFiles(Labelled):
         ratio:float=7/8, # of the validation crop, see `centre_crop`
     ):
         store_attr()
-        self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_() # found unreadable, by whichever worker process
+        # found unreadable, by whichever worker process
+        self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_()
 
     def batch(self, idxs, key=None, full=False):
-        "uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read, or with `full` of as many, and with a `key` their moves"
+        """uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read,
+        or with `full` of as many, and with a `key` their moves"""
         x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
         with quiet():
             for i in idxs:
-                for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]: # ends early: `_skip` tolerates a tenth
+                # ends early: `_skip` tolerates a tenth
+                for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]:
                     try: x[len(ok)],mirrored = self.load(j, key, i)
                     except UNREADABLE as e: self._skip(j, e); continue
-                    ok.append(j); moves.append([0, 0, mirrored])
+                    ok.append(j)
+                    moves.append([0, 0, mirrored])
                     break
-        return (x[:len(ok)], self.y[ok]) if key is None else (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
+        if key is None: return (x[:len(ok)], self.y[ok])
+        return (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
 
-    def __getitem__(self, i): x,y = self.batch([i], full=True); return x[0],y[0]
+    def __getitem__(self, i):
+        x,y = self.batch([i], full=True)
+        return x[0],y[0]
 
     @property
-    def unreadable(self): return [self.files[i] for i in self.bad.clone().nonzero()[:,0]] # a copy: others may be writing
+    def unreadable(self):
+        return [self.files[i] for i in self.bad.clone().nonzero()[:,0]] # a copy: others may be writing
     @property
     def where(self): return 'from shards' if len(self) and hasattr(self.files[0], 'tar') else 'from files'
 
@@ -235,11 +254,13 @@ class ImageFiles(Labelled):
 # %% ../../nbs/3_training/02_images.ipynb #c058
 @patch
 def load(self:ImageFiles, i, key=None, at=None):
-    "Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`; without a `key` the central crop, as it is"
+    """Image `i` as (3, size, size) uint8 and whether it is to be mirrored, drawn for image `at`;
+    without a `key` the central crop, as it is"""
     if key is None: return open_centre(self.files[i], self.size, self.ratio),False
     rng = rng_at(key, i if at is None else at)
     return open_crop(self.files[i], self.size, rng),rng.random() < 0.5
 
+# %% ../../nbs/3_training/02_images.ipynb #h495
 @patch
 def _skip(self:ImageFiles, i, e):
     "Remember and name an unreadable image the first time, with the policy of `tolerate`"
@@ -259,24 +280,30 @@ def _pixels(item, channels) -> Tensor: # (channels, h, w) uint8
     if x.dtype != torch.uint8: raise TypeError(f'pixels are uint8, 0 to 255, not {x.dtype}')
     return x[None] if x.ndim==2 else x
 
+# %% ../../nbs/3_training/02_images.ipynb #h496
 class _Drawn:
     "An image in memory as a file"
     def __init__(self, item):
         data = io.BytesIO()
-        (item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item, 3).permute(1,2,0).numpy())).save(data, 'png')
+        (item if isinstance(item, Image.Image)
+         else Image.fromarray(_pixels(item, 3).permute(1,2,0).numpy())).save(data, 'png')
         self.data = data.getvalue()
     def read_bytes(self): return self.data
     def __str__(self): return 'an image in memory'
 
+# %% ../../nbs/3_training/02_images.ipynb #h497
 @patch
 def unlabelled(self:ImageArray, items):
     "Images without labels, of the size of these"
     x = [_pixels(o, self.in_channels) for o in items]
-    if odd := [o for o in x if o.shape != self.x.shape[1:]]: raise ValueError(f'an image of {tuple(odd[0].shape)} (channels, height, width), and the network was made for {tuple(self.x.shape[1:])}')
+    if odd := [o for o in x if o.shape != self.x.shape[1:]]:
+        raise ValueError(f'an image of {tuple(odd[0].shape)} (channels, height, width), and the network '
+                         f'was made for {tuple(self.x.shape[1:])}')
     res = type(self)(torch.stack(x), torch.zeros(len(x), dtype=torch.int64), self.vocab, self.flip)
     res.labelled = False
     return res
 
+# %% ../../nbs/3_training/02_images.ipynb #h498
 @patch
 def unlabelled(self:ImageFiles, items): # noqa: F811
     "Images without labels, cropped as validation crops these"

@@ -28,6 +28,7 @@ def _mosaic(w:Tensor, channels) -> Tensor: # (out, in/groups, kh, kw) -> (rows·
     w = w[:channels, :channels]
     return w.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h593
 def _draw_taps(ax, kernel, channels, limit):
     m, (kh, kw) = _mosaic(kernel.weight, channels), kernel.kernel_size
     im = ax.imshow(m.numpy(), cmap='RdBu', vmin=-limit, vmax=limit, interpolation='nearest')
@@ -38,6 +39,7 @@ def _draw_taps(ax, kernel, channels, limit):
 
 def _limit(*tensors): return max(float(t.detach().abs().max()) for t in tensors) or 1.
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h594
 def plot_kernel(kernel:Kernel, channels:int=8, # how many outputs and inputs
                 ax=None): # Axes
     "The taps of the first channels of a kernel, blue positive and red negative"
@@ -56,6 +58,7 @@ def _block(m) -> Block:
     around = f' around {type(b).__name__}' if b is not m else ''
     raise TypeError(f'expected a block or a layer around one, got {type(m).__name__}{around}')
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h595
 @torch.no_grad()
 def branch_kernels(block) -> dict: # name -> `Kernel`
     "The kernels of the branches of a block, all in the merged kernel's size and groups, from running statistics"
@@ -65,8 +68,10 @@ def branch_kernels(block) -> dict: # name -> `Kernel`
     merged = {n: extend(o, start, Batch(), b._place(n)) for n, o in b.branches.items()}
     return {n: k.coarsen(b.groups).pad(b.kernel_size) for n, k in merged.items()}
 
-_SHORT = {'Conv2d': '{}', 'AvgPool2d': 'avg {}', 'IdentityConv': 'I + 1×1', 'Scale': 'scale'} # class -> how it is said, by its size
+# class -> how it is said, by its size
+_SHORT = {'Conv2d': '{}', 'AvgPool2d': 'avg {}', 'IdentityConv': 'I + 1×1', 'Scale': 'scale'}
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h596
 def _operations(branch) -> str:
     "The operations of a branch in a line"
     if isinstance(branch, nn.Sequential): return ' · '.join(map(_operations, branch))
@@ -76,6 +81,7 @@ def _operations(branch) -> str:
     kind = type(branch).__name__
     return _SHORT.get(kind, f'{kind} {{}}').format(size)
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h597
 def plot_branches(block, channels:int=4) -> Figure:
     "The branches of a block side by side, their operations below, and the kernel that they merge into"
     names, kernels = {n: _operations(b) for n, b in _block(block).branches.items()}, branch_kernels(block)
@@ -95,9 +101,11 @@ def _weight_quantizer(layer):
     if q is None:
         at = f" at stage '{layer.stage}'" if isinstance(layer, RepQLayer) else ''
         raise ValueError(f'expected a quantized layer, got {type(layer).__name__}{at}')
-    if not q.initialized: raise ValueError('the quantizer of the weight has no step yet: run one batch through the model')
+    if not q.initialized:
+        raise ValueError('the quantizer of the weight has no step yet: run one batch through the model')
     return q
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h598
 def in_steps(q, v:Tensor) -> np.ndarray: # flat
     "The values `v` in units of the steps of their quantizer"
     step = q.step.detach()
@@ -109,6 +117,7 @@ def _draw_levels(ax, levels):
     for i in levels: ax.axvline(i, c='.85', lw=.7, zorder=0)
     ax.set_xticks(levels[::1 + len(levels)//9])
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h599
 @torch.no_grad()
 def plot_quantized(layer:RepQLayer, # quantized, its steps initialised
                    ax=None):
@@ -116,7 +125,8 @@ def plot_quantized(layer:RepQLayer, # quantized, its steps initialised
     q, w = _weight_quantizer(layer), layer.block.kernel().weight
     u, levels = in_steps(q, w), np.arange(q.qn, q.qp + 1)
     share = np.bincount(q.quantized(w).flatten().cpu().numpy().astype(int) - q.qn, minlength=len(levels))/len(u)
-    ax, (lo, hi) = new_axes(ax, (6, 2.8)), np.quantile(u, (.0005, .9995)) + (-1, 1) # a few far outliers would squeeze the rest
+    # a few far outliers would squeeze the rest
+    ax, (lo, hi) = new_axes(ax, (6, 2.8)), np.quantile(u, (.0005, .9995)) + (-1, 1)
     _draw_levels(ax, levels)
     bins = np.linspace(lo, hi, 121)
     density = np.full(len(u), 1/len(u)/(bins[1] - bins[0])) # of all weights, those out of the picture too
@@ -124,8 +134,10 @@ def plot_quantized(layer:RepQLayer, # quantized, its steps initialised
     width = 1.5 if len(levels) <= 16 else .6
     ax.stairs(share, np.append(levels, q.qp + 1) - .5, color='C1', lw=width, label=f'on the grid, {q.bits} bits')
     err = ((q(w) - w).norm()/w.norm()).item()
-    ax.set(xlim=(lo, hi), xlabel='weight / step', ylabel='density', title=f'quantization error {err:.1%}'); ax.margins(y=.4)
-    ax.autoscale_view(scalex=False); ax.legend(loc='upper right', fontsize='small')
+    ax.set(xlim=(lo, hi), xlabel='weight / step', ylabel='density', title=f'quantization error {err:.1%}')
+    ax.margins(y=.4)
+    ax.autoscale_view(scalex=False)
+    ax.legend(loc='upper right', fontsize='small')
     return ax
 
 # %% ../../nbs/3_training/15_layer_plots.ipynb #c021
@@ -139,15 +151,18 @@ def _steps_of(site) -> dict:
     return dict(name=site.name, weight_steps=steps.reshape(-1).tolist(), weight_bits=bits,
                 input_step=None if iq is None else iq.step.item(), input_bits=iq and iq.bits)
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h600
 @torch.no_grad()
 def layer_steps(model) -> list: # of dicts: name, weight_steps, weight_bits, input_step, input_bits
-    "The steps of all quantized layers, deployed ones too, in the order of execution; ValueError where one is not initialised"
+    """The steps of all quantized layers, deployed ones too, in the order of execution;
+    ValueError where one is not initialised"""
     sites = [s for s in find_sites(model)[0] if isinstance(s.module, RepQLayer) and s.module.stage != 'merged']
     if not sites: raise ValueError(f'{type(model).__name__} has no quantized layer')
     return [_steps_of(s) for s in sites]
 
 def _bits_color(bits): return BITS_COLORS.get(bits, '.7')
 
+# %% ../../nbs/3_training/15_layer_plots.ipynb #h601
 def plot_steps(model) -> Figure:
     "The steps of each layer on a logarithmic axis: weights (boxes over channels) above, inputs below"
     rows = layer_steps(model)
@@ -158,7 +173,8 @@ def plot_steps(model) -> Figure:
     for b, r in zip(box['boxes'], rows): b.set_facecolor(_bits_color(r['weight_bits']))
     inputs = [np.nan if r['input_step'] is None else r['input_step'] for r in rows]
     low.scatter(pos, inputs, s=45, marker='s', color=[_bits_color(r['input_bits']) for r in rows], zorder=2)
-    log_axis(top, 'weight step'); log_axis(low, 'input step')
+    log_axis(top, 'weight step')
+    log_axis(low, 'input step')
     top.set_title('Steps of each layer: one far from those beside it may have gone astray')
     low.set_xticks(pos, [r['name'] for r in rows], rotation=60, ha='right', rotation_mode='anchor')
     bits = sorted({r[k] for r in rows for k in ('weight_bits', 'input_bits')} - {None})
@@ -170,7 +186,8 @@ def branch_statistics(block, # or a layer around one
                       x:Tensor) -> dict: # name of the batch norm -> kind of statistics -> (mean, variance)
     "All four kinds of statistics for each batch norm of a block; `block` stays as it is"
     b, res = copy_model(_block(block)), {}
-    if x.ndim != 4 or x.shape[1] != b.in_channels: raise ValueError(f'x must be (batch, {b.in_channels}, h, w), got {tuple(x.shape)}')
+    if x.ndim != 4 or x.shape[1] != b.in_channels:
+        raise ValueError(f'x must be (batch, {b.in_channels}, h, w), got {tuple(x.shape)}')
     names = {m: n.removeprefix('branches.').removesuffix('.bn') for n, m in b.named_modules()}
     for b.statistics in STATISTICS:
         for bn, stats in b.batch_statistics(x).items(): res.setdefault(names[bn], {})[b.statistics] = tuple(stats)
@@ -190,7 +207,9 @@ def plot_statistics(block, x:Tensor, # the layer's input, (batch, in, h, w)
             ax.hlines(np.nanmedian(r), at - .11, at + .11, color='k', lw=1.5)
     ax.axhline(1, c='k', lw=.8, zorder=0)
     log_axis(ax, 'variance / exact variance')
-    ax.set_xticks(range(len(stats)), list(stats)); ax.set(xlabel='batch norm', title='How far variances are from the exact ones')
-    lo, hi = ax.get_ylim(); ax.set_ylim(min(lo, .45), max(hi, 2.2))
+    ax.set_xticks(range(len(stats)), list(stats))
+    ax.set(xlabel='batch norm', title='How far variances are from the exact ones')
+    lo, hi = ax.get_ylim()
+    ax.set_ylim(min(lo, .45), max(hi, 2.2))
     legend_beside(ax, [plt.Line2D([], [], ls='', marker='o', color=STATISTICS_COLORS[k], label=k) for k in kinds])
     return ax

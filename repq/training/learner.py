@@ -55,12 +55,15 @@ class _WithoutDecay:
 
 # %% ../../nbs/3_training/09_learner.ipynb #s201
 class RepQCallback(Callback):
-    "Steps: set before training begins, without weight decay, and with the gradient that LSQ gives them for a whole batch"
+    """Steps: set before training begins, without weight decay,
+    and with the gradient that LSQ gives them for a whole batch"""
     order = 5 # after the callbacks that move the model to a device or into mixed precision
     hooks = None
-    def __init__(self, parts:int=1): self.parts = parts # in which a batch is computed, by several processes or one after another
+    def __init__(self, parts:int=1):
+        self.parts = parts # in which a batch is computed, by several processes or one after another
     def before_fit(self):
-        if any(isinstance(m, LSQ) and not m.initialized for m in self.model.modules()): self.learn.calibrate(n_batches=1)
+        if any(isinstance(m, LSQ) and not m.initialized for m in self.model.modules()):
+            self.learn.calibrate(n_batches=1)
         self._no_decay({p for m in self.model.modules() if isinstance(m, LSQ) for p in m.parameters()})
 
     def _no_decay(self, steps):
@@ -70,7 +73,10 @@ class RepQCallback(Callback):
         if isinstance(opt, OptimWrapper): self.hooks = _WithoutDecay(opt.opt, steps)
         elif isinstance(opt, Optimizer):
             for p in steps: opt.state[p]['do_wd'] = False
-        elif steps: warnings.warn(f'{type(opt).__name__} is not an optimizer that can leave single parameters without weight decay: it pulls the steps of quantizers toward zero; give it repq.surgery.param_groups, or no weight decay')
+        elif steps and opt is not None: # None: validation before any fit
+            warnings.warn(f'{type(opt).__name__} is not an optimizer that can leave single parameters '
+                          'without weight decay: it pulls the steps of quantizers toward zero; give it '
+                          'repq.surgery.param_groups, or no weight decay')
 
     def after_fit(self):
         if self.hooks is not None: self.hooks.remove()
@@ -80,7 +86,8 @@ class RepQCallback(Callback):
         if self.parts == 1: return
         for m in self.model.modules():
             q = m.input_quantizer if isinstance(m, RepQLayer) else None
-            if q is not None and q.raw_step.grad is not None: q.raw_step.grad.mul_(self.parts**-.5) # 1/sqrt(n Qp), n of the part
+            # 1/sqrt(n Qp), n of the part
+            if q is not None and q.raw_step.grad is not None: q.raw_step.grad.mul_(self.parts**-.5)
 
 # %% ../../nbs/3_training/09_learner.ipynb #c007
 class _Batches:
@@ -95,6 +102,7 @@ def _forward(learn):
         return model(*batch[:getattr(learn.dls, 'n_inp', max(1, len(batch) - 1))])
     return forward
 
+# %% ../../nbs/3_training/09_learner.ipynb #h541
 def _changed(learn):
     "Forget the optimizer, which holds the parameters of the old model; make sure of the callback"
     learn.opt = None
@@ -105,21 +113,25 @@ def _changed(learn):
 @patch
 @delegates(surgery.reparametrize)
 def reparametrize(self:Learner, block=RepVGGBlock, init='preserve',
-                  forward=None, # function of model and batch; None: as in training, on the batch's first `n_inp` elements
+                  # function of model and batch; None: as in training, on the batch's first `n_inp` elements
+                  forward=None,
                   **kwargs):
-    "`repq.surgery.reparametrize` on this learner's model, in place; with init='preserve' batch norms adapt to some batches, so that training goes on without a jump"
+    """`repq.surgery.reparametrize` on this learner's model, in place;
+    with init='preserve' batch norms adapt to some batches, so that training goes on without a jump"""
     self.model = surgery.reparametrize(self.model, block, init, **{**kwargs, 'inplace': True})
     self.model.to(self.dls.device)
     if init == 'preserve': surgery.adapt_statistics(self.model, _Batches(self, 8), forward or _forward(self))
     return _changed(self)
 
+# %% ../../nbs/3_training/09_learner.ipynb #h542
 @patch
 @delegates(surgery.quantize)
 def quantize(self:Learner, weight_bits=8, input_bits=8,
              n_batches=8,  # over which running statistics are estimated again; the first one sets the steps
              forward=None, # function of model and batch; None: as in training, on the batch's first `n_inp` elements
              **kwargs):
-    "`repq.surgery.quantize` on this learner's model, in place, and calibrated: it can be validated at once, and trained"
+    """`repq.surgery.quantize` on this learner's model, in place, and calibrated:
+    it can be validated at once, and trained"""
     self.model = surgery.quantize(self.model, weight_bits, input_bits, **{**kwargs, 'inplace': True})
     self.calibrate(n_batches, forward)
     return _changed(self)
@@ -128,17 +140,20 @@ def quantize(self:Learner, weight_bits=8, input_bits=8,
 @patch
 def calibrate(self:Learner, n_batches=8,
               forward=None): # function of model and batch; None: as in training, on the batch's first `n_inp` elements
-    "Set steps that have none on the first training batch and estimate running statistics over `n_batches`, weights unchanged"
+    """Set steps that have none on the first training batch and estimate running statistics over `n_batches`,
+    weights unchanged"""
     self.model.to(self.dls.device)
     surgery.calibrate(self.model, _Batches(self, n_batches), forward or _forward(self))
     return self
 
+# %% ../../nbs/3_training/09_learner.ipynb #h543
 @patch
 def merge(self:Learner, verbose=True):
     "`repq.surgery.merge` on this learner's model, in place: blocks become single convolutions"
     self.model = surgery.merge(self.model, inplace=True, verbose=verbose)
     return _changed(self)
 
+# %% ../../nbs/3_training/09_learner.ipynb #h544
 @patch
 def deploy(self:Learner,
            learner=False, # a learner around it, with these data, loss and metrics?
@@ -146,21 +161,26 @@ def deploy(self:Learner,
     "The model for inference, as `repq.surgery.deploy` makes it, in evaluation mode; this learner keeps its own"
     model = surgery.deploy(self.model, verbose=verbose)
     if not learner: return model
-    return Learner(self.dls, model, self.loss_func, metrics=self.metrics, path=self.path, model_dir=self.model_dir, cbs=Deployed())
+    return Learner(self.dls, model, self.loss_func, metrics=self.metrics, path=self.path, model_dir=self.model_dir,
+                   cbs=Deployed())
 
 # %% ../../nbs/3_training/09_learner.ipynb #g002
 class Deployed(Callback):
     "Refuses to train"
-    def before_train(self): raise ValueError('a deployed network has nothing to train: train the learner that it was made of, and deploy it again')
+    def before_train(self):
+        raise ValueError('a deployed network has nothing to train: train the learner that it was made of, '
+                         'and deploy it again')
 
 _create_opt, _export = Learner.create_opt, Learner.export # fastai's
 
+# %% ../../nbs/3_training/09_learner.ipynb #h545
 @patch
 def create_opt(self:Learner):
     "fastai's `create_opt`, and an optimizer of nothing where there is no parameter to train"
     if isinstance(self.opt_func, OptimWrapper) or len(L(self.splitter(self.model))): return _create_opt(self)
     self.opt = Optimizer([[]], [], lr=self.lr)
 
+# %% ../../nbs/3_training/09_learner.ipynb #h546
 @patch
 @delegates(_export)
 def export(self:Learner, fname='export.pkl', **kwargs):
@@ -168,7 +188,8 @@ def export(self:Learner, fname='export.pkl', **kwargs):
     own, part = (self.dls, self.opt), Path(fname).with_name(f'{Path(fname).name}.{os.getpid()}.tmp')
     try:
         _export(self, part, **kwargs)
-        if (self.path/part).exists(): os.replace(self.path/part, self.path/fname) # only the first of several processes writes
+        # only the first of several processes writes
+        if (self.path/part).exists(): os.replace(self.path/part, self.path/fname)
     finally:
         self.dls, self.opt = own
         (self.path/part).unlink(missing_ok=True)
@@ -177,7 +198,8 @@ def export(self:Learner, fname='export.pkl', **kwargs):
 class Distill(Callback):
     "In training, the loss is (1 - share)·loss + share·distance(prediction, the teacher's output)"
     order = 12 # inside mixed precision, before a batch is taken apart
-    def __init__(self, teacher:nn.Module, share:float, distance): self.teacher, self.share, self.distance = teacher.eval(), share, distance
+    def __init__(self, teacher:nn.Module, share:float, distance):
+        self.teacher, self.share, self.distance = teacher.eval(), share, distance
     def before_fit(self):
         self.teacher.to(self.dls.device)
         self.plain_loss, self.learn.loss_func = self.loss_func, self._loss
@@ -189,6 +211,7 @@ class Distill(Callback):
         loss = self.plain_loss(pred, y)
         return loss if guide is None else (1 - self.share)*loss + self.share*self.distance(pred, guide)
 
+# %% ../../nbs/3_training/09_learner.ipynb #h547
 def soft_cross_entropy(pred, guide): # both (batch, classes), logits
     "Cross-entropy with the probabilities of a teacher"
     return F.cross_entropy(pred, guide.softmax(1))

@@ -77,7 +77,8 @@ def channel_stats(
     total,squares = torch.zeros(2, x.shape[1], dtype=torch.float64)
     for b in x.split(1024):
         b = b.double()
-        total += b.sum((0,2,3)); squares += b.pow_(2).sum((0,2,3))
+        total += b.sum((0,2,3))
+        squares += b.pow_(2).sum((0,2,3))
     count = x.numel()/x.shape[1]
     mean = total/count
     return (mean/255).tolist(), ((squares/count - mean**2).clamp(min=0).sqrt()/255).tolist()
@@ -92,7 +93,8 @@ class Labelled:
     @property
     def c(self): return len(self.vocab)
     @property
-    def readable(self): return len(self) - int(getattr(self, 'bad', torch.zeros(0)).sum()) # images, as far as is known: after an epoch
+    def readable(self):
+        return len(self) - int(getattr(self, 'bad', torch.zeros(0)).sum()) # images, as far as is known: after an epoch
 
 # %% ../../nbs/3_training/01_loader.ipynb #c026
 class ImageArray(Labelled):
@@ -113,7 +115,8 @@ class ImageArray(Labelled):
         "uint8 images (b, c, h, w) and labels (b,) of `idxs`, and with a `key` their moves"
         x,y = self.x[idxs], self.y[idxs]
         if key is None: return x,y
-        return x,y,draw_moves(len(x), self.pad, self.flip, generator_at(key, idxs[0])) # an index comes once in an epoch, so this is the batch's address
+        # an index comes once in an epoch, so this is the batch's address
+        return x,y,draw_moves(len(x), self.pad, self.flip, generator_at(key, idxs[0]))
 
     def subset(self, idxs): return type(self)(self.x[idxs], self.y[idxs], self.vocab, self.flip, self.unreadable)
     def stats(self): return channel_stats(self.x)
@@ -142,6 +145,7 @@ def _outlive_signals():
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
+# %% ../../nbs/3_training/01_loader.ipynb #h483
 def _workers_line(e) -> str: # None: it is from this process
     "What an error in a worker said"
     text = str(e)
@@ -198,9 +202,11 @@ def _part(self:ImageDL, idxs, key):
     if getattr(self.dataset, 'independent', False): return self.dataset.batch(idxs[part], key, full=True)
     return tuple(t[part] for t in self.dataset.batch(idxs, key))
 
+# %% ../../nbs/3_training/01_loader.ipynb #h484
 @patch
 def after_batch(self:ImageDL, b):
-    "Move and normalise, on the device: uint8 travels there, a quarter of the bytes of float32; a GPU's convolutions want the channels last"
+    """Move and normalise, on the device: uint8 travels there, a quarter of the bytes of float32;
+    a GPU's convolutions want the channels last"""
     x,y,*moves = b
     if moves: x = move(x, *moves, self.dataset.pad)
     if x.is_cuda: x = x.contiguous(memory_format=torch.channels_last)
@@ -208,6 +214,7 @@ def after_batch(self:ImageDL, b):
     x = x.float().sub_(self._mean).div_(self._std)
     return (x, y) if self.dataset.labelled else (x,)
 
+# %% ../../nbs/3_training/01_loader.ipynb #h485
 @patch
 def one_batch(self:ImageDL):
     "The batch that the next epoch begins with; looking at it changes nothing"
@@ -225,6 +232,7 @@ def _show(x, titles, nrows=None, **kwargs):
     if x.shape[1]==1: x = x.expand(-1, 3, -1, -1) # grey, not a colour map
     show_images(x, nrows=nrows or max(1, int(math.sqrt(len(x)))), titles=titles, **kwargs)
 
+# %% ../../nbs/3_training/01_loader.ipynb #h486
 @patch
 def show_batch(self:ImageDL, b=None, max_n=9, nrows=None, **kwargs):
     "The first `max_n` images of a batch, as the network sees them but in their own colours"
@@ -237,6 +245,7 @@ def show_results(self:ImageDL, b, out, max_n=9, nrows=None, **kwargs):
     titles = [f'{self.dataset.vocab[i]}\n{self.dataset.vocab[j]}' for i,j in zip(b[1].tolist(), out.tolist())]
     _show(self.pixels(b[0][:max_n]), titles[:max_n], nrows, **kwargs)
 
+# %% ../../nbs/3_training/01_loader.ipynb #h487
 @patch
 def decode_batch(self:ImageDL, b, max_n=9, full=True) -> list: # of (image, class name)
     "Images in their own colours and names of classes, for `Learner.predict`"

@@ -20,20 +20,25 @@ class Method:
     statistics: str = None       # of batch norms inside blocks in the quantized stage; None: there are none
     lr_scale: float = 1.         # of the quantized stage's learning rate
 
+# %% ../../nbs/3_training/11c_methods.ipynb #h577
 METHODS = {
     'plain':           Method('no re-parametrization in either stage', reparametrized=False),
-    'merged':          Method('re-parametrized full precision, merged, then ordinary quantization-aware training', merge_first=True, lr_scale=.1),
+    'merged':          Method('re-parametrized full precision, merged, then ordinary quantization-aware training',
+                              merge_first=True, lr_scale=.1),
     'repq':            Method('RepQ for blocks without batch norm'),
     'repq-bn':         Method('RepQ-BN: exact statistics, a second convolution', statistics='exact'),
     'repq-bnest':      Method('RepQ-BNEst: statistics estimated from the input', statistics='estimated'),
     'repq-bncorrected': Method('RepQ with estimated variances and exact means', statistics='corrected'),
     'repq-bnsample':   Method('RepQ with exact statistics on a sparse grid of positions', statistics='sampled'),
-    'repq-bnhybrid':   Method('RepQ with exact statistics, their gradient from a sparse grid of positions', statistics='hybrid')}
+    'repq-bnhybrid':   Method('RepQ with exact statistics, their gradient from a sparse grid of positions',
+                              statistics='hybrid')}
 
+# %% ../../nbs/3_training/11c_methods.ipynb #h578
 def nearest(value, known, what) -> str:
     "An error message for a name that is not known"
     near = get_close_matches(str(value), known, 3, .5)
-    return f'unknown {what} {value!r}; ' + (f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(known)}')
+    return f'unknown {what} {value!r}; ' + (f'did you mean {" or ".join(near)}?'
+                                            if near else f'known: {", ".join(known)}')
 
 def get_method(name:str) -> Method:
     "A method by name; ValueError with the nearest names otherwise"

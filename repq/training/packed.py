@@ -36,11 +36,13 @@ def index_tar(
     "The files in a tar file and the places of their bytes; an error names a tar file that is damaged or cut off"
     what = 'copy it again, or make the shards again (repq shard)'
     try:
-        with tarfile.open(tar, 'r:') as f: found = [(m.name.removeprefix('./'), m.offset_data, m.size) for m in f if m.isfile()]
+        with tarfile.open(tar, 'r:') as f:
+            found = [(m.name.removeprefix('./'), m.offset_data, m.size) for m in f if m.isfile()]
     except tarfile.ReadError as e: raise ValueError(f'{tar} is cut off, damaged or no tar file ({e}): {what}') from None
     with open(tar, 'rb') as f:
         f.seek(-512, os.SEEK_END)
-        if f.read().strip(b'\0'): raise ValueError(f'{tar} is cut off after {found[-1][0] if found else "its beginning"}: {what}')
+        if f.read().strip(b'\0'):
+            raise ValueError(f'{tar} is cut off after {found[-1][0] if found else "its beginning"}: {what}')
     return found
 
 # %% ../../nbs/3_training/04_packed.ipynb #p017
@@ -49,9 +51,11 @@ INDEX = 'index.json'
 def find_tars(path) -> list:
     "The tar files in a folder or one level below"
     found = [o for pattern in ('*.tar', '*/*.tar') for o in Path(path).glob(pattern)]
-    if odd := [str(o) for o in found if not o.is_file()]: warnings.warn(f'{path}: {len(odd)} passed over that are no files: {", ".join(odd[:3])}', stacklevel=2)
+    if odd := [str(o) for o in found if not o.is_file()]:
+        warnings.warn(f'{path}: {len(odd)} passed over that are no files: {", ".join(odd[:3])}', stacklevel=2)
     return sorted(str(o.relative_to(path)) for o in found if o.is_file())
 
+# %% ../../nbs/3_training/04_packed.ipynb #h504
 def _split_of(tar) -> str:
     "The split that a tar file's path tells"
     words = re.split(r'[^a-z]+', tar.lower())
@@ -59,14 +63,18 @@ def _split_of(tar) -> str:
 
 def _key(name): return re.sub(r'\.[^/]*$', '', name)
 
+# %% ../../nbs/3_training/04_packed.ipynb #h505
 def _one_image(tar, images:list, label) -> list:
-    "Of the images of a key the one that is called KEY.jpg (or .png, ...); images without a label, none called so, are several with dots in their names"
+    """Of the images of a key the one that is called KEY.jpg (or .png, ...);
+    images without a label, none called so, are several with dots in their names"""
     plain = {n[len(_key(n)):].lower(): (n,*place) for n,*place in reversed(images)}
     first = next((plain[o] for o in IMAGE_EXTENSIONS if o in plain), None)
     if first: return [first]
     if label is None or len(images)==1: return images
-    raise ValueError(f'{tar}: which image of {_key(images[0][0])} is meant? None of {", ".join(n for n,*_ in images[:3])} has nothing but an extension')
+    raise ValueError(f'{tar}: which image of {_key(images[0][0])} is meant? None of '
+                     f'{", ".join(n for n,*_ in images[:3])} has nothing but an extension')
 
+# %% ../../nbs/3_training/04_packed.ipynb #h506
 def _samples(path, tar) -> tuple: # list of (name, label or None, start, length); list of names
     "The images in a tar file, one for each key; others of the same keys"
     found,images = index_tar(Path(path)/tar),{}
@@ -74,36 +82,45 @@ def _samples(path, tar) -> tuple: # list of (name, label or None, start, length)
         def text(start, length): f.seek(start); return f.read(length).decode(errors='replace').strip()
         labels = {_key(n): text(s, l) for n,s,l in found if n.endswith('.cls')}
     for n,s,l in found:
-        if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS and os.path.basename(n)[0] != '.': images.setdefault(_key(n), []).append((n, s, l))
+        if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS and os.path.basename(n)[0] != '.':
+            images.setdefault(_key(n), []).append((n, s, l))
     res = [(n, labels.get(k), s, l) for k,o in images.items() for n,s,l in _one_image(tar, o, labels.get(k))]
     kept = {n for n,*_ in res}
     return res, [f'{tar}/{n}' for o in images.values() for n,*_ in o if n not in kept]
 
 # %% ../../nbs/3_training/04_packed.ipynb #e004
 def _split_folder(folders:list):
-    "Where in these paths the folder stands that names a split, below ones that all share and above a class; None: nowhere"
+    """Where in these paths the folder stands that names a split, below ones that all share and above a class;
+    None: nowhere"""
     for k in range(min(map(len, folders)) - 1):
         names = {f[k] for f in folders}
         if names <= {'train', *VALIDATION}: return k
         if len(names) > 1: return None
 
+# %% ../../nbs/3_training/04_packed.ipynb #h507
 def _by_split(path) -> dict: # split -> list of (class folder or None, label or None, tar file, name, start, length)
     "The images in the tar files of a folder, sorted out by splits"
     groups,splits,others = {},{},[]
     for o in find_tars(path):
         images,more = _samples(path, o)
-        groups.setdefault(_split_of(o), []).extend((o, *i) for i in images); others += more
-    if others: warnings.warn(f'{path}: {len(others)} images passed over, of samples that have another, e.g. {others[0]}')
+        groups.setdefault(_split_of(o), []).extend((o, *i) for i in images)
+        others += more
+    if others:
+        warnings.warn(f'{path}: {len(others)} images passed over, of samples that have another, e.g. {others[0]}')
     for split,images in groups.items():
         folders = [n.split('/')[:-1] for _,n,*_ in images]
         k = _split_folder(folders) if images else None
         for f,(tar,n,label,*place) in zip(folders, images):
             c = f[0 if k is None else k+1] if f else None
-            if c is None and label is None: raise ValueError(f'{tar}: {n} is in no class folder and has no {_key(n)}.cls beside it')
+            if c is None and label is None:
+                raise ValueError(f'{tar}: {n} is in no class folder and has no {_key(n)}.cls beside it')
             splits.setdefault(split if k is None else f[k], []).append((c, label, tar, n.replace('%2E', '.'), *place))
     if 'train' not in splits:
-        found = '; '.join(f'{k}: {len(o)} images, in {o[0][2]}' + (', ...' if o[-1][2] != o[0][2] else '') for k,o in splits.items()) or 'no images'
-        raise FileNotFoundError(f'{path} has no train/ folder of images and no shards for training: looked in the names of tar files, and of folders in them, for the words train and {", ".join(VALIDATION)}; '
+        found = '; '.join(f'{k}: {len(o)} images, in {o[0][2]}' + (', ...' if o[-1][2] != o[0][2] else '')
+                          for k,o in splits.items()) or 'no images'
+        raise FileNotFoundError(f'{path} has no train/ folder of images and no shards for training: looked '
+                                'in the names of tar files, and of folders in them, for the words train '
+                                f'and {", ".join(VALIDATION)}; '
                                 f'found {found}; rename the files, e.g. to train-000000.tar')
     return splits
 
@@ -116,8 +133,10 @@ def index_split(
     "The part of an index that is about one split"
     shards,number = {},{c: i for i,c in enumerate(classes)}
     for c,tar,n,*place in images: shards.setdefault(tar, []).append((n, number[c], *place))
-    return dict(classes=classes, images=len(images), shards=[dict(file=o, bytes=os.path.getsize(Path(path)/o), images=ms) for o,ms in shards.items()])
+    return dict(classes=classes, images=len(images),
+                shards=[dict(file=o, bytes=os.path.getsize(Path(path)/o), images=ms) for o,ms in shards.items()])
 
+# %% ../../nbs/3_training/04_packed.ipynb #h508
 def index_shards(
     path, # folder of tar files
 ) -> dict: # to be kept as index.json
@@ -128,18 +147,24 @@ def index_shards(
     number = dict(both) if agree and both else {}
     res,train = {},[]
     for split in sorted(splits, key=lambda o: o != 'train'): # training first: its classes are those of all
-        images = [(c if c is not None and (agree or label is None) else label, *rest) for c,label,*rest in splits[split]]
+        images = [(c if c is not None and (agree or label is None) else label, *rest)
+                  for c,label,*rest in splits[split]]
         names = {c for c,*_ in images}
-        classes = train if train and names <= set(train) else sorted(names, key=(lambda c: int(number.get(c, c))) if all(number.get(c, c).isdecimal() for c in names) else str)
+        if train and names <= set(train): classes = train
+        else:
+            classes = sorted(names, key=(lambda c: int(number.get(c, c)))
+                             if all(number.get(c, c).isdecimal() for c in names) else str)
         if not train and len(names)==1 and not both and splits[split][0][0] is not None:
-            raise ValueError(f'{path}: all images for training are in one folder, {classes[0]}/: expected CLASS/KEY.jpg in the tar files, or KEY.cls beside KEY.jpg')
+            raise ValueError(f'{path}: all images for training are in one folder, {classes[0]}/: expected '
+                             'CLASS/KEY.jpg in the tar files, or KEY.cls beside KEY.jpg')
         train = train or classes
         res[split] = index_split(path, images, classes)
     return dict(format='repq shards 1', splits=res)
 
 # %% ../../nbs/3_training/04_packed.ipynb #p019
 def _index(path) -> tuple:
-    "The index of a folder of shards and its file, made and kept in `cache_dir()` if there is none beside them; (None, None) for a folder of images"
+    """The index of a folder of shards and its file,
+    made and kept in `cache_dir()` if there is none beside them; (None, None) for a folder of images"""
     file = Path(path)/INDEX
     if (index := _index_beside(path)) is not None: return index,file
     if _of_images(path): return None,None
@@ -149,6 +174,7 @@ def _index(path) -> tuple:
 
 def _of_images(path) -> bool: return 'train' in subfolders(path) and bool(subfolders(Path(path)/'train'))
 
+# %% ../../nbs/3_training/04_packed.ipynb #h509
 def _index_beside(path) -> dict:
     "The index that `repq shard` wrote; None where there is none, or one of another program, which stays as it is"
     file = Path(path)/INDEX
@@ -165,17 +191,28 @@ def _check_index(index, file) -> dict:
     "`index`, if it only tells of images inside of shards that are beside it, and of classes that there are"
     train = index['splits'].get('train', {}).get('classes')
     for name,o in index['splits'].items():
-        if train and o['classes'] != train and sorted(o['classes']) == sorted(train): raise ValueError(f'{file} cannot be used: splits.{name}.classes are those of train in another order: labels would mean other classes')
-        if sum(len(s['images']) for s in o['shards']) != o['images']: raise ValueError(f'{file} cannot be used: splits.{name}.images is {o["images"]:,}, but its shards tell of others')
+        if train and o['classes'] != train and sorted(o['classes']) == sorted(train):
+            raise ValueError(f'{file} cannot be used: splits.{name}.classes are those of train in another '
+                             'order: labels would mean other classes')
+        if sum(len(s['images']) for s in o['shards']) != o['images']:
+            raise ValueError(f'{file} cannot be used: splits.{name}.images is {o["images"]:,}, but its '
+                             'shards tell of others')
         for s in o['shards']:
-            if os.path.isabs(s['file']) or '..' in Path(s['file']).parts: raise ValueError(f'{file} cannot be used: splits.{name}: the shard {s["file"]} is not beside it')
+            if os.path.isabs(s['file']) or '..' in Path(s['file']).parts:
+                raise ValueError(f'{file} cannot be used: splits.{name}: the shard {s["file"]} is not beside it')
             for n,label,start,length in s['images']:
-                if label >= len(o['classes']): raise ValueError(f'{file} cannot be used: splits.{name}: {n} is of class {label} of {len(o["classes"])}')
-                if start + length > s['bytes']: raise ValueError(f'{file} cannot be used: splits.{name}: {n} ends at byte {start + length:,} of {s["bytes"]:,} of {s["file"]}')
+                if label >= len(o['classes']):
+                    raise ValueError(f'{file} cannot be used: splits.{name}: {n} is of class {label} of '
+                                     f'{len(o["classes"])}')
+                if start + length > s['bytes']:
+                    raise ValueError(f'{file} cannot be used: splits.{name}: {n} ends at byte '
+                                     f'{start + length:,} of {s["bytes"]:,} of {s["file"]}')
     return index
 
+# %% ../../nbs/3_training/04_packed.ipynb #h510
 def _kept_index(path, tars) -> tuple:
-    "The index of others' shards, as it was made last time if they are the same; of those that it tells of none may be missing or cut off"
+    """The index of others' shards, as it was made last time if they are the same;
+    of those that it tells of none may be missing or cut off"""
     name = path.resolve()
     file,mark = cache_dir()/f'{name.parent.name}-{name.name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}.index.json',fingerprint(tars)
     try: kept = _check_index(read_json(file, SHARDS), file)
@@ -187,14 +224,19 @@ def _kept_index(path, tars) -> tuple:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part: part.write_text(json.dumps(dict(index, fingerprint=mark)))
-    except OSError as e: warnings.warn(f'the index of {path} cannot be kept ({e}): the next run makes it again; REPQ_CACHE names another folder')
+    except OSError as e:
+        warnings.warn(f'the index of {path} cannot be kept ({e}): the next run makes it again; REPQ_CACHE '
+                      'names another folder')
     return index,file
 
+# %% ../../nbs/3_training/04_packed.ipynb #h511
 def _none_compressed(path):
     "Raise for shards whose images can't be read one by one"
-    found = [str(o.relative_to(path)) for p in ('*.t*z*', '*/*.t*z*') for o in Path(path).glob(p) if re.search(r'\.(tar\.(gz|bz2|xz|zst)|t[gbx]z2?)$', o.name)]
+    found = [str(o.relative_to(path)) for p in ('*.t*z*', '*/*.t*z*')
+             for o in Path(path).glob(p) if re.search(r'\.(tar\.(gz|bz2|xz|zst)|t[gbx]z2?)$', o.name)]
     if found and (not find_tars(path) or any(_split_of(o) in ('train', *VALIDATION) for o in found)):
-        raise ValueError(f'{path} has compressed shards ({found[0]}{", ..." if len(found) > 1 else ""}), in which images cannot be read at random places: '
+        raise ValueError(f'{path} has compressed shards ({found[0]}{", ..." if len(found) > 1 else ""}), '
+                         'in which images cannot be read at random places: '
                          'unpack them to .tar (gunzip, unxz, ...); compression saves next to nothing on images')
 
 # %% ../../nbs/3_training/04_packed.ipynb #w003
@@ -202,6 +244,7 @@ def write_index(path, index:dict):
     "Keep an index beside the shards, whole or not at all"
     with writing(Path(path)/INDEX) as part: part.write_text(json.dumps(index))
 
+# %% ../../nbs/3_training/04_packed.ipynb #h512
 def read_shards(
     path, # a folder
 ) -> dict: # split -> (files, y, classes), as from `list_images`; None: no folder of shards
@@ -210,12 +253,18 @@ def read_shards(
     if index is None: return None
     for split,o in index['splits'].items():
         for s in o['shards']: _whole_shard(Path(path)/s['file'], s['bytes'], made)
-        rows = sorted((c, n, os.path.join(path, s['file']), start, length) for s in o['shards'] for n,c,start,length in s['images'])
+        rows = sorted((c, n, os.path.join(path, s['file']), start, length) for s in o['shards']
+                      for n,c,start,length in s['images'])
         res[split] = [Packed(f'{tar}/{n}', tar, start, length) for _,n,tar,start,length in rows], torch.tensor([r[0] for r in rows]), o['classes']
     return res
 
+# %% ../../nbs/3_training/04_packed.ipynb #h513
 def _whole_shard(tar, length, index):
     "Raise unless a shard is there, with the length that the index tells"
-    if not tar.is_file(): raise FileNotFoundError(f'{tar} is missing, but {index} tells of it: copy it again, or delete {index} to go on without it')
+    if not tar.is_file():
+        raise FileNotFoundError(f'{tar} is missing, but {index} tells of it: copy it again, or delete '
+                                f'{index} to go on without it')
     if (have := tar.stat().st_size) != length:
-        raise ValueError(f'{tar} has {have:,} bytes, but {index} tells of {length:,}: {"it is cut off, " if have < length else "it has changed: "}copy it again, or make the shards again (repq shard), or delete {index}')
+        raise ValueError(f'{tar} has {have:,} bytes, but {index} tells of {length:,}: '
+                         f'{"it is cut off, " if have < length else "it has changed: "}copy it again, or '
+                         f'make the shards again (repq shard), or delete {index}')

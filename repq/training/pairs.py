@@ -29,12 +29,15 @@ def bicubic(x:Tensor, # (..., h, w), any range
     scale = oh/h, ow/w
     border = [_border(n, o) for n, o in ((h, oh), (w, ow))]
     x_ = F.pad(x.reshape(-1, 1, h, w), (border[1],)*2 + (border[0],)*2, mode='replicate')
-    y = F.interpolate(x_, scale_factor=scale, mode='bicubic', antialias=True, align_corners=False, recompute_scale_factor=False)
+    y = F.interpolate(x_, scale_factor=scale, mode='bicubic', antialias=True, align_corners=False,
+                      recompute_scale_factor=False)
     top, left = (b*o//n for b, n, o in zip(border, (h, w), (oh, ow)))
     return y[..., top:top + oh, left:left + ow].reshape(*x.shape[:-2], oh, ow)
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h526
 def _border(n, out) -> int:
-    "Pixels to be repeated at a border: as far as the kernel reaches, and a whole number of pixels in the result as well"
+    """Pixels to be repeated at a border: as far as the kernel reaches,
+    and a whole number of pixels in the result as well"""
     least, step = math.ceil(2*max(n/out, 1)) + 1, n//math.gcd(n, out)
     return -(-least//step)*step
 
@@ -46,7 +49,8 @@ def bicubic_image(x:Tensor, # (..., h, w) of whole grey levels 0..255, any dtype
     return whole(bicubic(whole(bicubic(x, (size[0], x.shape[-1]))), size))
 
 # %% ../../nbs/3_training/07_pairs.ipynb #c008
-_YCBCR = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]])/255 # BT.601, of RGB from 0 to 255
+# BT.601, of RGB from 0 to 255
+_YCBCR = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]])/255
 
 def rgb_to_ycbcr(x:Tensor) -> Tensor: # (..., 3, h, w), 0..255
     "Luminance (16..235) and colour differences (16..240), BT.601, not rounded: MATLAB's `rgb2ycbcr`"
@@ -54,8 +58,10 @@ def rgb_to_ycbcr(x:Tensor) -> Tensor: # (..., 3, h, w), 0..255
 
 def ycbcr_to_rgb(x:Tensor) -> Tensor: # (..., 3, h, w)
     "The way back, neither rounded nor clamped"
-    return torch.einsum('oc,...chw->...ohw', torch.linalg.inv(_YCBCR.double()).to(x), x - torch.tensor([16., 128, 128]).to(x).view(3, 1, 1))
+    return torch.einsum('oc,...chw->...ohw', torch.linalg.inv(_YCBCR.double()).to(x),
+                        x - torch.tensor([16., 128, 128]).to(x).view(3, 1, 1))
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h527
 def luminance(x:Tensor) -> Tensor: # (c, h, w) uint8 or float, 0..255 -> (1, h, w) float32
     "Y of an RGB image, or of a grey one seen as RGB"
     x = x.float()
@@ -69,17 +75,21 @@ def png_depth(path) -> int:
     with open(path, 'rb') as f: head = f.read(26)
     return struct.unpack('>B', head[24:25])[0] if head[:8] == b'\x89PNG\r\n\x1a\n' and len(head) == 26 else 8
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h528
 def open_image(path) -> Image.Image:
     "An image, upright, in mode L, LA, RGB, RGBA or I;16 (16-bit grey); ValueError names what cannot be read"
     regular(path)
     try: im = Image.open(path); im.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
     im = upright(im)
     if im.mode == 'F': raise ValueError(f'{path} has floating-point pixels, whose range is not known')
     if im.mode in ('L', 'LA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B'): return im
-    if im.mode == 'P' or im.mode == '1': return im.convert('RGBA' if 'transparency' in im.info else 'RGB' if im.mode == 'P' else 'L')
+    if im.mode == 'P' or im.mode == '1':
+        return im.convert('RGBA' if 'transparency' in im.info else 'RGB' if im.mode == 'P' else 'L')
     return im.convert('RGB')
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h529
 def read_luminance(path) -> Tensor: # (1, h, w) float32
     "Y of the image in a file, transparency ignored"
     im = open_image(path)
@@ -94,12 +104,17 @@ def image_tensor(im) -> Tensor: # (c, h, w) uint8
 # %% ../../nbs/3_training/07_pairs.ipynb #c013
 def _images(folder, deep=False) -> list:
     "Image files in a folder, by their extensions; others are named in a warning"
-    there = sorted(p for p in (folder.rglob('*') if deep else folder.iterdir()) if not p.name.startswith('.') and not p.is_dir())
-    files = [p for p in there if p.suffix.lower() in SR_EXTENSIONS and (p.is_file() or not p.exists())] # a link to nowhere counts as unreadable
+    there = sorted(p for p in (folder.rglob('*') if deep else folder.iterdir()) if not p.name.startswith('.')
+                   and not p.is_dir())
+    # a link to nowhere counts as unreadable
+    files = [p for p in there if p.suffix.lower() in SR_EXTENSIONS and (p.is_file() or not p.exists())]
     others = [p.name for p in there if p not in set(files)]
-    if others: warnings.warn(f'{len(others)} of {len(there)} files in {folder} are no images and are passed over: {", ".join(others[:3])}' + (', …' if len(others) > 3 else ''))
+    if others:
+        warnings.warn(f'{len(others)} of {len(there)} files in {folder} are no images and are passed over: '
+                      f'{", ".join(others[:3])}' + (', …' if len(others) > 3 else ''))
     return files
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h530
 def find_pairs(folder, scale:int=2,
                split='train', # of DIV2K: 'train' or 'valid'
               ) -> list:      # of (name, high-resolution file, low-resolution file or None)
@@ -111,9 +126,11 @@ def find_pairs(folder, scale:int=2,
         small = folder/f'DIV2K_{split}_LR_bicubic'/f'X{scale}'
         res = [(p.stem, p, small/f'{p.stem}x{scale}.png' if small.is_dir() else None) for p in _images(div2k)]
     elif (folder/'HR').is_dir():
-        small = next((s for s in (folder/'LR'/f'X{scale}', folder/f'LR_x{scale}', folder/'LR_bicubic'/f'X{scale}', folder/'LR') if s.is_dir()), None)
+        small = next((s for s in (folder/'LR'/f'X{scale}', folder/f'LR_x{scale}', folder/'LR_bicubic'/f'X{scale}',
+                                  folder/'LR') if s.is_dir()), None)
         there = {p.stem: p for p in _images(small)} if small else {}
-        res = [(p.stem, p, there.get(p.stem) or there.get(f'{p.stem}x{scale}') or small/p.name if small else None) for p in _images(folder/'HR')]
+        res = [(p.stem, p, there.get(p.stem) or there.get(f'{p.stem}x{scale}') or small/p.name if small else None)
+               for p in _images(folder/'HR')]
     elif marked := [p for p in _images(folder, True) if p.stem.endswith(f'_SRF_{scale}_HR')]:
         res = [(p.stem[:-len(f'_SRF_{scale}_HR')], p, p.with_name(p.name.replace('_HR.', '_LR.'))) for p in marked]
     else: res = [(p.relative_to(folder).with_suffix('').as_posix(), p, None) for p in _images(folder, True)]
@@ -124,10 +141,14 @@ def find_pairs(folder, scale:int=2,
 @dataclass
 class Pair:
     "A small and a large image, (1, h, w) and (1, scale·h, scale·w), as whole 128ths of a grey level (int16)"
-    name: str; lr: Tensor; hr: Tensor
+    name: str
+    lr: Tensor
+    hr: Tensor
 
-UNIT = 128 # values are kept as 16-bit whole numbers of 1/128 grey level: half the memory of float32, wrong by 1/256 at most
+# values are kept as 16-bit whole numbers of 1/128 grey level: half the memory of float32, wrong by 1/256 at most
+UNIT = 128
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h531
 def make_pair(name, hr:Tensor, lr:Tensor=None, scale:int=2) -> Pair: # (1, h, w) luminance
     "A `Pair` of the luminance of two images; without `lr` the small one is made of `hr`; ValueError if sizes don't fit"
     h, w = (n//scale for n in hr.shape[-2:]) if lr is None else lr.shape[-2:]
@@ -137,6 +158,7 @@ def make_pair(name, hr:Tensor, lr:Tensor=None, scale:int=2) -> Pair: # (1, h, w)
     if lr is None: lr = bicubic(hr, (h, w))
     return Pair(name, *(t.mul(UNIT).round().clamp(0, 2**15 - 1).to(torch.int16) for t in (lr, hr)))
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h532
 def _small_image(path, scale) -> Tensor:
     "The luminance of an image file made smaller: resized in its own colours and rounded, as a file of it would be"
     im = open_image(path)
@@ -167,9 +189,11 @@ def load_pairs(found:list,   # as `find_pairs` gives them
             if bad is not None: bad.append(hr)
     return large_enough(pairs, least, problems, what, why)
 
+# %% ../../nbs/3_training/07_pairs.ipynb #h533
 def large_enough(pairs, least, problems=(), what='images', why='the crop') -> list:
     "Those with `least` pixels a side; the others are named with the problems there were before"
-    small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than {why} of {least}' for p in pairs if min(p.hr.shape[-2:]) < least]
+    small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than {why} of {least}'
+             for p in pairs if min(p.hr.shape[-2:]) < least]
     bad = [*problems, *small]
     text = f'{len(bad)} of {len(pairs) + len(problems)} {what} cannot be used: ' + '; '.join(bad[:3]) + (f'; and {len(bad) - 3} more' if len(bad) > 3 else '')
     if len(small) == len(pairs): raise ValueError(text)
@@ -177,7 +201,8 @@ def large_enough(pairs, least, problems=(), what='images', why='the crop') -> li
     return [p for p in pairs if min(p.hr.shape[-2:]) >= least] if small else pairs
 
 # %% ../../nbs/3_training/07_pairs.ipynb #c017
-PHOTOS = ('astronaut.png', 'rocket.jpg', 'hubble_deep_field.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'brick.png', 'grass.png', 'gravel.png', 'ihc.png', 'coffee.png', 'chelsea.png', 'camera.png')
+PHOTOS = ('astronaut.png', 'rocket.jpg', 'hubble_deep_field.jpg', 'motorcycle_left.png', 'motorcycle_right.png',
+          'brick.png', 'grass.png', 'gravel.png', 'ihc.png', 'coffee.png', 'chelsea.png', 'camera.png')
 
 def embedded_photos() -> list: # as `find_pairs`
     "scikit-image's photographs, the last three for validation"

@@ -20,7 +20,8 @@ __all__ = ['process_group', 'gathered', 'from_first', 'together', 'check_alike',
 # %% ../../nbs/3_training/11_parallel.ipynb #n007
 @contextmanager
 def process_group(): # a function that parts from the others before the end, for what one does alone
-    "Join the processes that torchrun started, by NCCL where there are GPUs and by gloo elsewhere; does nothing where there is only this one"
+    """Join the processes that torchrun started, by NCCL where there are GPUs and by gloo elsewhere;
+    does nothing where there is only this one"""
     if num_distrib() <= 1 or dist.is_initialized():
         yield lambda: None
         return
@@ -29,6 +30,7 @@ def process_group(): # a function that parts from the others before the end, for
     yield _part
     _part() # not after an error: the others may never come
 
+# %% ../../nbs/3_training/11_parallel.ipynb #h556
 def _part():
     "Wait for the other processes, and belong to them no more"
     if not dist.is_initialized(): return
@@ -48,6 +50,7 @@ def _tried(f) -> tuple: # result, error
     try: return f(), None
     except Exception as e: return None, e
 
+# %% ../../nbs/3_training/11_parallel.ipynb #h557
 def from_first(f):
     "What `f()` returns in the first process, in all; an error there is raised in all"
     if processes() == 1: return f()
@@ -57,6 +60,7 @@ def from_first(f):
     if error: raise error
     return res
 
+# %% ../../nbs/3_training/11_parallel.ipynb #h558
 def together(f):
     "`f()` of this process; an error in any is an error in all"
     res, error = _tried(f)
@@ -87,6 +91,7 @@ def by_all(f):
     def step(*args, **kwargs): return together(partial(f, *args, **kwargs))
     return step
 
+# %% ../../nbs/3_training/11_parallel.ipynb #h559
 @contextmanager
 def held_by_first(context):
     "`context`, such as a lock, entered by the first process for all; if that fails there, no process goes on"
@@ -106,9 +111,11 @@ class AllBatchNorm(nn.BatchNorm2d):
         scale, shift = fold(self, mean, var)
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
 
+# %% ../../nbs/3_training/11_parallel.ipynb #h560
 @contextmanager
 def spread(model:nn.Module, dls):
-    "Batch norms of `model` with the statistics of all processes, loaders of `dls` with the share of this one, meanwhile; then all know the unreadable images of all"
+    """Batch norms of `model` with the statistics of all processes,
+    loaders of `dls` with the share of this one, meanwhile; then all know the unreadable images of all"""
     norms = [m for m in model.modules() if type(m) is nn.BatchNorm2d] if dist.is_initialized() else []
     for m in norms: m.__class__ = AllBatchNorm
     if dist.is_initialized(): dls.train.share = dls.valid.share = dist.get_rank(), processes()
@@ -124,7 +131,11 @@ def spread(model:nn.Module, dls):
 class DataParallel(Callback):
     "Average gradients, losses and measures over the processes, for a `ResumableLearner` inside `spread`"
     order = 17 # after the steps are set and the parts of a batch are summed, before losses are recorded
-    def before_fit(self): self.learn.model = DistributedDataParallel(self.model, device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None, broadcast_buffers=False) # buffers are alike
+    def before_fit(self):
+        # buffers are alike
+        self.learn.model = DistributedDataParallel(self.model,
+                                                   device_ids=[torch.cuda.current_device()]
+                                                   if torch.cuda.is_available() else None, broadcast_buffers=False)
     def after_fit(self): self.learn.model = get_model(self.model)
     def after_loss(self):
         if self.training: self.learn.loss = rank_mean(self.loss.detach())

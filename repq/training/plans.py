@@ -13,6 +13,7 @@ from ..networks.files import check_unlocked
 from ..networks.models import image_size, task
 from ..method.quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
+from .paper import paper_figure
 from .tasks import step_times, task_of
 from .fitting import lr_schedule
 from .runs import Run, Start, check, look, prepare, rehearse
@@ -28,6 +29,7 @@ _COMPARED = {'bn': ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
              'no bn': ('plain', 'merged', 'repq'), 'competitor': ('merged',)}
 IMAGENET, DIV2K = 1_281_167, 'DIV2K' # training images; where the data is expected
 
+# %% ../../nbs/3_training/22_plans.ipynb #h647
 def paper_runs(imagenet='imagenet', div2k=DIV2K) -> dict: # run folder -> (recipe, folder of the run it starts from)
     "The runs of the comparison: seven networks, their methods, 8 and 4 bits, for super-resolution 2 as well"
     res = {}
@@ -53,6 +55,7 @@ def command(recipe:Recipe, out, init=None) -> str:
         if n != 'data' and getattr(recipe, n) != getattr(usual, n): words += ['--set', f'{n}={getattr(recipe, n)}']
     return shlex.join(map(str, words))
 
+# %% ../../nbs/3_training/22_plans.ipynb #h648
 def gpu_hours(recipe:Recipe, images_per_second:float=None, # of training; None: not measured
               images:int=IMAGENET) -> float:               # None where the rate is
     "Hours of training, validation not counted"
@@ -75,6 +78,7 @@ def training_rate(recipe:Recipe, batch_size:int=None, # None: the recipe's on a 
     with torch.autocast('cuda', torch.bfloat16, enabled=gpu and torch.cuda.is_bf16_supported()):
         return n/median(step_times(dict(own=model), x, y, rounds, task_of(recipe).loss)['own'])
 
+# %% ../../nbs/3_training/22_plans.ipynb #h649
 def _random_batch(recipe, n, sr) -> tuple:
     "A batch of the shape that the recipe trains on"
     if sr:
@@ -88,10 +92,12 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
                   imagenet='imagenet', div2k=DIV2K,
                   measure=False                       # time each network's steps on this device?
                  ) -> str:
-    "The paper's runs whose folder contains `pattern`: command, epochs, and hours where a rate is given or measured"
+    """The paper's runs whose folder contains `pattern`: command, epochs, the paper's figure,
+    and hours where a rate is given or measured"""
     runs = {o: r for o, r in paper_runs(imagenet, div2k).items() if pattern in o}
     if not runs:
-        raise ValueError(f"no run's folder contains {pattern!r}; there are, for example, {', '.join(list(paper_runs())[:4])}")
+        raise ValueError(f"no run's folder contains {pattern!r}; there are, for example, "
+                         f"{', '.join(list(paper_runs())[:4])}")
     if measure and images_per_second is not None:
         raise ValueError('a rate is given (images_per_second) or measured, not both')
     rates = {} # of a step, whose work does not depend on bits
@@ -99,9 +105,15 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
         key = r.network, r.method, r.quantized
         if measure and key not in rates: rates[key] = training_rate(r)
         return rates.get(key, images_per_second)
-    lines = [f'{command(r, out, init)}\n    {r.epochs} epochs, batches of {r.batch_size}, lr {r.lr:g}; {_cost(r, rate(r), measure)}'
-             for out, (r, init) in runs.items()]
-    return '\n'.join(lines)
+    return '\n'.join(f'{command(r, out, init)}\n    {_summary(r)}; {_cost(r, rate(r), measure)}'
+                     for out, (r, init) in runs.items())
+
+# %% ../../nbs/3_training/22_plans.ipynb #h650
+def _summary(recipe) -> str:
+    "What a run consists of, and what the paper reports for it"
+    paper = paper_figure(recipe)
+    return f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}' + (f'; the paper: {paper}'
+                                                                                          if paper else '')
 
 def _cost(recipe, rate, measured) -> str:
     "Hours in words"
@@ -119,6 +131,7 @@ def saved_bytes(model:nn.Module, x) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): model.train()(x)
     return sum(n for n, _ in seen.values())
 
+# %% ../../nbs/3_training/22_plans.ipynb #h651
 def step_memory(model, x,      # four images at least
                 batch_size:int, # of one process and part
                 averages:int=1  # tensors that the optimizer keeps for each parameter
@@ -143,20 +156,24 @@ def _group_lines(recipe, learn) -> list:
     groups = [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)]
     return groups + [f'{n} tensors, {k:,} numbers, {_decay(recipe, kind)}' for (kind, _), (n, k) in count.items()]
 
+# %% ../../nbs/3_training/22_plans.ipynb #h652
 def _decay(recipe, kind) -> str:
     "The weight decay of a kind of parameters, in words"
     if kind == 'steps': return 'no weight decay (steps)'
     if not kind or not recipe.weight_decay: return 'no weight decay'
-    return f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient' if recipe.decouple_wd else 'in the gradient')
+    return f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient'
+                                                       if recipe.decouple_wd else 'in the gradient')
 
 # %% ../../nbs/3_training/22_plans.ipynb #r702
 def _schedule_line(recipe, dls) -> str:
     "Epochs, steps, and the learning rate at five times"
     epoch, lr = len(dls.train), lr_schedule(recipe)['lr']
     rates = [float(torch.as_tensor(lr(p)).flatten()[0]) for p in (0., .25, .5, .75, 1.)]
-    return (f'schedule: {recipe.epochs} epochs of {epoch} steps, {epoch*recipe.epochs:,} steps of {recipe.batch_size} images; '
+    return (f'schedule: {recipe.epochs} epochs of {epoch} steps, {epoch*recipe.epochs:,} steps of '
+            f'{recipe.batch_size} images; '
             f'{recipe.schedule}, lr at 0, 25, 50, 75, 100 %: ' + ', '.join(f'{r:.3g}' for r in rates))
 
+# %% ../../nbs/3_training/22_plans.ipynb #h653
 def _memory_line(run, learn) -> str:
     "What a process needs at least"
     recipe, n = run.recipe, max(1, num_distrib())
@@ -172,7 +189,8 @@ def _lines(run:Run, start:Start, learn) -> list:
     "What a run would do"
     recipe, dls = run.recipe, learn.dls
     memory = _memory_line(run, learn)
-    bits = f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}' if recipe.quantized else f', blocks {recipe.full_precision}'
+    if recipe.quantized: bits = f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}'
+    else: bits = f', blocks {recipe.full_precision}'
     fields = [f'{n}={getattr(recipe, n)!r}' for n in recipe.__dataclass_fields__ if getattr(recipe, n) is not None]
     going_on = f', going on at epoch {start.state["epoch"]}, batch {start.state["batch"]}' if start.state else ''
     guide = [f'teacher: {run.teacher}, whose share of the loss is {recipe.distill:g}'] if run.teacher else []
@@ -186,6 +204,7 @@ def _lines(run:Run, start:Start, learn) -> list:
             f'files: {run.out}/ with recipe.json, history.csv, results.json, model.safetensors, history.png; '
             f'until then {run.out}.part/ with checkpoints/']
 
+# %% ../../nbs/3_training/22_plans.ipynb #h654
 def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2,
          skips:int=10, tensorboard=False, timing:int=5, recompute=False, capture=False) -> str: # None in all processes of torchrun but the first
     "All that `repq.runs.train` would do, in lines, after the same checks; nothing is written"

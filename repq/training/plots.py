@@ -27,6 +27,7 @@ def series_colors(rows # of `labelled`, or a summary
         res[r['series']] = next(more) if own is None or own in res.values() else own
     return res
 
+# %% ../../nbs/3_training/16_plots.ipynb #h602
 def _width(row) -> str:
     "The width of a row in words"
     return 'full precision' if row['stage'] == 'full-precision' else f'{show_bits(row)} bits'
@@ -47,6 +48,7 @@ def _curve(run, key, factor=1) -> tuple:
     "Epochs and values of a column of `history.csv`"
     return [_number(r['epoch']) for r in run], [factor*_number(r[key]) for r in run]
 
+# %% ../../nbs/3_training/16_plots.ipynb #h603
 def _run_styles(names, results) -> tuple: # name -> color and line style; handles of the legend
     "How the curves of runs are told apart: by method and width where their rows of results are known, else by name"
     if results is None:
@@ -69,13 +71,16 @@ def _draw_run(loss, score, run, keys, factor, **kwargs):
 def _two_axes(ax):
     "Axes for loss and score"
     if ax is None: ax = plt.subplots(1, 2, figsize=(11, 3.6), layout='constrained')[1]
-    if np.size(ax) != 2: raise ValueError(f'ax must be two axes, one for the loss and one for the accuracy, got {np.size(ax)}')
+    if np.size(ax) != 2:
+        raise ValueError(f'ax must be two axes, one for the loss and one for the accuracy, got {np.size(ax)}')
     return ax
 
+# %% ../../nbs/3_training/16_plots.ipynb #h604
 def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_loss, accuracy or psnr; or a dict of such lists by name
                  ax=None, # two axes, for loss and accuracy
                  results=None): # name -> row of results.json: colours are then by method, line styles by width
-    "Loss and accuracy (or PSNR) per epoch: of one run training loss too, of several the validation loss; returns both axes"
+    """Loss and accuracy (or PSNR) per epoch: of one run training loss too, of several the validation loss;
+    returns both axes"""
     one = not isinstance(rows, dict)
     runs = {'validation': list(rows)} if one else {n: list(r) for n, r in rows.items()}
     sr = any('psnr' in r for run in runs.values() for r in run)
@@ -109,9 +114,11 @@ def _draw_mean(ax, x, row, seeds, color):
     ax.annotate(f'{mean:.1f}', (x, mean + sd), (0, 6), textcoords='offset points', ha='center', fontsize=7, color='.3',
                 bbox=dict(fc='w', ec='none', alpha=.8, pad=.5))
 
+# %% ../../nbs/3_training/16_plots.ipynb #h605
 def plot_results(rows, # of results.json
                  ax=None):
-    "Accuracy in percent of each series, a group per bit-width: mean ± standard deviation, a ring per seed; dashed: full precision"
+    """Accuracy in percent of each series, a group per bit-width: mean ± standard deviation, a ring per seed;
+    dashed: full precision"""
     rows = labelled(rows)
     summary = [r for r in summarize(rows) if r['accuracy'] is not None]
     if not summary: raise ValueError('no row has an accuracy')
@@ -127,7 +134,8 @@ def plot_results(rows, # of results.json
         x += len(group) + 1
     ax.set_xticks(ticks, [_width(g[0]) for g in groups])
     ax.set(xlim=(0, x), ylabel='accuracy on validation images, %')
-    ax.grid(axis='y', alpha=.25); ax.margins(y=.12)
+    ax.grid(axis='y', alpha=.25)
+    ax.margins(y=.12)
     seeds = plt.Line2D([], [], ls='', marker='o', mfc='none', color='.3', ms=4, label='a seed')
     full = plt.Line2D([], [], ls='--', color='.3', lw=1, label='full precision')
     several, begun = any(r['n'] > 1 for r in summary), any(r['stage'] == 'full-precision' for r in summary)
@@ -147,6 +155,7 @@ def _side_by_side(summary) -> list: # of (row, cost as drawn)
         for i, r in enumerate(group): res.append((r, r['bit_operations']*10**(step*(i - (len(group) - 1)/2))))
     return res
 
+# %% ../../nbs/3_training/16_plots.ipynb #h606
 def plot_tradeoff(rows, ax=None):
     "Mean accuracy in percent against bit-operations (logarithmic): a colour per method, a marker per bit-width"
     summary = [r for r in summarize(rows) if r['accuracy'] is not None and r['bit_operations']]
@@ -155,14 +164,17 @@ def plot_tradeoff(rows, ax=None):
     marks = dict(zip(dict.fromkeys(map(_width, summary)), cycle(_MARKERS)))
     points = _side_by_side(summary)
     for r, x in points:
-        ax.errorbar(x, 100*r['accuracy'], 100*(r['accuracy_sd'] or 0), color=colors[r['series']], marker=marks[_width(r)],
+        ax.errorbar(x, 100*r['accuracy'], 100*(r['accuracy_sd'] or 0), color=colors[r['series']],
+                    marker=marks[_width(r)],
                     ms=7, mec='w', capsize=2, lw=1)
     for name, color in colors.items(): # one method's networks are joined
         line = sorted((x, 100*r['accuracy']) for r, x in points if r['series'] == name)
         ax.plot(*zip(*line), color=color, lw=1, alpha=.5, zorder=0)
-    ax.set(xscale='log', ylabel='accuracy on validation images, %', title='What a bit-operation buys: best is the upper left',
+    ax.set(xscale='log', ylabel='accuracy on validation images, %',
+           title='What a bit-operation buys: best is the upper left',
            xlabel='bit-operations per image (logarithmic; equal costs side by side)')
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3))); ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: show_large(v)))
     ax.grid(alpha=.25)
     shapes = [plt.Line2D([], [], ls='', marker=m, color='.3', mfc='none', label=g) for g, m in marks.items()]
@@ -183,8 +195,10 @@ def plot_step_ratio(rows, ax=None):
         ax.scatter(v, np.full(len(v), j) + spread, s=9, color='k', alpha=.5, lw=0, zorder=3)
         ax.annotate(f'{fmean(v):.2f}', (max(v), j), (6, 0), textcoords='offset points', va='center',
                     bbox=dict(fc='w', ec='none', pad=1))
-    ax.axvline(1, c='k', lw=.8, ls='--'); ax.margins(x=.12)
-    ax.set_yticks(range(len(colors)), colors); ax.invert_yaxis()
+    ax.axvline(1, c='k', lw=.8, ls='--')
+    ax.margins(x=.12)
+    ax.set_yticks(range(len(colors)), colors)
+    ax.invert_yaxis()
     ax.set(xlabel='time per step / plain (dashed)', xlim=(0, None))
     ax.set_title('Time of a quantized training step: mean, dots are runs', fontsize='medium')
     return ax
@@ -198,8 +212,10 @@ def _draw_benchmark(ax, summary, name, bits, colors):
         mean, sd = ([r['psnr'][name][i] or 0 for r in own] for i in (0, 1))
         ax.errorbar(x, mean, sd, color=color, marker='o', ms=5, mec='w', capsize=3)
     ax.set_xticks(range(len(bits)), ['full\nprecision' if b == 32 else str(b) for b in bits])
-    ax.set(title=name, xlabel='bits of weights'); ax.grid(alpha=.25)
+    ax.set(title=name, xlabel='bits of weights')
+    ax.grid(alpha=.25)
 
+# %% ../../nbs/3_training/16_plots.ipynb #h607
 def plot_psnr(rows, ax=None): # axes, one per benchmark
     "PSNR against bits, a line per method, mean ± standard deviation over the seeds; dashed: bicubic"
     floor, *summary = summarize_psnr(rows)
@@ -226,5 +242,6 @@ def plot_details(images, # name -> (h, w) image in grey levels; the first is wha
     for ax, (n, im) in zip(axs[0], images.items()):
         detail = np.asarray(im)[..., top:top + dh, left:left + dw].reshape(min(dh, h), min(dw, w))
         ax.imshow(detail, cmap='gray', vmin=16, vmax=235, interpolation='nearest')
-        ax.set_title(n + (f'\n{psnrs[n]:.2f} dB' if n in psnrs else '\n'), fontsize=9); ax.axis('off')
+        ax.set_title(n + (f'\n{psnrs[n]:.2f} dB' if n in psnrs else '\n'), fontsize=9)
+        ax.axis('off')
     return fig

@@ -18,7 +18,8 @@ __all__ = ['LEAST_WORK', 'cores', 'busy_cores', 'threads_for', 'use_threads', 't
 def _limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
     "Cores' worth of processor time that control groups leave to this process, a number for each group that says so"
     with suppress(OSError, ValueError): # version 2: this process's group, and those around it
-        group = Path(root, next(l for l in Path(own).read_text().splitlines() if l.startswith('0::')).removeprefix('0::/'))
+        group = Path(root, next(l for l in Path(own).read_text().splitlines()
+                                if l.startswith('0::')).removeprefix('0::/'))
         for g in (group, *group.parents):
             with suppress(OSError, ValueError):
                 quota, period = (g/'cpu.max').read_text().split()
@@ -28,6 +29,7 @@ def _limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
         quota, period = (int(Path(root, 'cpu', f'cpu.cfs_{n}_us').read_text()) for n in ('quota', 'period'))
         if quota > 0: yield quota/period
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h561
 def cores() -> int:
     "Cores that this process may use"
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -40,6 +42,7 @@ def _ticks(text=None) -> tuple: # idle, all
     user, nice, system, idle, iowait, irq, softirq, steal = (int(v) for v in first.split()[1:9])
     return idle + iowait, user + nice + system + idle + iowait + irq + softirq + steal
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h562
 def busy_cores(seconds:float=.1) -> float:
     "Cores that are in use, this process asleep meanwhile"
     try:
@@ -51,8 +54,10 @@ def busy_cores(seconds:float=.1) -> float:
 
 # %% ../../nbs/3_training/11b_processes.ipynb #q012
 LEAST_WORK = 2e7 # multiply-additions of a layer's call for each thread; fewer take longer to share than to do
-_CHOSEN = [n for n in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS') if os.environ.get(n)] # by the user, before anything of ours
+# by the user, before anything of ours
+_CHOSEN = [n for n in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS') if os.environ.get(n)]
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h563
 def threads_for(work:float=math.inf, # multiply-additions of a layer's call, on average
                 busy:float=None,     # cores in use; None: looked up
                 ) -> int:            # None where the user has chosen
@@ -63,16 +68,21 @@ def threads_for(work:float=math.inf, # multiply-additions of a layer's call, on 
     free = (os.cpu_count() or 1) - (busy_cores() if busy is None else busy)
     return max(1, min(most, math.floor(free + .5)))
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h564
 def use_threads():
-    "Threads for the free cores in all of this process, unless the user has chosen: before torch is loaded, by what it reads then"
+    """Threads for the free cores in all of this process, unless the user has chosen:
+    before torch is loaded, by what it reads then"""
     if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '10000')
     n, torch = threads_for(), sys.modules.get('torch')
     if n and torch: torch.set_num_threads(n)
     elif n: os.environ['OMP_NUM_THREADS'] = str(n)
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h565
 @contextmanager
 def threads_worth(work:float,  # as of `threads_for`
-                  n:int=None): # as many as that, where the user has not chosen; None: as the work is worth, at most as many as there are
+                  # as many as that, where the user has not chosen; None: as the work is worth, at most as many
+                  # as there are
+                  n:int=None):
     "No more threads than such work is worth, meanwhile; gives how many there are"
     import torch
     before = torch.get_num_threads()
@@ -82,6 +92,7 @@ def threads_worth(work:float,  # as of `threads_for`
     finally:
         if torch.get_num_threads() != before: torch.set_num_threads(before)
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h566
 def workers_for(jobs:int,              # independent ones
                 memory:float=2**30     # bytes that one of them needs
                ) -> int:
@@ -96,11 +107,13 @@ class _Lines(io.TextIOBase):
     def __init__(self, tell, stream): self.tell, self.stream, self.rest, self.pid = tell, stream, '', os.getpid()
     def writable(self): return True
     def write(self, text):
-        if os.getpid() != self.pid: return getattr(sys, f'__{self.stream}__').write(text) # of a process that this one has started
+        # of a process that this one has started
+        if os.getpid() != self.pid: return getattr(sys, f'__{self.stream}__').write(text)
         *lines, self.rest = (self.rest + text).split('\n')
         for l in lines: self.tell('said', (self.stream, l))
         return len(text)
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h567
 def _carried(error) -> BaseException:
     "An error that reaches another process: itself, or its words where it cannot be sent"
     try: return error if type(pickle.loads(pickle.dumps(error))) is type(error) else ChildProcessError(str(error))
@@ -113,9 +126,11 @@ def _end_with_first():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h568
 def _child(pipe, f, arg, begin):
     "What a process does: one job"
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # the first process decides; training takes it nevertheless, for a checkpoint
+    # the first process decides; training takes it nevertheless, for a checkpoint
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_first()
     import torch
     torch.set_num_threads(1)
@@ -132,15 +147,18 @@ def _child(pipe, f, arg, begin):
 _METHOD = 'forkserver' if 'forkserver' in get_all_start_methods() else 'spawn'
 
 def prepare_processes(*modules):
-    "Let the process that others are copied from import `modules`, while this one goes on; where there is none, nothing happens"
+    """Let the process that others are copied from import `modules`, while this one goes on;
+    where there is none, nothing happens"""
     if _METHOD != 'forkserver': return
     from multiprocessing import forkserver
     forkserver.set_forkserver_preload([m for m in modules if m != '__main__'])
     with _inherited(): forkserver.ensure_running()
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h569
 @contextmanager
 def _inherited():
-    "What a process that starts meanwhile has of this one: no warnings of what others import, no end by Ctrl-C, which is for the first process"
+    """What a process that starts meanwhile has of this one: no warnings of what others import,
+    no end by Ctrl-C, which is for the first process"""
     before, main = os.environ.get('PYTHONWARNINGS'), threading.current_thread() is threading.main_thread()
     os.environ['PYTHONWARNINGS'] = before or 'ignore::FutureWarning'
     old = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
@@ -149,6 +167,7 @@ def _inherited():
         if main: signal.signal(signal.SIGINT, old)
         if before is None: del os.environ['PYTHONWARNINGS']
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h570
 @contextmanager
 def _sigterm_too():
     "SIGTERM as Ctrl-C, in the main thread"
@@ -187,6 +206,7 @@ def _with_name(name, error) -> BaseException:
     try: return type(error)(f'{name}: {error}')
     except Exception: return error
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h571
 def _here(f, jobs, after, say) -> dict:
     "All jobs in this process, in an order in which each one finds what it needs"
     done, waiting = {}, dict(jobs)
@@ -196,6 +216,7 @@ def _here(f, jobs, after, say) -> dict:
         say(name, 1., done[name])
     return done
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h572
 def _ready(waiting, jobs, after, done) -> list:
     "Which of the waiting jobs may start; ValueError where none ever will"
     names = [n for n in waiting if after.get(n) not in jobs or after[n] in done]
@@ -223,6 +244,7 @@ def side_by_side(f,          # of a module: (value, tell) -> result; tell(share)
             for r in running.values(): r.end()
     return {n: done[n] for n in jobs}
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h573
 def _in_processes(f, jobs, after, workers, begin, say, running) -> dict:
     prepare_processes(f.__module__) # unless that was done before
     done, waiting = {}, dict(jobs)
@@ -234,6 +256,7 @@ def _in_processes(f, jobs, after, workers, begin, say, running) -> dict:
             _take(running[pipe], running, done, say)
     return done
 
+# %% ../../nbs/3_training/11b_processes.ipynb #h574
 def _take(r, running, done, say):
     "A message of a job"
     kind, value = r.message()

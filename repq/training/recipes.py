@@ -31,8 +31,10 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
-_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'), precision=('auto', 'bf16', 'float32'))
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred') # switches of the quantized stage -> what they add to a method's name in results
+_CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'),
+                precision=('auto', 'bf16', 'float32'))
+# switches of the quantized stage -> what they add to a method's name in results
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r752
 def _is_kind(value, types) -> bool:
@@ -40,6 +42,7 @@ def _is_kind(value, types) -> bool:
     if isinstance(value, bool): return bool in types
     return isinstance(value, types) and not (isinstance(value, float) and not math.isfinite(value))
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h713
 def _check_type(field, value):
     "Raise for a value that is not of its field's type; None is one where it is the default"
     types, words = _KINDS[field.type]
@@ -48,6 +51,7 @@ def _check_type(field, value):
 
 _COMPARE = {'above': operator.gt, 'at least': operator.ge, 'below': operator.lt, 'at most': operator.le}
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h714
 def _check_range(name, value, allowed): # e.g. 'at least 0 and below 1'
     "Raise for a number out of its range"
     if value is None: return
@@ -65,9 +69,11 @@ def _check_bits(r):
     for b in r.weight_bits, r.input_bits, r.first_last_bits or 8: check_bits(b)
     for name, bits in (r.layer_bits or {}).items():
         pair = bits if isinstance(bits, (list, tuple)) else (bits, bits)
-        if len(pair) != 2: raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
+        if len(pair) != 2:
+            raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
         for b in pair: check_bits(b)
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h715
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
@@ -77,6 +83,7 @@ def _check_stage(r):
     if r.sums and not (r.quantized and 2 <= r.sums <= 8):
         raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h716
 def _check_task(r):
     "Raise for what has a meaning in the other task only"
     sr = task(r.model) == 'super-resolution'
@@ -85,7 +92,8 @@ def _check_task(r):
             raise ValueError(f'{n} must be a whole number from 1 for super-resolution, and is for nothing else; '
                              f'got {getattr(r, n)!r} for {r.model}')
     if r.benchmarks is not None and not sr:
-        raise ValueError(f'benchmarks is for super-resolution; {r.model} validates on the images of its data, got benchmarks={r.benchmarks!r}')
+        raise ValueError(f'benchmarks is for super-resolution; {r.model} validates on the images of its data, got '
+                         f'benchmarks={r.benchmarks!r}')
     if r.image_size is not None and sr:
         raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
@@ -108,9 +116,12 @@ def _check(r):
 @dataclass(frozen=True)
 class Training:
     "What a training run does in either stage; `weight_bits=32` is the full-precision stage"
-    model: str                     # see `repq.models.list_models`; or a network from elsewhere, see `repq.networks.sources.source_of`
+    # see `repq.models.list_models`; or a network from elsewhere, see `repq.networks.sources.source_of`
+    model: str
     method: str = 'repq-bnest'     # a key of `METHODS`
-    data: str = 'digits'           # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
+    # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of
+    # photographs or 'photos'
+    data: str = 'digits'
     weight_bits: int = 32
     input_bits: int = 32
     epochs: int = 10               # 0: post-training quantization, see `repq.deployment.post_training`
@@ -119,14 +130,17 @@ class Training:
     warmup: float = 0.             # share of training
     momentum: float = .9
     weight_decay: float = 1e-4     # on convolution and linear weights; not on steps, norms and biases
-    decouple_wd: bool = True       # decay apart from the momentum, as fastai has it; False: in the gradient, as `torch.optim.SGD` has it, 1/(1 − momentum) times as strong in the end
+    # decay apart from the momentum, as fastai has it; False: in the gradient, as `torch.optim.SGD` has it, 1/(1 −
+    # momentum) times as strong in the end
+    decouple_wd: bool = True
     decay_norms: bool = False      # on norms and biases as well
     bias_lr: float = 1.            # the learning rate of biases, those of norms included, relative to the others'
     distill: float = .5            # where there is a teacher: its share of the loss
     label_smoothing: float = 0.
     seed: int = 0
     image_size: int = None         # None: what the data says
-    valid: float = None            # share of the training images held out to validate on, in place of the validation folder: for tuning
+    # share of the training images held out to validate on, in place of the validation folder: for tuning
+    valid: float = None
     augment: bool = True
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e011
@@ -165,6 +179,7 @@ def stage(self:Recipe):
     if not self.quantized: return 'full-precision'
     return 'quantized' if self.epochs else 'post-training'
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h717
 @patch(as_prop=True)
 def network(self:Recipe):
     "The name of the model that is trained: the plain twin for method 'plain'"
@@ -177,7 +192,8 @@ def to_json(self:Recipe): return json.dumps(asdict(self), indent=1)
 def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than `Recipe`'s are an error
     "A recipe from a dictionary; ValueError names what it does not know or lacks"
     known = {f.name for f in fields(Recipe)}
-    if extra := set(d) - known: raise ValueError(f'a recipe has no {", ".join(map(repr, sorted(extra)))}; it has {", ".join(sorted(known))}')
+    if extra := set(d) - known:
+        raise ValueError(f'a recipe has no {", ".join(map(repr, sorted(extra)))}; it has {", ".join(sorted(known))}')
     if 'model' not in d: raise ValueError("a recipe needs a 'model'")
     if (s := source_of(d['model'])) and s.kind == 'file': d = d | dict(model=str(s)) # which other folders understand
     return Recipe(**d)
@@ -211,6 +227,7 @@ def _lr_scale(model, method, norm_after) -> float:
     m = get_method(method)
     return min([1. if norm_after else m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h718
 def _of_authors(model, d, weight_bits) -> dict:
     "The defaults `d` for 224 pixels, as a network's authors change them; their rate is that of full precision"
     d = d.copy()
@@ -220,6 +237,7 @@ def _of_authors(model, d, weight_bits) -> dict:
     if 4 < weight_bits < 32: d['lr'] *= .1
     return d
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h719
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
                as_published=False,              # without `low_bit_switches`
@@ -248,6 +266,7 @@ def parse_fields(pairs) -> dict: # of `Recipe`'s fields
         res[name] = _value(text, kinds[name])
     return res
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h720
 def _value(text, kind):
     "What a text means for a field of that type; the text itself where it means nothing, which `Recipe` then refuses"
     word = text.strip().lower()
@@ -263,7 +282,8 @@ def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
     res = {}
     for part in text.split(','):
         name, _, bits = (o.strip() for o in part.partition('='))
-        if not name or not re.fullmatch('[0-9]{1,2}(/[0-9]{1,2})?', bits): raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}")
+        if not name or not re.fullmatch('[0-9]{1,2}(/[0-9]{1,2})?', bits):
+            raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}")
         if name in res: raise ValueError(f'layer {name} comes twice in the layer bits {text!r}')
         res[name] = [int(v) for v in bits.split('/')] if '/' in bits else int(bits)
     return res
@@ -274,6 +294,7 @@ _UNREAD = [ # when -> fields that nothing reads then
     (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
     (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
 
+# %% ../../nbs/3_training/12_recipes.ipynb #h721
 def check_effect(r:Recipe, teacher=False): # is there one?
     "ValueError for what differs from the usual and has no effect"
     usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
@@ -281,6 +302,13 @@ def check_effect(r:Recipe, teacher=False): # is there one?
     if not teacher: unread['distill'] = 'without a teacher'
     for n, words in unread.items():
         if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
+
+# %% ../../nbs/3_training/12_recipes.ipynb #h722
+def _takes_exact(r) -> bool:
+    "Do batch norms inside blocks take exact statistics?"
+    m = METHODS[r.method]
+    if r.quantized: return m.statistics == 'exact'
+    return m.reparametrized and r.full_precision == 'merged' and m.statistics in (None, 'exact')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,

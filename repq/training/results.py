@@ -9,6 +9,8 @@ from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
+from ..networks.models import plain_twin
+from ..networks.registry import list_models
 from ..networks.schemas import FIGURES, check_finite, read_csv
 from .recipes import METHODS, QUANTIZED_ONLY
 
@@ -54,13 +56,16 @@ def _others(settings) -> dict:
 
 def _said(settings) -> str: return ' '.join(f'{k}={v}' for k, v in _others(settings).items())
 
-_TELLING = dict(model=str, data=str, epochs=_epochs, lr='lr {:g}'.format, settings=_said) # may tell rows apart -> how it is said
+# %% ../../nbs/3_training/13_results.ipynb #h579
+# may tell rows apart -> how it is said
+_TELLING = dict(model=str, data=str, epochs=_epochs, lr='lr {:g}'.format, settings=_said)
 
 def _place(value, known) -> tuple:
     "Sort key of a name: in the order of `known`, others behind by the alphabet"
     known = list(known)
     return known.index(value) if value in known else len(known), value
 
+# %% ../../nbs/3_training/13_results.ipynb #h580
 def _order(row) -> tuple:
     "Sort key: full precision first, then from many bits to few; in it stages and methods in their order"
     full = row['stage'] == 'full-precision'
@@ -84,6 +89,7 @@ def _short_data(rows) -> dict: # data -> name
     last = {d: Path(d).name for d in folders}
     return last if len(set(last.values())) == len(folders) else {d: d for d in folders}
 
+# %% ../../nbs/3_training/13_results.ipynb #h581
 def _check_once(rows):
     "Raise where a seed comes twice in a series"
     for seed, n in Counter(r['seed'] for r in rows).items():
@@ -91,6 +97,7 @@ def _check_once(rows):
         name = rows[0]['label']
         raise ValueError(f'{n} rows of {name} have the same stage, bits and seed {seed}: give each run once')
 
+# %% ../../nbs/3_training/13_results.ipynb #h582
 def labelled(rows, keys=RESULT_KEYS # fields that are needed
             ) -> list: # of copies, in the order of tables
     "Rows with a `label` and a `series` that tell them from others; ValueError where one comes twice"
@@ -105,6 +112,7 @@ def labelled(rows, keys=RESULT_KEYS # fields that are needed
     for group in series(rows): _check_once(group)
     return rows
 
+# %% ../../nbs/3_training/13_results.ipynb #h583
 def series(rows # of `labelled`
           ) -> list: # of lists of rows
     "What differs in nothing but the seed, together"
@@ -117,12 +125,14 @@ def mean_sd(values) -> tuple:
     return (fmean(v) if v else None), (stdev(v) if len(v) > 1 else None)
 
 _OF_SERIES = ('label', 'series', 'method', 'stage', 'weight_bits', 'input_bits', 'settings')
+
 _MEASURED = RESULT_KEYS[5:]
 
 def _of_series(group) -> dict:
     "What the rows of a series have in common"
     return {k: group[0][k] for k in _OF_SERIES} | dict(model=group[0].get('model'))
 
+# %% ../../nbs/3_training/13_results.ipynb #h584
 def summarize(rows) -> list: # of dicts: those of a series, n, and mean and `.._sd` of each number
     "Means over the seeds, a row per series, sorted; accuracies as fractions, `n` how many of them there are"
     res = []
@@ -145,6 +155,7 @@ def show_bits(row) -> str:
     "Bits of weights and inputs: 4/8"
     return '–' if row['weight_bits'] is None else f"{row['weight_bits']}/{row['input_bits'] or '–'}"
 
+# %% ../../nbs/3_training/13_results.ipynb #h585
 def show_large(v, digits=3) -> str:
     "A count with M, G or T"
     if v is None: return '–'
@@ -152,6 +163,7 @@ def show_large(v, digits=3) -> str:
         if v >= size: return f'{v/size:.{digits}g} {unit}'
     return f'{v:,.0f}'
 
+# %% ../../nbs/3_training/13_results.ipynb #h586
 def markdown_table(head, body, words=2 # columns of words, to the left; numbers are to the right
                   ) -> str:
     "A markdown table of fixed width, which can be read as it is"
@@ -170,6 +182,7 @@ def _figure(row, measured) -> dict:
     return dict(method=row['method'], model=row.get('model') or None, weight_bits=int(row['weight_bits']),
                 **{k: float(row[k]) for k in measured if row[k].strip()})
 
+# %% ../../nbs/3_training/13_results.ipynb #h587
 def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model, to tell networks apart
                 ) -> tuple: # name of the file without suffix, rows
     "Figures to be shown beside one's own, a paper's for example; ValueError for what is missing or no number"
@@ -187,22 +200,32 @@ def read_figures(path # CSV: method, weight_bits, accuracy in percent or a colum
     for (method, bits, _), n in of.items():
         if n > 1: raise ValueError(f'{path}: {method} at {bits} bits comes twice')
     if not any(k in r for r in res for k in measured):
-        raise ValueError(f'{path} has no figures: what is measured stands in a column accuracy (percent), or in one per benchmark (dB)')
+        raise ValueError(f'{path} has no figures: what is measured stands in a column accuracy (percent), '
+                         'or in one per benchmark (dB)')
     return Path(path).stem, res
 
-def beside(figures, row, key):
-    "The figure of others for a summary row, None where they give none"
-    name = _name(row) + ', post-training'*(row['stage'] == 'post-training')
-    for o in figures[1]:
-        same = (o['method'], o['weight_bits']) == (name, row['weight_bits'] or 32)
-        if same and o['model'] in (None, row['model']): return o.get(key)
+# %% ../../nbs/3_training/13_results.ipynb #h588
+def _is_of(figure, row) -> bool:
+    "Is a figure of the network of a row? Tables give a plain twin the name of its network"
+    named, own = figure['model'], row['model']
+    return named in (None, own) or (row['method'] == 'plain' and named in list_models() and plain_twin(named) == own)
 
+def beside(figures, row, key):
+    """The figure of others for a summary row;
+    None where they give none, or several for the plain twin of several networks"""
+    name = _name(row) + ', post-training'*(row['stage'] == 'post-training')
+    own = name, row['weight_bits'] or 32
+    found = {o.get(key) for o in figures[1] if (o['method'], o['weight_bits']) == own and _is_of(o, row)}
+    return found.pop() if len(found) == 1 else None
+
+# %% ../../nbs/3_training/13_results.ipynb #h589
 def check_beside(figures, rows, keys):
     "Raise where figures of others measure none of `keys`; warn where none is of a method, width and network of `rows`"
     name, others = figures
     measured = {k for o in others for k in o if k not in _KEYS_OF_FIGURES}
     if not measured & set(keys):
-        raise ValueError(f'{name}: its figures are {", ".join(sorted(measured))}, those of the runs {", ".join(sorted(keys))}')
+        raise ValueError(f'{name}: its figures are {", ".join(sorted(measured))}, those of the runs '
+                         f'{", ".join(sorted(keys))}')
     if all(beside(figures, r, k) is None for r in labelled(rows, RESULT_KEYS[:5]) for k in keys):
         warnings.warn(f'{name}: none of its figures is of a method, a width and a network of these runs')
 
@@ -222,27 +245,34 @@ def results_table(rows, figures=None # of others, as `read_figures` gives them
 def _over(group, key, benchmarks) -> dict: # benchmark -> (mean, sd)
     return {b: mean_sd(r[key].get(b) for r in group) for b in benchmarks}
 
+# %% ../../nbs/3_training/13_results.ipynb #h590
 def summarize_psnr(rows) -> list: # of dicts: those of a series, n, psnr and merged_psnr {benchmark: (mean, sd)}
     "Means and standard deviations over the seeds; first of all bicubic's"
     rows = labelled(rows, (*RESULT_KEYS[:5], 'psnr', 'merged_psnr', 'bicubic_psnr'))
     names = {k: list(dict.fromkeys(b for r in rows for b in r[k])) for k in ('psnr', 'merged_psnr', 'bicubic_psnr')}
-    floor = {b: (mean, None) for b, (mean, _) in _over(rows, 'bicubic_psnr', names['bicubic_psnr']).items()} # it has no seed
-    res = [dict(label='bicubic', series='bicubic', method='bicubic', stage='–', weight_bits=None, input_bits=None, settings={},
+    # it has no seed
+    floor = {b: (mean, None) for b, (mean, _) in _over(rows, 'bicubic_psnr', names['bicubic_psnr']).items()}
+    res = [dict(label='bicubic', series='bicubic', method='bicubic', stage='–', weight_bits=None, input_bits=None,
+                settings={},
                 model=None, n=1, psnr=floor, merged_psnr={}, size_bytes=None, step_ratio=None)]
     for group in series(rows):
         measured = {k: _over(group, k, names[k]) for k in ('psnr', 'merged_psnr')}
         ratio, _ = mean_sd(r.get('step_ratio') for r in group)
-        res.append(_of_series(group) | measured | dict(n=len(group), size_bytes=group[0].get('size_bytes'), step_ratio=ratio))
+        res.append(_of_series(group) | measured | dict(n=len(group), size_bytes=group[0].get('size_bytes'),
+                                                       step_ratio=ratio))
     return res
 
+# %% ../../nbs/3_training/13_results.ipynb #h591
 def psnr_table(rows, figures=None # of others, as `read_figures` gives them
               ) -> str:
-    "A markdown table: PSNR on Y in dB, unrounded, mean ± standard deviation over n seeds; 'deployed' is the first benchmark with the deployed network"
+    """A markdown table: PSNR on Y in dB, unrounded, mean ± standard deviation over n seeds;
+    'deployed' is the first benchmark with the deployed network"""
     summary = summarize_psnr(rows)
     names = list(summary[0]['psnr'])
     def dB(values, name): return show_sd(*values.get(name, (None, None)), digits=2)
     def line(r):
-        cells = [r['label'], r['stage'], show_bits(r), *(dB(r['psnr'], b) for b in names), dB(r['merged_psnr'], names[0]),
+        cells = [r['label'], r['stage'], show_bits(r), *(dB(r['psnr'], b) for b in names),
+                 dB(r['merged_psnr'], names[0]),
                  str(r['n']), show(r['size_bytes'], 1e-3), show(r['step_ratio'], digits=2)]
         return cells + [show(beside(figures, r, b), digits=2) for b in names if figures]
     head = ['method', 'stage', 'bits w/x', *names, 'deployed', 'n', 'size kB', 'step ratio']

@@ -26,6 +26,7 @@ def write_state(path, state:dict):
     "Write a training state so that the file is either the old one or the new one"
     with replacing(path) as part, open(part, 'wb') as f: torch.save(state, f)
 
+# %% ../../nbs/3_training/10_resume.ipynb #h548
 def read_state(folder,
                check=None # called with a state, raises where it is none of this run
               ) -> dict:  # None where there is none
@@ -40,7 +41,9 @@ def read_state(folder,
             return state
         except Exception as e: # damage has many kinds
             warnings.warn(f'{f} cannot be read ({first_line(e)[:220]}): the checkpoint before it is taken')
-    if files: raise ValueError(f'none of the {len(files)} checkpoints in {folder} can be read: delete the folder to start anew')
+    if files:
+        raise ValueError(f'none of the {len(files)} checkpoints in {folder} can be read: delete the folder '
+                         'to start anew')
 
 # %% ../../nbs/3_training/10_resume.ipynb #w102
 def _other_shapes(state, own) -> str:
@@ -54,6 +57,7 @@ def _averages(state) -> dict:
     kept = enumerate(state['optimizer']['state'])
     return {f'{k} of parameter {i}': t for i, s in kept for k, t in s.items() if isinstance(t, torch.Tensor)}
 
+# %% ../../nbs/3_training/10_resume.ipynb #h549
 def _other_optimizer(optimizer, model) -> str:
     "Whether an optimizer's state is of other parameters"
     states, trained = optimizer['state'], [p for p in model.parameters() if p.requires_grad]
@@ -62,14 +66,17 @@ def _other_optimizer(optimizer, model) -> str:
     known = optimizer['hypers'] and all('lr' in h for h in optimizer['hypers'])
     return '' if same and known else 'its optimizer is of another model'
 
+# %% ../../nbs/3_training/10_resume.ipynb #h550
 def epoch_length(state, epochs:int) -> int: # batches
-    "Batches of an epoch of the run of `epochs` epochs that `state` is of; ValueError where its numbers are not of one place"
+    """Batches of an epoch of the run of `epochs` epochs that `state` is of;
+    ValueError where its numbers are not of one place"""
     epoch, batch, step, share = (state[k] for k in ('epoch', 'batch', 'step', 'pct_train'))
     n = round(step/(share*epochs)) if share else 0
     if not 0 <= batch <= n or epoch*n + batch != step or epoch > epochs or abs(share - step/(n*epochs)) > 1e-6:
         raise ValueError(f'epoch {epoch}, batch {batch} and step {step} are not one place in {epochs} epochs')
     return n
 
+# %% ../../nbs/3_training/10_resume.ipynb #h551
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
@@ -80,6 +87,7 @@ def check_state(state, model, epochs:int):
     epoch_length(state, epochs)
     _check_rng(state['rng'])
 
+# %% ../../nbs/3_training/10_resume.ipynb #h552
 def _check_rng(state):
     "Raise where generators do not take their states"
     random.Random().setstate(state['python'])
@@ -109,6 +117,7 @@ def _optimizer_state(opt) -> dict:
     return dict(state=[dict(s) for s in state['state']],
                 hypers=[{k: float(v) for k, v in h.items()} for h in state['hypers']])
 
+# %% ../../nbs/3_training/10_resume.ipynb #h553
 def training_state(learn:Learner,
                    epoch:int, batch:int, # where training goes on: `batch` batches of `epoch` are done
                   ) -> dict: # tensors, numbers and names
@@ -120,8 +129,10 @@ def training_state(learn:Learner,
                 model=get_model(learn.model).state_dict(), rng=rng_state(), optimizer=_optimizer_state(learn.opt),
                 callbacks={cb.name: {a: getattr(cb, a) for a in cb.kept} for cb in _kept(learn)})
 
+# %% ../../nbs/3_training/10_resume.ipynb #h554
 def set_training_state(learn:Learner, state:dict):
-    "Put a learner whose `fit` has begun, with the same model and optimizer, where `state` was; the generators are left to `Checkpoints`"
+    """Put a learner whose `fit` has begun, with the same model and optimizer, where `state` was;
+    the generators are left to `Checkpoints`"""
     get_model(learn.model).load_state_dict(state['model'])
     learn.opt.load_state_dict(to_device(state['optimizer'], learn.dls.device))
     learn.train_iter, dl, smooth = state['step'], learn.dls.train, learn.recorder.smooth_loss
@@ -153,18 +164,21 @@ class Checkpoints(Callback):
 
     def save(self, epoch, batch):
         "Write a checkpoint and delete those that are too many"
-        if hasattr(self.learn, 'skip_non_finite') and self.skip_non_finite.series: return # the one before it stays the last
+        # the one before it stays the last
+        if hasattr(self.learn, 'skip_non_finite') and self.skip_non_finite.series: return
         self.last = time.monotonic()
         if rank_distrib(): return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_state(self.folder/f'step-{self.train_iter:010}.pt', dict(training_state(self.learn, epoch, batch), seconds=self.seconds))
+        write_state(self.folder/f'step-{self.train_iter:010}.pt',
+                    dict(training_state(self.learn, epoch, batch), seconds=self.seconds))
         for f in sorted(self.folder.glob('step-*.pt'))[:-self.n_kept]: f.unlink()
 
 # %% ../../nbs/3_training/10_resume.ipynb #e302
 @patch
 @contextmanager
 def interruptible(self:Checkpoints):
-    "Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt, in the main thread. Of several processes the first one does so; the others end when they miss it"
+    """Ctrl-C and SIGTERM end the batch, write a checkpoint and raise KeyboardInterrupt, in the main thread.
+    Of several processes the first one does so; the others end when they miss it"""
     def ask(signum, frame):
         if self.stopping and time.monotonic() - self.stopping > 1: raise KeyboardInterrupt
         self.stopping = self.stopping or time.monotonic()
@@ -190,6 +204,7 @@ def before_train(self:Checkpoints):
     self.ask_rng = bool(self.start) and self.epoch == self.start['epoch']
     if not self.done: self._set_rng()
 
+# %% ../../nbs/3_training/10_resume.ipynb #h555
 @patch
 def _set_rng(self:Checkpoints):
     if self.ask_rng: set_rng_state(self.start['rng'])
@@ -220,14 +235,16 @@ class SkipNonFinite(Callback):
     order, kept = 20, ('skipped',)
     def __init__(self, budget:int=10): self.budget, self.skipped, self.series = budget, [], False
     def before_fit(self):
-        self.skipped, self.series, self.live = [], False, list(self.model.buffers()) # series: was the last step skipped?
+        # series: was the last step skipped?
+        self.skipped, self.series, self.live = [], False, list(self.model.buffers())
         self.good = [b.clone() for b in self.live]
     def before_batch(self):
         if self.training: torch._foreach_copy_(self.good, self.live)
 
     def before_step(self):
         norms = torch._foreach_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        finite = torch.isfinite(self.loss) & torch.isfinite(torch.stack(norms).sum()) # averaged over processes, both: all decide alike
+        # averaged over processes, both: all decide alike
+        finite = torch.isfinite(self.loss) & torch.isfinite(torch.stack(norms).sum())
         self.series = not finite
         if self.series: self._skip()
 
@@ -246,5 +263,6 @@ class SkipNonFinite(Callback):
         if len(self.skipped) <= self.budget:
             return warnings.warn(f'{text}: step skipped, {len(self.skipped)} of at most {self.budget}')
         raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate '
-                                 f'(now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, with batch norms '
+                                 f'(now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, '
+                                 'with batch norms '
                                  'inside blocks, so are norm_after, input_noise and bound_steps')

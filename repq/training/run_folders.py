@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from fastai.torch_core import rank_distrib
 from safetensors.torch import load_file, save_file
 from ..networks.schemas import HISTORY, ROWS, RUN, checked, read_csv, read_json, regular
-from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark, open_part, part_of,
+from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark,
+                                 open_part, part_of,
                                  put_in_place, replacing, take_away, writing)
 from ..networks.checkpoints import apart, from_official, read_checkpoint
 from .resume import check_state, read_state
@@ -29,7 +30,8 @@ __all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_name
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r205
 def write_text(path, text:str, overwrite:bool=False):
-    "Write a file so that it is there whole or not at all; over an existing one only if `overwrite` says so and repq made it"
+    """Write a file so that it is there whole or not at all;
+    over an existing one only if `overwrite` says so and repq made it"""
     with writing(path, overwrite) as part: part.write_text(text, encoding='utf-8')
 
 def write_json(path, value, overwrite:bool=False):
@@ -40,6 +42,7 @@ def replace_text(path, text:str):
     "Write a file of a run by the process that makes the run, whether it is there already or not"
     with replacing(path) as part: part.write_text(text, encoding='utf-8')
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h612
 def write_names(path, names:list):
     "`replace_text` of names of files, a line each, as the system has them"
     with replacing(path) as part: part.write_bytes(os.fsencode('\n'.join(names) + '\n'))
@@ -55,6 +58,7 @@ def of_run(run, name:str) -> Path:
     if not os.path.lexists(file): raise FileNotFoundError(f'{file} is missing: is {run} a finished run folder?')
     return regular(file)
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h613
 def read_recipe(run) -> tuple: # recipe, all that recipe.json says
     "The recipe of a run, and what its data was; ValueError names file and field"
     file = of_run(run, 'recipe.json')
@@ -66,10 +70,13 @@ def read_recipe(run) -> tuple: # recipe, all that recipe.json says
         raise ValueError(f'{file} cannot be used: num_classes is {n}, with {len(classes)} classes, for {recipe.model}')
     return recipe, info
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h614
 def load_run(path) -> tuple: # recipe, model, the run's description
     "A finished run: its recipe, its trained model, and what `recipe.json` says beside the recipe"
     path = Path(path)
-    hint = f': is it a network? Make a run of it first (repq quantize {path} --ptq ..., repq train {path} ...)' if ':' in str(path) else ''
+    if ':' in str(path):
+        hint = f': is it a network? Make a run of it first (repq quantize {path} --ptq ..., repq train {path} ...)'
+    else: hint = ''
     if not path.is_dir(): raise FileNotFoundError(f'there is no run folder {path}{hint}')
     recipe, info = read_recipe(path)
     file = of_run(path, 'model.safetensors')
@@ -89,6 +96,7 @@ def read_history(run) -> list:
     if not {'accuracy', 'psnr'} & set(rows[0]): raise ValueError(f'{file} has no column accuracy, nor psnr')
     return rows
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h615
 def read_rows(path) -> list:
     "Rows of a `results.json`"
     rows = read_json(of_run(Path(path).parent, Path(path).name))
@@ -154,6 +162,7 @@ def differing(path, recipe:Recipe, asked:dict) -> str:
 # %% ../../nbs/3_training/18_run_folders.ipynb #r220
 _LAST_FILES = ('recipe.json', 'history.csv', 'results.json', 'model.safetensors', 'history.png')
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h616
 class RunFolder:
     "Where a run is kept, `out`, and where it is made until it is finished, `part`"
     def __init__(self, out):
@@ -190,6 +199,7 @@ def check_free(self:RunFolder):
                               '--resume (resume=True) does it; to start anew, delete it')
     check_part(self.out)
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h617
 @patch
 def begun(self:RunFolder, recipe:Recipe, asked:dict) -> dict: # None where nothing was begun
     "The newest checkpoint of this run; FileExistsError or ValueError where its place is taken"
@@ -199,6 +209,7 @@ def begun(self:RunFolder, recipe:Recipe, asked:dict) -> dict: # None where nothi
         raise ValueError(f'{self.part} holds the beginning of another run ({text}): give another folder, or delete it')
     return read_state(self.checkpoints, partial(self._check_checkpoint, recipe))
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h618
 @patch
 def _check_checkpoint(self:RunFolder, recipe, state):
     "Raise where `state` is no checkpoint of the run that was begun here"
@@ -221,6 +232,7 @@ def begin(self:RunFolder, info:dict, going_on:bool): # `info` is the content of 
         info = {**there, 'processes': now, 'earlier_processes': [*there.get('earlier_processes', []), before]}
     replace_text(self.part/'recipe.json', json.dumps(info, indent=1)) # the marker, see `repq.files.is_ours`
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h619
 @patch
 def move(self:RunFolder):
     "Take the checkpoints away, and move the run to its place"
@@ -238,6 +250,7 @@ def told(self:RunFolder):
         text = str(e).split(':\n\t')[-1] # fastai puts the callback before it
         raise type(e)(f'{text or "interrupted"}{self._left(e)}') from e
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h620
 @patch
 def _left(self:RunFolder, error) -> str:
     "The last checkpoint, in words that go behind an error's"
@@ -256,12 +269,14 @@ def _moved(part) -> list:
     names = (part/MARKER).read_text(errors='replace').partition('moves ')[2].strip().split('/')
     return [n for n in names if n and not os.path.lexists(part/n)]
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h621
 def _empty(part):
     "Take away what killed processes made in the part of a report"
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} was not made by repq: move it away')
     take_away(part, (f'{MARKER}.*.tmp',)) # of a kill before the marker was there
-    if part.exists() and any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq: move it away')
+    if part.exists() and any(part.iterdir()) and not is_ours(part):
+        raise FileExistsError(f'{part} was not made by repq: move it away')
     if not part.exists(): return
     for f in [f for f in part.iterdir() if f.name == MARKER or made_here(f)]: f.unlink()
     take_away(part, ('*.tmp',))
@@ -271,7 +286,8 @@ def _empty(part):
 def making_report(out, names=(),        # of the files that will be made
                   overwrite:bool=False # files that repq made?
                  ):                    # the folder to make them in
-    "A folder for files that are moved into `out` together, at the end; within another `making_report` of the same folder, at its end"
+    """A folder for files that are moved into `out` together, at the end;
+    within another `making_report` of the same folder, at its end"""
     out = Path(out)
     key, part = os.path.abspath(out), out/'.report.part'
     if key in _reports:
@@ -283,7 +299,8 @@ def making_report(out, names=(),        # of the files that will be made
         free = _moved(part)
         for n in names: check_output(out/n, overwrite or n in free)
         _empty(part)
-        part.mkdir(exist_ok=True); mark(part, 'a report')
+        part.mkdir(exist_ok=True)
+        mark(part, 'a report')
         _reports[key] = free
         try:
             yield part
@@ -292,6 +309,7 @@ def making_report(out, names=(),        # of the files that will be made
             del _reports[key]
             _empty(part)
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h622
 def _move_report(part, out, over):
     "Move what was made to its place; `over` says of a name whether repq's own file of that name is replaced"
     made = sorted(f.name for f in part.iterdir() if f.name != MARKER and made_here(f))

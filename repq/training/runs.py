@@ -27,7 +27,8 @@ from ..networks.one_call import check_classes, naming_input
 from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
-from .run_folders import (RunFolder, differing, read_history, read_recipe, read_rows, replace_text, starting_state, write_names,
+from .run_folders import (RunFolder, differing, read_history, read_recipe, read_rows, replace_text,
+                                       starting_state, write_names,
                                        write_weights)
 from .evaluation import results_row
 from .fitting import EpochLines, ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
@@ -80,6 +81,7 @@ def check(run:Run):
     if run.recipe.batch_size % (n*parts):
         raise ValueError(f'batch_size={run.recipe.batch_size} cannot be shared by {n} processes in {parts} parts each')
 
+# %% ../../nbs/3_training/21_runs.ipynb #h636
 def agree(run:Run):
     "ValueError where the processes were not asked for the same; data and benchmarks may lie elsewhere"
     fields = {n: v for n, v in asdict(run.recipe).items() if n not in ('data', 'benchmarks')}
@@ -96,6 +98,7 @@ class Start:
     row: dict = None       # of a finished run
     unmoved: bool = False  # is it finished but for its move?
 
+# %% ../../nbs/3_training/21_runs.ipynb #h637
 @by_first
 def _found(run:Run) -> Start:
     "What there is of this run, and of the one that it starts from"
@@ -110,6 +113,7 @@ def _found(run:Run) -> Start:
     state = folder.begun(recipe, asked)
     return Start(recipe.full_precision, weights if state is None else None, state)
 
+# %% ../../nbs/3_training/21_runs.ipynb #h638
 def look(run:Run) -> tuple: # the run, as the one that it starts from decides; a `Start`
     "Where training starts"
     start = _found(run)
@@ -126,22 +130,29 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     cbs = _guides(run, info)
     model = _model(recipe, info, start)
     if run.recompute: _check_exact(recipe, model)
+    if run.recompute: _check_exact(recipe, model)
     built_for = {n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')}
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
     return make_learner(recipe, dls, model, run.folder.part, run.skips, run.accumulate, cbs, run.capture), info
 
+# %% ../../nbs/3_training/21_runs.ipynb #h639
 def _check_length(run, state, n):
     "ValueError where the data has another number of batches than when the run began"
     before = epoch_length(state, run.recipe.epochs)
-    if before != n: raise ValueError(f'{run.folder.part} was begun on data of {before} batches an epoch, and {run.recipe.data} has {n}: '
-                                     'give the same images back, or delete the folder to start anew')
+    if before != n:
+        raise ValueError(f'{run.folder.part} was begun on data of {before} batches an epoch, and '
+                         f'{run.recipe.data} has {n}: '
+                         'give the same images back, or delete the folder to start anew')
 
+# %% ../../nbs/3_training/21_runs.ipynb #h640
 def _check_exact(recipe, model):
     "ValueError where no layer takes exact statistics of batch norms inside its block, which `recompute_exact` is for"
-    exact = [m.block for m in model.modules() if isinstance(m, RepQLayer) and getattr(m.block, 'statistics', None) == 'exact']
+    blocks = [m.block for m in model.modules() if isinstance(m, RepQLayer)]
+    exact = [b for b in blocks if getattr(b, 'statistics', None) == 'exact']
     if any(isinstance(m, BatchNorm) for b in exact for m in b.modules()): return
-    raise ValueError(f'recompute is for exact statistics, which no layer takes (method {recipe.method} at {recipe.weight_bits} bits): leave it out')
+    raise ValueError('recompute is for exact statistics, which no layer takes '
+                     f'(method {recipe.method} at {recipe.weight_bits} bits): leave it out')
 
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
@@ -162,18 +173,24 @@ def train(recipe:Recipe, out, # the run folder to be made
           on_epoch=None,      # called as `ReportEpoch` does, in place of fastai's progress bar
           timing:int=5,       # rounds of step timing against the plain network; 0: none, `step_ratio` is None
           dls=None,           # the recipe's data, if loaded already
-          resume:bool=False,  # go on where an interrupted run of the same recipe left off; a finished one is left as it is
+          # go on where an interrupted run of the same recipe left off; a finished one is left as it is
+          resume:bool=False,
           minutes:float=15.,  # between checkpoints, beside one after each epoch
           keep:int=2,         # checkpoints
           skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
           teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
           tensorboard:bool=False, # write to the run's folder `tensorboard` as well
-          recompute:bool=False, # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
+          # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
+          recompute:bool=False,
           accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
-          capture:bool=False, # on a GPU: record forward and backward pass as a CUDA graph, for networks whose launches take longer than their arithmetic
+          # on a GPU: record forward and backward pass as a CUDA graph, for networks whose launches take longer
+          # than their arithmetic
+          capture:bool=False,
          ) -> dict:           # the row of results.json; None in all processes but the first
-    "Train a recipe into a new run folder and evaluate it, as trained and as deployed; under torchrun by all its processes"
-    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard, recompute, accumulate, capture)
+    """Train a recipe into a new run folder and evaluate it, as trained and as deployed;
+    under torchrun by all its processes"""
+    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard,
+              recompute, accumulate, capture)
     with process_group() as part_from_others:
         agree(run)
         check(run)
@@ -195,6 +212,7 @@ def rehearse(run:Run, learn) -> float: # multiply-additions of a layer in a step
     _check_room(run, learn)
     return macs*(run.recipe.batch_size//(processes()*run.accumulate))
 
+# %% ../../nbs/3_training/21_runs.ipynb #h641
 @by_all
 @torch.no_grad()
 def _rehearse_end(run, learn) -> float:
@@ -215,11 +233,14 @@ def _rehearse_end(run, learn) -> float:
     finally: set_rng_state(rng)
     return sum(r['macs'] for r in rows)/max(1, len(rows))
 
+# %% ../../nbs/3_training/21_runs.ipynb #h642
 def _check_numbers(recipe, model):
     "FloatingPointError where the network has no finite numbers before training has begun"
     state = model.state_dict()
     text = unusable(state, lambda n: not state[n].is_floating_point())
-    if text: raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch norms inside blocks, norm_after, input_noise and bound_steps prevent it')
+    if text:
+        raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch '
+                                 'norms inside blocks, norm_after, input_noise and bound_steps prevent it')
 
 @torch.enable_grad()
 def _check_trains(recipe, model, x):
@@ -231,6 +252,7 @@ def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"
     with unquantized(model): check_classes(model, x, task_of(recipe).info(dls)['num_classes'], recipe.network)
 
+# %% ../../nbs/3_training/21_runs.ipynb #h643
 @by_first
 def _check_room(run, learn):
     "OSError where the disk has no room for the weights and the checkpoints of a run that begins"
@@ -252,6 +274,7 @@ def begun_with(run:Run, start:Start) -> int: # None where it begins, or is not k
     n = read_recipe(run.folder.part)[1].get('environment', {}).get('threads')
     return min(n, cores()) if isinstance(n, int) and n > 0 else None
 
+# %% ../../nbs/3_training/21_runs.ipynb #h644
 def fit(run:Run, learn):
     "Train, from a checkpoint on if there is one"
     recipe, begun = run.recipe, learn.checkpoints.start
@@ -266,6 +289,7 @@ def fit(run:Run, learn):
         if not on_epoch and not _watched(): learn.logger = EpochLines(learn)
         with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
 
+# %% ../../nbs/3_training/21_runs.ipynb #h645
 def _silent(done, of, values): pass
 
 def _watched() -> bool:
@@ -286,6 +310,7 @@ def finish(run:Run, learn, info:dict) -> dict: # None in all processes but the f
         run.folder.move()
     return row
 
+# %% ../../nbs/3_training/21_runs.ipynb #h646
 def finished(run:Run, start:Start) -> dict: # None in all processes but the first
     "The row of a run that is finished, moved to its place if that is left to do"
     if start.unmoved: by_first(run.folder.move)()

@@ -49,17 +49,21 @@ def _length(file) -> int:
     try: return os.path.getsize(file)
     except OSError: return 0 # a link to nowhere
 
+# %% ../../nbs/3_training/06_shards.ipynb #h522
 def _add(tar, name:str, data:bytes):
     "One file into an open tar file, the same whoever packs it, and when"
     info = tarfile.TarInfo(name)
     info.size = len(data)
     with naming(tar.name): tar.addfile(info, io.BytesIO(data))
 
+# %% ../../nbs/3_training/06_shards.ipynb #h523
 def _groups(lengths:list, size:float) -> list:
     "Ranges of images for the shards: as many as fit into `size` bytes"
     starts,total = [0],0
     for i,n in enumerate(lengths):
-        if total and total + n > size: starts.append(i); total = 0
+        if total and total + n > size:
+            starts.append(i)
+            total = 0
         total += n
     return [range(a, b) for a,b in zip(starts, starts[1:] + [len(lengths)])]
 
@@ -82,11 +86,13 @@ def pack_split(
                 for part in chunked(group, 64):
                     for i,(data,e) in zip(part, pool.map(_read, [files[i] for i in part])):
                         name = member_name(names[i], taken)
-                        _add(t, name, data); _add(t, re.sub(r'\.[^./]*$', '.cls', name), str(int(y[i])).encode())
+                        _add(t, name, data)
+                        _add(t, re.sub(r'\.[^./]*$', '.cls', name), str(int(y[i])).encode())
                         if e: bad.append(files[i])
                     if say: say(part[-1] + 1, len(files), folder.name)
             places = [(s, l) for n,s,l in index_tar(tar) if not n.endswith('.cls')]
-            shards.append(dict(file=tar.name, bytes=tar.stat().st_size, images=[(names[i], int(y[i]), *p) for i,p in zip(group, places, strict=True)]))
+            shards.append(dict(file=tar.name, bytes=tar.stat().st_size,
+                               images=[(names[i], int(y[i]), *p) for i,p in zip(group, places, strict=True)]))
     return dict(classes=classes, images=len(files), shards=shards), bad
 
 # %% ../../nbs/3_training/06_shards.ipynb #p114
@@ -98,7 +104,9 @@ def write_shards(
 ) -> dict: # images, shards and bytes in all, the unreadable images
     "Pack train/ and the validation folders of a tree of images into tar files with an index"
     root,out = data_folder(path),Path(out)
-    check_folder(out); check_part(out); check_finite('size', size)
+    check_folder(out)
+    check_part(out)
+    check_finite('size', size)
     if size <= 0: raise ValueError(f'a shard must have room for something: size must be above 0, not {size}')
     if read_shards(root): raise ValueError(f'{root} is a folder of shards already')
     split_folders(root, valid=.1) # raises without a train/
@@ -107,11 +115,13 @@ def write_shards(
     with making(out, 'shards') as part:
         for o in splits:
             index[o],unreadable = pack_split(root/o, part, size, vocab, say)
-            bad += unreadable; vocab = vocab or index[o]['classes']
+            bad += unreadable
+            vocab = vocab or index[o]['classes']
         tolerate(bad, sum(o['images'] for o in index.values()), 'packed as they are; training skips them')
         write_index(part, dict(format='repq shards 1', splits=index))
     tars = [s for o in index.values() for s in o['shards']]
-    return dict(images={k: o['images'] for k,o in index.items()}, classes=len(vocab), shards=len(tars), bytes=sum(s['bytes'] for s in tars), unreadable=bad)
+    return dict(images={k: o['images'] for k,o in index.items()}, classes=len(vocab), shards=len(tars),
+                bytes=sum(s['bytes'] for s in tars), unreadable=bad)
 
 # %% ../../nbs/3_training/06_shards.ipynb #p123
 def usual_crop(path, size:int, rng) -> np.ndarray: # (size, size, 3) uint8
@@ -122,6 +132,7 @@ def usual_crop(path, size:int, rng) -> np.ndarray: # (size, size, 3) uint8
 
 def training_files(path) -> list: return list_images(split_folders(data_folder(path), valid=.1)[0])[0]
 
+# %% ../../nbs/3_training/06_shards.ipynb #h524
 def picture_difference(
     files:list,    # images
     size:int=224,  # of the crops
@@ -141,23 +152,29 @@ def picture_difference(
     if not errors: raise ValueError(f'none of {len(files)} images can be read, e.g. {files[0]}')
     means,squares = np.array(errors).T
     psnr = lambda e: round(float(10*np.log10(255**2/max(e, 1e-12))), 2)
-    return dict(images=len(errors), reduced=round(reduced/len(errors), 4), mean_abs=round(float(means.mean()), 4), psnr=psnr(squares.mean()), psnr_lowest=psnr(squares.max()))
+    return dict(images=len(errors), reduced=round(reduced/len(errors), 4), mean_abs=round(float(means.mean()), 4),
+                psnr=psnr(squares.mean()), psnr_lowest=psnr(squares.max()))
 
 # %% ../../nbs/3_training/06_shards.ipynb #p127
 def usual_dls(path, size:int, bs:int, workers:int, idxs:dict) -> dict: # training, validation
     "Loaders of torchvision's usual pipeline for a folder of images"
     from torchvision import datasets, transforms as T
     end = [T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
-    ways = dict(training=[T.RandomResizedCrop(size), T.RandomHorizontalFlip()], validation=[T.Resize(int(size*8/7)), T.CenterCrop(size)])
+    ways = dict(training=[T.RandomResizedCrop(size), T.RandomHorizontalFlip()],
+                validation=[T.Resize(int(size*8/7)), T.CenterCrop(size)])
     def loader(k, folder):
         ds = datasets.ImageFolder(folder, T.Compose(ways[k] + end))
         files,y,_ = list_images(folder, subfolders(folder))
-        ds.samples = list(zip(files, y.tolist())) # the images that `idxs` are of: torchvision has hidden files as well, and another order of folders in folders
-        return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs[k]), bs, shuffle=k=='training', num_workers=workers)
+        # the images that `idxs` are of: torchvision has hidden files as well, and another order of folders in folders
+        ds.samples = list(zip(files, y.tolist()))
+        return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs[k]), bs, shuffle=k=='training',
+                                           num_workers=workers)
     return {k: loader(k, folder) for k,folder in zip(ways, split_folders(path))}
 
+# %% ../../nbs/3_training/06_shards.ipynb #h525
 def _readable(files, n) -> torch.Tensor:
-    "Indices of about `n` images, evenly spaced, without those that can't be read: they would end torchvision's pipeline"
+    """Indices of about `n` images, evenly spaced, without those that can't be read:
+    they would end torchvision's pipeline"""
     idxs = range(0, len(files), max(1, len(files)//n))[:n]
     with quiet(): return torch.tensor([i for i in idxs if _read(files[i])[1] is None])
 
@@ -180,17 +197,21 @@ def bench_data(
     say=None,          # f(done, of, text)
 ) -> list: # of rows: pipeline, loader, per_core, per_second, ratio, spread, ...
     "Images a second of this pipeline beside torchvision's usual one, in one interleaved run"
-    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size, size=size).items(): check_whole(name, v, 1, 10**5)
+    for name,v in dict(rounds=rounds, images=images, batch_size=batch_size, size=size).items():
+        check_whole(name, v, 1, 10**5)
     check_whole('workers', workers, 0, 256)
     path = data_folder(path)
-    if read_shards(path): raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of images, and the shards with --shards')
+    if read_shards(path):
+        raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of '
+                         'images, and the shards with --shards')
     def ours(o):
         dls = get_dls(o, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)
         idxs = {k: _readable(ds.files, images) for k,ds in (('training', dls.train_ds), ('validation', dls.valid_ds))}
         subset = lambda dl, k: dl.new(dl.dataset.subset(idxs[k]), bs=batch_size, drop_last=False)
         return idxs, dict(training=subset(dls.train, 'training'), validation=subset(dls.valid, 'validation'))
     idxs,mine = ours(path)
-    loaders = {'torchvision': usual_dls(path, size, batch_size, workers, {k: v.tolist() for k,v in idxs.items()}), 'repq': mine, **({'repq, shards': ours(shards)[1]} if shards else {})}
+    loaders = {'torchvision': usual_dls(path, size, batch_size, workers, {k: v.tolist() for k,v in idxs.items()}),
+               'repq': mine, **({'repq, shards': ours(shards)[1]} if shards else {})}
     cases,times,threads = [(k, n) for k in idxs for n in loaders],{},torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -208,5 +229,6 @@ def _row(times, k, n, **kwargs) -> dict:
     rate = lambda key, j: [t[0]/t[j] for t in times[key]]
     mine,base = rate((k, n), 2),rate((k, 'torchvision'), 2)
     each = np.quantile([a/b for a,b in zip(mine, base)], [.25, .75])
-    return dict(pipeline=k, loader=n, ratio=round(statistics.median(mine)/statistics.median(base), 4), spread=[round(float(o), 4) for o in each], per_core=round(statistics.median(mine), 1),
+    return dict(pipeline=k, loader=n, ratio=round(statistics.median(mine)/statistics.median(base), 4),
+                spread=[round(float(o), 4) for o in each], per_core=round(statistics.median(mine), 1),
                 per_second=round(statistics.median(rate((k, n), 1)), 1), images=times[k, n][0][0], **kwargs)

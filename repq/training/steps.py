@@ -57,6 +57,7 @@ def _average(self:ListSGD, p):
     if state.get('grad_avg') is None: state['grad_avg'] = torch.zeros_like(p.grad)
     return state['grad_avg']
 
+# %% ../../nbs/3_training/11b_steps.ipynb #h575
 @patch
 def _decay(self:ListSGD, params, lr, wd):
     "Weight decay, of the parameters themselves or in their gradients, as the optimizer was made"
@@ -67,7 +68,8 @@ def _decay(self:ListSGD, params, lr, wd):
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k011
 class CapturedStep:
-    "Forward and backward pass of a batch as one CUDA graph: called with a batch like the first one, it returns prediction and loss, and leaves gradients in `model`"
+    """Forward and backward pass of a batch as one CUDA graph: called with a batch like the first one,
+    it returns prediction and loss, and leaves gradients in `model`"""
     def __init__(self, model, loss_func,
                  batch,     # inputs and target, on the device
                  n_inp=1,   # how many of them are inputs
@@ -80,12 +82,14 @@ class CapturedStep:
         kept, versions = [b.clone() for b in buffers], [b._version for b in buffers]
         self.graph.warm_up(self._run)
         for b, old, v in zip(buffers, kept, versions):
-            if b._version != v: b.copy_(old) # the others are known not to have changed: reading them again would stop the recording
+            # the others are known not to have changed: reading them again would stop the recording
+            if b._version != v: b.copy_(old)
         for p in model.parameters(): p.grad = None # those of the graph are its own
         with self.graph.recording(): self.pred, self.loss = self._run()
 
     def _run(self):
-        with torch.autocast(self.batch[0].device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None, cache_enabled=False):
+        with torch.autocast(self.batch[0].device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None,
+                            cache_enabled=False):
             pred = self.model(*self.batch[:self.n_inp])
             loss = self.loss_func(pred, *self.batch[self.n_inp:])
         loss.backward()
@@ -93,7 +97,8 @@ class CapturedStep:
 
     def fits(self, batch) -> bool:
         "Is it a batch like the first one?"
-        return len(batch) == len(self.batch) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(batch, self.batch))
+        return len(batch) == len(self.batch) and all(a.shape == b.shape and a.dtype == b.dtype
+                                                     for a, b in zip(batch, self.batch))
 
     def __call__(self, *batch):
         torch._foreach_copy_(self.batch, list(batch))
@@ -143,7 +148,8 @@ class CaptureStep(Callback):
         learn.loss = learn.loss.detach()
         try: return CapturedStep(self.model, self.learn.loss_func, batch, len(self.xb), self.dtype)
         except RuntimeError as e:
-            warnings.warn(f'training steps cannot be recorded as a CUDA graph ({str(e).splitlines()[0][:160]}): they go on one operation at a time')
+            warnings.warn('training steps cannot be recorded as a CUDA graph '
+                          f'({str(e).splitlines()[0][:160]}): they go on one operation at a time')
             return False
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k017
@@ -159,14 +165,18 @@ def _do_one_batch(self:ResumableLearner):
     self('after_loss')
     self._do_grad_opt()
 
+# %% ../../nbs/3_training/11b_steps.ipynb #h576
 @patch
 def _backward(self:ResumableLearner):
     if not self.recorded: super(ResumableLearner, self)._backward()
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k018
 def capture(wanted:bool, device, accumulate:int=1, teacher=False, dtype=None) -> list: # of callbacks: one, or none
-    "`CaptureStep` if it is wanted; ValueError where it cannot be: it takes a GPU, one process, whole batches and no teacher"
+    """`CaptureStep` if it is wanted; ValueError where it cannot be:
+    it takes a GPU, one process, whole batches and no teacher"""
     if not wanted: return []
-    if torch.device(device).type != 'cuda': raise ValueError(f'steps are recorded on a GPU, and training is on {device}: leave out capture')
-    if processes() > 1 or accumulate > 1 or teacher: raise ValueError('steps are recorded by one process, of whole batches, without a teacher: leave out capture')
+    if torch.device(device).type != 'cuda':
+        raise ValueError(f'steps are recorded on a GPU, and training is on {device}: leave out capture')
+    if processes() > 1 or accumulate > 1 or teacher:
+        raise ValueError('steps are recorded by one process, of whole batches, without a teacher: leave out capture')
     return [CaptureStep(dtype=dtype)]

@@ -27,14 +27,17 @@ class Job:
     recipe: Recipe
     init: str = None # the name of the run that it starts from
 
+# %% ../../nbs/3_training/23_studies.ipynb #h655
 def train_job(folder, job:Job,
               tell=None, # called with the share of it that is done
              ) -> dict:  # the row of results.json
     "Train a run into its folder, unless it is there; an interrupted one goes on"
     def on_epoch(done, of, values):
         if tell: tell(.98*done/of) # the rest is evaluation
-    return train(job.recipe, Path(folder)/job.name, job.init and Path(folder)/job.init, on_epoch=on_epoch, timing=0, resume=True)
+    return train(job.recipe, Path(folder)/job.name, job.init and Path(folder)/job.init, on_epoch=on_epoch, timing=0,
+                 resume=True)
 
+# %% ../../nbs/3_training/23_studies.ipynb #h656
 def score(row) -> float:
     "What is tuned for: accuracy, or PSNR on the first benchmark; minus infinity for a run that diverged"
     if row is None: return -math.inf
@@ -45,6 +48,7 @@ def _line(job, row) -> str:
     what = ', '.join(f'{n} {v:.2f} dB' for n, v in row['psnr'].items()) if 'psnr' in row else f'{row["accuracy"]:.2%}'
     return f'{job.name:36} lr {job.recipe.lr:<7g} {what}  {row["seconds"]:.0f} s'
 
+# %% ../../nbs/3_training/23_studies.ipynb #h657
 def run_job(folder, job:Job, tell=None) -> dict: # the row of results.json; None where the loss did not stay finite
     "`train_job` for a study, where a loss that does not stay finite is a result"
     diverged = part_of(Path(folder)/job.name)/'diverged'
@@ -104,7 +108,8 @@ class Study:
 
     def tune(self, rates:dict, # key -> learning rates
              job,              # (key, learning rate) -> `Job`, validated on held-out images
-             beyond:float=None, # where the best rate is the least or the greatest, one this many times beyond is tried too
+             # where the best rate is the least or the greatest, one this many times beyond is tried too
+             beyond:float=None,
             ) -> dict:         # key -> the best learning rate
         "The learning rate of each variant"
         scores = self._scores({k: list(lrs) for k, lrs in rates.items()}, job)
@@ -123,6 +128,7 @@ def finished(folder) -> dict: # name -> row of results.json
     "The finished runs of a study"
     return {p.parent.name: read_rows(p)[0] for p in sorted(Path(folder).glob('*/results.json'))}
 
+# %% ../../nbs/3_training/23_studies.ipynb #h658
 def study_results(folder, command:str, # that made it
                   tuning='tune',       # how names of tuning runs begin
                   **more) -> dict:     # of values that can be written as JSON
@@ -134,6 +140,7 @@ def study_results(folder, command:str, # that made it
     return dict(command=command, environment={**environment(), 'threads': 1}, **more, diverged=diverged,
                 rows={n: r for n, r in rows.items() if n not in tuned}, tuning=tuned)
 
+# %% ../../nbs/3_training/23_studies.ipynb #h659
 def study_table(folder, tuning='tune') -> str:
     "Means and standard deviations over seeds of the finished runs"
     return report([Path(folder)/n for n in finished(folder) if not n.startswith(tuning)])
@@ -143,9 +150,11 @@ def _entries(value) -> str:
     if not isinstance(value, dict): return json.dumps(value)
     return '{' + ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in value.items()) + '}'
 
+# %% ../../nbs/3_training/23_studies.ipynb #h660
 def keep(path, results:dict):
     "Write the results of a study to a JSON file, over an earlier one"
-    write_text(path, '{' + ',\n'.join(f'{json.dumps(k)}: {_entries(v)}' for k, v in results.items()) + '}\n', overwrite=True)
+    write_text(path, '{' + ',\n'.join(f'{json.dumps(k)}: {_entries(v)}' for k, v in results.items()) + '}\n',
+               overwrite=True)
 
 # %% ../../nbs/3_training/23_studies.ipynb #g520
 def study_parser(description:str, **defaults) -> argparse.ArgumentParser:
@@ -163,6 +172,7 @@ def study_parser(description:str, **defaults) -> argparse.ArgumentParser:
     p.set_defaults(**defaults)
     return p
 
+# %% ../../nbs/3_training/23_studies.ipynb #h661
 def command_line(script:str, argv=None, # None: those of this program
                  hidden=()) -> str:     # arguments that are folders of this machine: shown as DIR
     "The command that makes a study"

@@ -17,7 +17,8 @@ from ..networks.waiting import heard
 from ..method.kernels import pair
 from ..networks.sites import find_sites
 from .loader import ImageDL, generator_at
-from .pairs import (SR_EXTENSIONS, UNIT, bicubic, embedded_photos, find_pairs, image_tensor, large_enough, load_pairs, luminance, open_image,
+from .pairs import (SR_EXTENSIONS, UNIT, bicubic, embedded_photos, find_pairs, image_tensor,
+                                 large_enough, load_pairs, luminance, open_image,
                                  png_depth, rgb_to_ycbcr, ycbcr_to_rgb)
 
 # %% auto #0
@@ -26,7 +27,8 @@ __all__ = ['Crops', 'WholeImages', 'PairDL', 'get_sr_dls', 'load_benchmarks', 'p
 
 # %% ../../nbs/3_training/08_superres.ipynb #c020
 class Crops:
-    "Random crops of pairs, `count` of them in an epoch; `batch` gives int16 (b, 1, h, w) for the small and the large side"
+    """Random crops of pairs, `count` of them in an epoch;
+    `batch` gives int16 (b, 1, h, w) for the small and the large side"""
     loss_func = L1LossFlat()
     def __init__(self, pairs:list, count:int,
                  crop:int=128, # pixels of the large side
@@ -75,24 +77,36 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
                crop:int=128,        # pixels of the large side
                bs:int=32,
                iterations:int=1000, # batches in an epoch
-               benchmarks=None,     # folder of the validation images, or of folders of them; None: DIV2K's own, or every tenth photograph held out
+               # folder of the validation images, or of folders of them; None: DIV2K's own, or every tenth
+               # photograph held out
+               benchmarks=None,
                seed:int=None, device=None) -> DataLoaders: # with `benchmarks`: name -> list of `Pair`
     "fastai `DataLoaders` of random crops, validated on whole images: those of the first benchmark"
-    check_whole('scale', scale, 2, 16); check_whole('crop', crop, 1, 2**14); check_whole('bs', bs); check_whole('iterations', iterations)
-    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones'); check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
+    check_whole('scale', scale, 2, 16)
+    check_whole('crop', crop, 1, 2**14)
+    check_whole('bs', bs)
+    check_whole('iterations', iterations)
+    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones')
+    check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
     measured = dict(least=_SSIM_WINDOW + 2*scale, why='what the measures need at this scale,')
     found = embedded_photos() if str(path) == 'photos' else find_pairs(path, scale)
     bad, bad_valid = [], []
     if benchmarks is not None: tests = load_benchmarks(benchmarks, scale, bad_valid)
-    elif (Path(path)/'DIV2K_valid_HR').is_dir(): tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images', bad=bad_valid, **measured)}
+    elif (Path(path)/'DIV2K_valid_HR').is_dir():
+        tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images',
+                                     bad=bad_valid, **measured)}
     else: tests = None
-    pairs = load_pairs(found, scale, 1 if tests is None else crop, what='images' if tests is None else 'training images', bad=bad)
+    pairs = load_pairs(found, scale, 1 if tests is None else crop,
+                       what='images' if tests is None else 'training images', bad=bad)
     if tests is None:
         held, pairs = _hold_out(pairs, 3 if str(path) == 'photos' else None)
-        if not pairs: raise ValueError(f'{path} has one image only that can be read: give more, or validation images of their own (benchmarks)')
+        if not pairs:
+            raise ValueError(f'{path} has one image only that can be read: give more, or validation images '
+                             'of their own (benchmarks)')
         tests, pairs = {'held out': large_enough(held, **measured, what='validation images')}, large_enough(pairs, crop, what='training images')
     train = PairDL(Crops(pairs, iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
-    dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False, drop_last=False), **({} if device is None else dict(device=device)))
+    dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False,
+                                       drop_last=False), **({} if device is None else dict(device=device)))
     dls.benchmarks, dls.scale, dls.in_channels = tests, scale, 1
     dls.train_ds.unreadable, dls.valid_ds.unreadable = bad, bad_valid
     return dls
@@ -106,12 +120,17 @@ def _hold_out(pairs, last=None) -> tuple: # validation, training
 
 _SSIM_WINDOW = 11 # pixels a side that are left after `scale` are shaved at each border, see `ssim`
 
+# %% ../../nbs/3_training/08_superres.ipynb #h534
 def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `Pair`
     "The benchmark in a folder, or those in its subfolders, the one with the fewest images first"
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     single = (folder/'HR').is_dir() or any(p.suffix.lower() in SR_EXTENSIONS for p in folder.iterdir())
-    res = {f.name: load_pairs(find_pairs(f, scale), scale, _SSIM_WINDOW + 2*scale, 'what the measures need at this scale,', what=f'validation images of {f.name}', bad=bad) for f in ([folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'))}
+    res = {f.name: load_pairs(find_pairs(f, scale), scale, _SSIM_WINDOW + 2*scale,
+                              'what the measures need at this scale,', what=f'validation images of {f.name}',
+                              bad=bad) for f in ([folder] if single
+                                                 else sorted(p for p in folder.iterdir() if p.is_dir()
+                                                             and p.name[0] != '.'))}
     if not res: raise ValueError(f'no images in {folder}, and no folders of them')
     return dict(sorted(res.items(), key=lambda o: len(o[1]))) # the smallest validates training
 
@@ -122,33 +141,42 @@ def psnr(x:Tensor, y:Tensor, # (..., h, w) in grey levels
         ) -> float:          # dB, of a peak of 255
     "Peak signal-to-noise ratio of `x`, clamped to 0..255, against `y`"
     if x.shape != y.shape: raise ValueError(f'images of {tuple(x.shape)} and {tuple(y.shape)} cannot be compared')
-    if min(y.shape[-2:]) <= 2*shave: raise ValueError(f'an image of {tuple(y.shape[-2:])} has nothing left after shaving {shave} pixels at each side')
+    if min(y.shape[-2:]) <= 2*shave:
+        raise ValueError(f'an image of {tuple(y.shape[-2:])} has nothing left after shaving {shave} pixels '
+                         'at each side')
     x, y = ((t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave] for t in (x.clamp(0, 255), y))
     return 10*math.log10(255**2/max((x - y).square().mean().item(), 1e-10))
 
+# %% ../../nbs/3_training/08_superres.ipynb #h535
 def ssim(x:Tensor, y:Tensor, shave:int=2) -> float: # as `psnr`, rounded
     "Structural similarity (Wang et al. 2004) of the luminance, by scikit-image"
     from skimage.metrics import structural_similarity
     x, y = (t.round().squeeze()[shave:t.shape[-2] - shave, shave:t.shape[-1] - shave].double().cpu().numpy() for t in (x.clamp(0, 255), y))
-    return float(structural_similarity(x, y, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    return float(structural_similarity(x, y, data_range=255, gaussian_weights=True, sigma=1.5,
+                                       use_sample_covariance=False))
 
+# %% ../../nbs/3_training/08_superres.ipynb #h536
 @torch.no_grad()
 def evaluate_pairs(f, # (1, 1, h, w) -> (1, 1, scale·h, scale·w): a network in evaluation mode, or a function; None: bicubic
-                   pairs:list, device='cpu', with_ssim=False) -> dict: # psnr, psnr_rounded (dB) and ssim, means over images
+                   # psnr, psnr_rounded (dB) and ssim, means over images
+                   pairs:list, device='cpu', with_ssim=False) -> dict:
     "How near `f` of the small images comes to the large ones"
     rows = []
     for p in heard(pairs, 'evaluation, images'):
         lr, hr = (t[None].to(device).float()/UNIT for t in (p.lr, p.hr))
         scale = hr.shape[-1]//lr.shape[-1]
         sr = bicubic(lr, hr.shape[-2:]) if f is None else f(lr).float()
-        rows.append(dict(psnr=psnr(sr, hr, scale), psnr_rounded=psnr(sr, hr, scale, True), **(dict(ssim=ssim(sr, hr, scale)) if with_ssim else {})))
+        rows.append(dict(psnr=psnr(sr, hr, scale), psnr_rounded=psnr(sr, hr, scale, True),
+                         **(dict(ssim=ssim(sr, hr, scale)) if with_ssim else {})))
     return {k: sum(r[k] for r in rows)/len(rows) for k in rows[0]}
 
 # %% ../../nbs/3_training/08_superres.ipynb #c027
 def reach(model:nn.Module) -> int:
     "How many pixels away an input can be that an output depends on: all layers with a kernel taken as a sequence"
-    return sum(max(pair(d)[i]*(pair(k)[i] - 1) for i in (0, 1)) for k, d in ((s.module.kernel_size, s.module.dilation) for s in find_sites(model)[0]))//2
+    return sum(max(pair(d)[i]*(pair(k)[i] - 1) for i in (0, 1))
+               for k, d in ((s.module.kernel_size, s.module.dilation) for s in find_sites(model)[0]))//2
 
+# %% ../../nbs/3_training/08_superres.ipynb #h537
 @torch.no_grad()
 def super_resolve(model:nn.Module, y:Tensor, # (1, 1, h, w), grey levels
                   tile:int=512) -> Tensor:   # (1, 1, scale·h, scale·w)
@@ -182,27 +210,39 @@ def upscale(model:nn.Module, im:Image.Image, tile:int=512) -> Image.Image:
     a = out.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return Image.fromarray(a[..., 0] if a.shape[2] == 1 else a)
 
-_FORMATS = {'.png': ('PNG', {}), '.jpg': ('JPEG', dict(quality=95)), '.jpeg': ('JPEG', dict(quality=95)), '.webp': ('WEBP', dict(lossless=True)), '.bmp': ('BMP', {})}
+# %% ../../nbs/3_training/08_superres.ipynb #h538
+_FORMATS = {'.png': ('PNG', {}), '.jpg': ('JPEG', dict(quality=95)), '.jpeg': ('JPEG', dict(quality=95)),
+            '.webp': ('WEBP', dict(lossless=True)), '.bmp': ('BMP', {})}
 
+# %% ../../nbs/3_training/08_superres.ipynb #h539
 def upscale_file(model:nn.Module, source, out, tile:int=512,
                  overwrite:bool=False): # a picture that repq made?
     "Upscale the image in a file; `out` is written whole or not at all"
     out = Path(out)
     check_whole('tile', tile)
     check_output(out, overwrite)
-    if out.suffix.lower() not in SR_EXTENSIONS: raise ValueError(f'{out}: the name must end in one of {", ".join(SR_EXTENSIONS)}')
+    if out.suffix.lower() not in SR_EXTENSIONS:
+        raise ValueError(f'{out}: the name must end in one of {", ".join(SR_EXTENSIONS)}')
     im, (name, options) = open_image(source), _FORMATS[out.suffix.lower()]
     _fits(im, model.scale, name, tile)
-    if out.suffix.lower() in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'): raise ValueError(f'{source} has transparency, which {out.suffix} cannot hold: write .png or .webp')
-    if im.mode in ('RGB', 'RGBA') and png_depth(source) == 16: warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
-    if out.suffix.lower() != '.png' and im.mode.startswith('I'): raise ValueError(f'{source} has 16 bits, which only .png can hold')
+    if out.suffix.lower() in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'):
+        raise ValueError(f'{source} has transparency, which {out.suffix} cannot hold: write .png or .webp')
+    if im.mode in ('RGB', 'RGBA') and png_depth(source) == 16:
+        warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
+    if out.suffix.lower() != '.png' and im.mode.startswith('I'):
+        raise ValueError(f'{source} has 16 bits, which only .png can hold')
     with locked(out):
         res = upscale(model, im, tile)
         if name != 'BMP': res.getexif()[0x131] = SIGNATURE # software
-        with writing(out, overwrite) as part: res.save(part, name, **options, **({} if name == 'BMP' else dict(exif=res.getexif())))
+        with writing(out, overwrite) as part:
+            res.save(part, name, **options, **({} if name == 'BMP' else dict(exif=res.getexif())))
 
+# %% ../../nbs/3_training/08_superres.ipynb #h540
 def _fits(im, scale, name, tile):
     "Raise where the result would be too large for its format, or the work for the memory"
     most, (w, h) = dict(JPEG=65_535, WEBP=16_383).get(name, 10**9), im.size
-    if scale*max(w, h) > most: raise ValueError(f'{name} takes {most:,} pixels a side at most, not {scale*max(w, h):,}: write .png')
-    check_memory(120*min(tile, w)*min(tile, h) + 32*scale**2*w*h, f'{w}×{h} pixels {scale} times as large, in tiles of {tile},', 'a smaller --tile, or a smaller picture')
+    if scale*max(w, h) > most:
+        raise ValueError(f'{name} takes {most:,} pixels a side at most, not {scale*max(w, h):,}: write .png')
+    check_memory(120*min(tile, w)*min(tile, h) + 32*scale**2*w*h,
+                 f'{w}×{h} pixels {scale} times as large, in tiles of {tile},',
+                 'a smaller --tile, or a smaller picture')

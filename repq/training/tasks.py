@@ -41,7 +41,8 @@ def evaluate(model:nn.Module, batches) -> float:
 # %% ../../nbs/3_training/17_tasks.ipynb #r109
 def psnrs(model, deployed,  # the network as trained and as deployed
           benchmarks:dict,  # name -> list of `repq.superres.Pair`
-          device='cpu') -> dict: # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean over its images}
+          # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean over its images}
+          device='cpu') -> dict:
     "Measures of a super-resolution network on benchmarks, as trained and as deployed, and bicubic's"
     model.eval()
     deployed.to(device)
@@ -71,6 +72,7 @@ def step_times(models:dict,  # name -> model
             if i: times[n].append(time.perf_counter() - t)
     return times
 
+# %% ../../nbs/3_training/17_tasks.ipynb #h608
 def step_ratios(models, x, y, base, rounds=10, loss=F.cross_entropy) -> dict: # name -> ratio of medians
     "Median step time of each model relative to that of `base`"
     med = {n: statistics.median(t) for n, t in step_times(models, x, y, rounds, loss).items()}
@@ -89,6 +91,7 @@ class Task:
     "What depends on the task of a recipe"
     def __init__(self, recipe): self.recipe = recipe
 
+# %% ../../nbs/3_training/17_tasks.ipynb #h609
 class Classification(Task):
     "The class of an image; scores are accuracies"
     measure = 'accuracy'
@@ -144,6 +147,7 @@ def score(self:Classification, model, dls) -> float: return evaluate(model, dls.
 @patch
 def in_words(self:Classification, score) -> str: return f'accuracy {score:.2%}'
 
+# %% ../../nbs/3_training/17_tasks.ipynb #h610
 @patch
 def rehearse(self:Classification, model, deployed, dls):
     "`scores` on a batch"
@@ -163,6 +167,7 @@ def score(self:SuperResolution, model, dls) -> float: # noqa: F811
 @patch
 def in_words(self:SuperResolution, score) -> str: return f'{score:.2f} dB' # noqa: F811
 
+# %% ../../nbs/3_training/17_tasks.ipynb #h611
 @patch
 def rehearse(self:SuperResolution, model, deployed, dls): # noqa: F811
     "`scores` on the smallest image of each benchmark"
