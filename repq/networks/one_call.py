@@ -207,7 +207,9 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
                 own=True # take blocks that the model has already over?
                ) -> nn.Module:
     "A copy of `model` whose own branches are blocks, and with `block`, if there is one, in the place of each other convolution"
-    if isinstance(block, str): block = get_block(block)
+    if isinstance(block, str):
+        try: return reparametrize(model, get_block(block), inplace=inplace, verbose=verbose, adopt=own)
+        except TypeError as e: raise ValueError(f'{block} is no block: {e}') from e
     if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose, adopt=own)
     return adopt(model, inplace=inplace, verbose=verbose) if own else working_copy(model, inplace)
 
