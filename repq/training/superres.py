@@ -157,9 +157,10 @@ def ssim(x:Tensor, y:Tensor, shave:int=2) -> float: # as `psnr`, rounded
 
 # %% ../../nbs/3_training/08_superres.ipynb #h536
 @torch.no_grad()
-def evaluate_pairs(f, # (1, 1, h, w) -> (1, 1, scale·h, scale·w): a network in evaluation mode, or a function; None: bicubic
-                   # psnr, psnr_rounded (dB) and ssim, means over images
-                   pairs:list, device='cpu', with_ssim=False) -> dict:
+def evaluate_pairs(f,          # a network in evaluation mode, or a function of (1, 1, h, w); None: bicubic
+                   pairs:list, device='cpu',
+                   with_ssim=False
+                  ) -> dict:   # psnr, psnr_rounded (dB) and ssim, means over images
     "How near `f` of the small images comes to the large ones"
     rows = []
     for p in heard(pairs, 'evaluation, images'):
