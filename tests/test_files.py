@@ -384,6 +384,33 @@ def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     res = run('report', runs/'w4', '--no-alone', '--out', tmp_path/'r')
     assert res.exit_code == 1 and 'was not made by repq' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['.report.part', 'thesis.tex']
 
+def test_an_error_between_two_moves_of_a_report(runs, tmp_path, monkeypatch):
+    "What was there stays, and of what is new all or nothing"
+    (tmp_path/'r').mkdir(); (tmp_path/'r'/'notes.txt').write_text('mine')
+    moves = folders.writing
+    def full(path, *args):
+        if path.name == 'history.png': raise OSError(f'{path} cannot be written (No space left on device): make room on that disk')
+        return moves(path, *args)
+    monkeypatch.setattr(folders, 'writing', full)
+    res = run('report', runs/'fp', '--out', tmp_path/'r')
+    assert res.exit_code == 1 and 'history.png' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['notes.txt']
+
+def test_a_table_of_coverage_goes_on(tmp_path, monkeypatch):
+    "With what is there, if it is such a table, and of the same bits"
+    monkeypatch.chdir(tmp_path)
+    command = 'bench', 'coverage', 'torchvision:alexnet', '--timeout', '.01', '--json', 'table.json'
+    assert run(*command).exit_code == 0 and run(*command, 'torchvision:vgg11').exit_code == 0
+    rows = json.loads(Path('table.json').read_text())['rows']
+    assert [r['network'] for r in rows] == ['torchvision:alexnet', 'torchvision:vgg11'] and all('took longer' in r['failed'] for r in rows)
+    whole = dict(network='torchvision:alexnet', bits=8, convolutions=1., islands=0, differing=0, island_error=None)
+    for rows, words in ([dict(failed='x')], 'rows.0.network'), ([3], 'rows.0'), (3, 'rows'), ([dict(network='x')], 'rows.0 has no convolutions'), ([whole | dict(bits=4)], 'has rows of 4 bits, and 8 are asked for'):
+        Path('table.json').write_text(text := json.dumps(dict(made='made by repq', rows=rows)))
+        res = run(*command)
+        assert res.exit_code == 1 and words in str(res.exception) and Path('table.json').read_text() == text, res.exception
+    Path('table.json').write_text(text := json.dumps(dict(rows=[whole])))
+    res = run(*command)
+    assert res.exit_code == 1 and 'not made by repq' in str(res.exception) and Path('table.json').read_text() == text
+
 def test_the_file_of_a_benchmark_is_held(tmp_path):
     with locked(tmp_path/'a.json'):
         res = run('bench', 'peers', '--batch-size', 1, '--width', 2, '--depth', 1, '--size', 4, '--rounds', 1, '--no-compiled', '--json', tmp_path/'a.json')
@@ -419,6 +446,10 @@ def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
     ('train repvgg_a0_tiny --out x --per-tensor', 'per_channel=False has no effect in full precision'), ('train repvgg_a0_tiny --out x --dry-run --first-last-bits 4', 'first_last_bits=4 has no effect in full precision'), ('train repvgg_a0_tiny --out x --set sqr_mom=.9', 'sqr_mom=0.9 has no effect without optimizer=adam'),
     ('train repvgg_a0_tiny --out x --set distill=.9', 'distill=0.9 has no effect without a teacher'), ('train repvgg_a0_tiny --out x --method plain --full-precision merged', 'for plain networks'), ('train repvgg_a0_tiny --out x --dry-run --recompute', 'recompute is for exact statistics'), ('train repvgg_a0_tiny --out x --method repq-bn --recompute', 'recompute is for exact statistics'),
     ('train repvgg_a0_tiny --out x --method repq-bnest --weight-bits 4 --init {0}/fp --recompute', 'recompute is for exact statistics'),
+    ('train ecbsr_m4c8 --method repq --out x --dry-run --recompute', 'recompute is for exact statistics'), ('train orepa_resnet18_tiny --method repq --full-precision merged --out x --recompute', 'recompute is for exact statistics'),
+    ('train repvgg_a0_tiny --out x --capture', 'leave out capture'), ('train repvgg_a0_tiny --out x --dry-run --capture', 'leave out capture'),
+    ('train repvgg_a0_tiny --out x --weight-bits 4 --init {0}/fp --full-precision merged', "full_precision is 'merged': leave it out, the start decides"),
+    ('bench coverage torchvision:alexnet --size 0', 'size must be'), ('bench coverage torchvision:alexnet --bits 1', '2 to 16'), ('bench coverage torchvision:alexnet --timeout 0', 'timeout must be'), ('bench coverage torchvision:alexnet torchvision:alexnett', 'did you mean alexnet'), ('bench coverage own.py:make', 'a network is named as'),
     ('bench peers --device zzz', "there is no device 'zzz'"), ('bench scaling --rounds 0', 'rounds must be'), ('bench inference repvgg_a0_tiny --size 0', 'size must be'), ('bench peers --width 900000 --size 900000', 'in memory'), ('shard nowhere x --size nan', '--size takes a finite number'),
     ('train repvgg_a0_tiny --out x --batch-size 64 --image-size 20000', 'image_size must be'), ('eval {0}/fp --batch-size 0', 'batch_size must be'), ('recipes --images-per-second inf', 'finite')])
 def test_numbers(runs, tmp_path, monkeypatch, args, words):

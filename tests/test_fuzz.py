@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import helpers # noqa: F401 (the profile of hypothesis)
 from repq.cli import app
 from repq.data import list_images
+from repq.models import create_model
 from repq.files import made_here
 from repq.recipes import get_recipe
 from repq.deployment import post_training
@@ -33,6 +34,30 @@ def fuzz(n, share):
 
 def ignore(done, of, values): pass
 
+OWN = '''import sys
+from torch import nn
+def make(num_classes=10, in_channels=1):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+def ends(): sys.exit(0)
+def fails(): raise KeyError('x\\ny')
+def five(): return make(5)
+def other(num_classes=10): return nn.LSTM(8, num_classes)
+def empty(): return nn.Sequential()
+def nan():
+    model = make()
+    nn.init.constant_(model[0].weight, float('nan'))
+    return model
+class Pair(nn.Module):
+    def __init__(self): super().__init__(); self.net = make()
+    def forward(self, x): return (self.net(x),)*2
+class Half(nn.Module):
+    def __init__(self): super().__init__(); self.net = make().half()
+    def forward(self, x): return self.net(x.half())
+def block(*args, **kwargs):
+    from repq.blocks import ACBlock
+    return ACBlock(*args, **kwargs)
+'''
+
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     "A folder with what commands take: runs of both stages, one that was interrupted, images, shards, a checkpoint, figures of others, and files of somebody else"
@@ -54,6 +79,7 @@ def world(tmp_path_factory):
     shutil.copy(d/'fp'/'model.safetensors', d/'checkpoint.safetensors')
     Image.new('RGB', (20, 30), 'red').save(d/'photo.png')
     (d/'paper.csv').write_text('method,weight_bits,accuracy\nrepq-bn,32,90\nmerged,4,88.5\n')
+    (d/'own.py').write_text(OWN); torch.save(create_model(str(d/'own.py:make'), 10, 1).state_dict(), d/'own.pth')
     (d/'theirs').mkdir(); (d/'theirs'/'notes.txt').write_text('of somebody'); (d/'theirs.json').write_text('{"of": "somebody"}'); (d/'theirs.part').mkdir(); (d/'theirs.part'/'thesis.tex').write_text('years of work')
     yield d
     torch.set_num_threads(n)
@@ -102,6 +128,8 @@ def check(folder, before, out, code, said):
 NUMBERS = st.sampled_from(['0', '-1', '1', '2', '3', '4', '8', '17', '31', '32', '33', '64', 'nan', 'inf', '-inf', '1e308', '1e-320', '2.5', '', ' ', 'four', '0x10', '1_000', str(2**63 - 1), str(2**63), '9'*30, '٣'])
 PLACES = st.sampled_from(['new', 'new.onnx', 'new.json', 'a/b/new', '.', '..', '', '/', 'theirs', 'theirs.json', 'theirs.part', 'theirs.json/x', 'fp', 'w4', 'cut', 'cut.part', 'fp/model.safetensors', 'w4/results.json', 'x'*300, 'photo.png', '/dev/null', '/proc/new', 'neu ü/x', '-'])
 WORDS = st.sampled_from(['', 'zzz', 'plain', 'repq-bn', 'None', 'stem.conv=4,stem.conv=8', 'stem.conv=4', 'stem.konv=4', '=', 'a=b=c', 'lr=nan', 'lr=1e400', 'epochs=1', 'model=3', 'layer_bits={}', 'size=1', '('*500, 'cuda', 'cuda:99', 'cpu:x', 'onnx', 'pt2', 'safetensors'])
+MODELS = st.sampled_from([*(f'own.py:{n}' for n in 'make make make ends fails five other empty nan Pair Half block sys nn zzz'.split()), 'own.py', 'own:make', 'theirs.json:make', 'gone.py:make', 'theirs:make', 'no.such:make', 'torchvision:', 'torchvision:resnet', 'torchvision:fcn_resnet50', 'timm:', ':', 'sys:exit', 'builtins:print', 'torch.nn:Identity', 'torch.nn:Conv2d', 'repvgg_a0_tiny', 'resnet18_tiny', 'ecbsr_m4c8', '', 'x'*300, '-', 'fp'])
+BLOCKS = st.sampled_from(['ACBlock', 'RepVGGBlock', 'DiverseBranchBlock', 'MobileOneBlock', 'QARepVGGBlock', 'RepSRBlock', 'OREPA', 'OREPALargeKernel', 'ECB', 'acblock', '', 'own.py:block', 'own.py:make', 'own.py:ends', 'own.py:zzz', 'sys:exit', 'torch.nn:Conv2d', 'timm:resnet18', 'theirs.json:x'])
 COMMANDS = [ # what every example has, the name of its output, options that it may have
     ('train repvgg_a0_tiny --method repq-bn --dry-run', '--out', {'--epochs': NUMBERS, '--batch-size': NUMBERS, '--lr': NUMBERS, '--seed': NUMBERS, '--warmup': NUMBERS, '--valid': NUMBERS, '--image-size': NUMBERS, '--checkpoint-minutes': NUMBERS, '--keep': NUMBERS,
         '--skips': NUMBERS, '--timing': NUMBERS, '--accumulate': NUMBERS, '--set': WORDS, '--data': PLACES, '--init': PLACES, '--teacher': PLACES, '--weight-bits': NUMBERS, '--scale': NUMBERS, '--crop': NUMBERS, '--resume': None, '--weight-decay': NUMBERS, '--label-smoothing': NUMBERS}),
@@ -117,21 +145,28 @@ COMMANDS = [ # what every example has, the name of its output, options that it m
     ('bench train-step repvgg_a0_tiny --batch-size 2 --size 8 --rounds 1 --only repq-bn', '--json', {'--only': WORDS, '--device': WORDS, '--bits': NUMBERS, '--rounds': NUMBERS, '--size': NUMBERS}),
     ('bench peers --batch-size 1 --width 2 --depth 1 --size 4 --rounds 1 --no-compiled', '--json', {'--width': NUMBERS, '--depth': NUMBERS, '--device': WORDS, '--bits': NUMBERS, '--overwrite': None}),
     ('bench data images --images 2 --rounds 1 --size 8', '--json', {'--workers': st.sampled_from(['-1', '0', 'nan']), '--batch-size': NUMBERS, '--shards': PLACES}),
-    ('recipes ecbsr', None, {'--images-per-second': NUMBERS})]
+    ('recipes ecbsr', None, {'--images-per-second': NUMBERS}),
+    ('train MODEL --data digits --epochs 1 --batch-size 240 --dry-run --method repq-bn', '--out', {'--method': WORDS, '--block': BLOCKS, '--weights': st.sampled_from(['own.pth', 'checkpoint.safetensors', 'photo.png', 'fp', 'theirs', '/dev/null', 'gone', '']), '--init': PLACES, '--teacher': PLACES, '--capture': None, '--recompute': None, '--as-published': None, '--per-tensor': None, '--full-precision': WORDS, '--image-size': NUMBERS, '--layer-bits': WORDS, '--set': WORDS, '--tensorboard': None}),
+    ('train MODEL --data digits --epochs 1 --batch-size 240 --dry-run --method repq-bn --block ACBlock --weight-bits 4 --weights own.pth', '--out', {'--method': WORDS, '--block': BLOCKS, '--weight-bits': NUMBERS, '--input-bits': NUMBERS, '--capture': None, '--recompute': None, '--as-published': None, '--layer-bits': st.sampled_from(['0=4', '3=2/8', '9=4', '=', '7=16', '0=0', '0=32', 'stem.conv=4']), '--first-last-bits': NUMBERS}),
+    ('quantize MODEL --weights own.pth --data digits --ptq --batches 1', '--out', {'--block': BLOCKS, '--weights': st.sampled_from(['own.pth', 'checkpoint.safetensors', 'photo.png', 'fp', 'theirs', '/dev/null', 'gone']), '--model': WORDS, '--data': PLACES, '--weight-bits': NUMBERS, '--layer-bits': WORDS}),
+    ('bench train-step MODEL --batch-size 2 --size 8 --rounds 1 --only plain', '--json', {'--block': BLOCKS, '--official': PLACES, '--only': WORDS}),
+    ('bench inference MODEL --size 8 --rounds 1', '--json', {'--bits': NUMBERS, '--size': NUMBERS, '--batch-size': NUMBERS}),
+    ('bench coverage torchvision:alexnet --timeout .01', '--json', {'--size': NUMBERS, '--bits': NUMBERS, '--timeout': st.sampled_from(['0', '-1', 'nan', 'inf', '1e308', '.02', ''])}),
+    ('bench verbs --rounds 0', '--json', {'--rounds': st.sampled_from(['0', '-1', 'nan', '1001', '9'*30, ''])}), ('bench threads --rounds 0', '--json', {'--rounds': st.sampled_from(['0', '-1', 'nan', '1001', '9'*30, ''])})]
 
 SEVERAL = ('--set', '--only') # options that may come more than once
 
 @st.composite
 def commands(draw):
     base, out, options = draw(st.sampled_from(COMMANDS))
-    args, place = base.split(), None
+    args, place = [draw(MODELS) if w == 'MODEL' else w for w in base.split()], None
     if out is not None:
         place = draw(PLACES if draw(st.booleans()) else st.sampled_from(['new', 'new.onnx', 'new.safetensors', 'new.json', 'new.png']))
         args += [out, place] if out else [place]
     for o in draw(st.lists(st.sampled_from(sorted(options)), max_size=2, unique=True)):
         if o in args and o not in SEVERAL: del args[args.index(o):args.index(o) + 2] # what every example has, replaced
         args += [o] if options[o] is None else [o, draw(options[o])]
-    if draw(st.integers(0, 9)) == 0 and any(options.values()): # twice, or also as a field of the recipe
+    if draw(st.integers(0, 9)) == 0: # twice, or also as a field of the recipe
         o = draw(st.sampled_from(sorted(o for o in options if options[o] is not None)))
         args += [o, draw(options[o]), o, draw(options[o])] if args[0] != 'train' or draw(st.booleans()) or o == '--set' else [o, draw(options[o]), '--set', f'{o[2:].replace("-", "_")}={draw(options[o])}']
     return args, place
@@ -149,6 +184,7 @@ def test_options(world, command):
     code, said = run(world, *args)
     check(world, before, place and os.path.normpath(place).split('/')[0], code, said)
     if code == 0: assert not given_twice(args), f'an option that came twice was taken: {args}'
+    if code == 0: assert not {'own.py:ends', 'own.py:fails', 'own.py:zzz', 'sys:exit'} & set(args), f'code that fails was taken: {args}'
     if code == 0 and '--dry-run' not in args: right_result(world, args, place)
     for p in set(seen(world)) - set(before):
         f = world/p.split('/')[0]

@@ -95,3 +95,24 @@ def test_bad_loaders(loader, says):
     with pytest.raises((ValueError, TypeError), match=says.replace('(', r'\(')): repq.prepare(model, loader, block=repq.RepVGGBlock, verbose=False)
     assert str(model) == text and all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and model.training
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+@pytest.mark.parametrize('kw, says', [
+    *((dict(images=v), 'images must be a whole number') for v in (0, -1, 1.5, float('nan'), '8', None)), (dict(forward=3), 'forward must be a function'), (dict(weight_bits=17), '2 to 16'), (dict(input_bits=None), '2 to 16'),
+    (dict(where=lambda name, module: False), 'no layer is left to quantize'), (dict(block=nn.Conv2d(1, 1, 1)), 'block must be called as RepVGGBlock is'), (dict(block=repq.Block), 'block must be called as RepVGGBlock is'), (dict(block='ACBlok'), 'did you mean ACBlock')])
+def test_bad_arguments(kw, says):
+    with pytest.raises((ValueError, TypeError), match=says) as e: repq.prepare(small(), torch.randn(4, 3, 8, 8), verbose=False, **kw)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('make, says', [(lambda: 'resnet18', 'model must be an nn.Module'), (lambda: small().to('meta'), 'on the device meta'), (lambda: torch.jit.trace(small().eval(), torch.zeros(1, 3, 8, 8)), 'is TorchScript')])
+def test_bad_models(make, says, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=says): repq.prepare(make(), torch.randn(4, 3, 8, 8), verbose=False)
+
+def test_bad_exports(tmp_path):
+    "Named, and nothing is written."
+    x = torch.randn(4, 3, 8, 8)
+    model = repq.prepare(small(), x, verbose=False)
+    (tmp_path/'theirs.onnx').write_text('theirs')
+    for args, says in ((('resnet18', 'a.onnx', x), 'model must be an nn.Module'), ((None, 'a.onnx', x), 'model must be an nn.Module'), ((model, 'a.txt', x), 'the name must end in'), ((model, 'a.onnx', x[:, :1]), 'takes 3 channels'), ((model, 'a.onnx', []), 'empty'),
+                       ((model, 'a.onnx', x, 'zzz'), 'profile must be one of'), ((model, 'a.pt2', x, 'vnni'), 'is a profile of ONNX files'), ((model, 'no/a.onnx', x), 'there is no folder'), ((model, 'theirs.onnx', x), 'not made by repq')):
+        with pytest.raises((ValueError, TypeError, OSError), match=says): repq.export(args[0], tmp_path/args[1], *args[2:])
+    assert [f.name for f in tmp_path.iterdir()] == ['theirs.onnx'] and (tmp_path/'theirs.onnx').read_text() == 'theirs'

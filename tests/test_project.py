@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 import repq
+from repq.training.demo import demo_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -88,7 +89,7 @@ def test_readme_make_demo(tmp_path):
     t = time.perf_counter(); second = run(*cmd, cwd=ROOT); t = time.perf_counter() - t
     again = json.loads((tmp_path/'demo'/'results.json').read_text())
     assert [{**r, 'step_ratio': None} for r in rows] == [{**r, 'step_ratio': None} for r in again]
-    assert len(rows) == 12 and all(r['accuracy'] == r['merged_accuracy'] for r in rows)
+    assert len(rows) == len(demo_recipes()) and all(r['accuracy'] == r['merged_accuracy'] for r in rows)
     for said in first, second: assert 'equal in every row' in said and str(tmp_path/'demo'/'results.json') in said and '| repq-bnest' in said
     assert len(list((tmp_path/'demo').glob('*.png'))) >= 4
 

@@ -102,6 +102,47 @@ def test_wrong_names(own, name, says):
     with pytest.raises((ValueError, OSError), match=says): train(get_recipe(name, 'plain', **TINY), 'x', **KW)
     assert not Path('x').exists() and not Path('x.part').exists()
 
+TIED = CODE + '''
+class Tied(nn.Module):
+    def __init__(self, num_classes=10): super().__init__(); self.net = make(num_classes); self.again = self.net[3]
+    def forward(self, x): return self.net(x)
+class Frozen(Tied):
+    def forward(self, x): return super().forward(x).detach()
+class Evaluated(Tied):
+    def forward(self, x):
+        assert not self.training, 'only in evaluation mode'
+        return super().forward(x)
+'''
+
+def test_tied_weights_are_written(own):
+    "As copies: nothing is lost at the end of training, and the run is read back as it was"
+    Path('own.py').write_text(TIED)
+    row = train(get_recipe('own.py:Tied', 'plain', **TINY), 'fp', **KW)
+    model = load_run('fp')[1]
+    assert model.again is model.net[3] and eval_run('fp')['accuracy'] == row['accuracy']
+    repq.write_checkpoint('w.safetensors', model.state_dict())
+    assert torch.equal(repq.read_checkpoint('w.safetensors')['again.weight'], model.net[3].weight)
+
+def test_what_cannot_train_is_said_before(own):
+    Path('own.py').write_text(TIED)
+    for name, says in ('Frozen', 'has no gradient'), ('Evaluated', 'does not take the images of this data in training mode: .*only in evaluation mode'):
+        with pytest.raises(ValueError, match=says): train(get_recipe(f'own.py:{name}', 'plain', **TINY), 'x', **KW)
+    assert not Path('x').exists() and not Path('x.part').exists()
+
+def test_benchmarks_of_code(own):
+    Path('own.py').write_text(CODE + 'def colours(): return make(5, 3)\ndef script(): import torch; return torch.jit.script(make())\ndef large(): return nn.Sequential(nn.Flatten(), nn.Linear(50, 1000))\n')
+    assert '(2, 5) for 2 images, the data has 1000 classes' in said('bench', 'train-step', 'own.py:colours', '--size', 8, '--batch-size', 2, '--rounds', 1, '--only', 'plain')
+    assert 'does not take the images' in said('bench', 'inference', 'own.py:large', '--size', 8, '--rounds', 1)
+    assert 'gave TorchScript' in said('train', 'own.py:script', '--data', 'digits', '--method', 'plain', '--out', 'x')
+
+def test_code_that_ends_the_program(own):
+    "A script that reads options, or a function that gives up: an error that names it, not an exit without a word."
+    Path('script.py').write_text('import sys\nsys.exit(0)\n' + CODE)
+    Path('own.py').write_text(CODE + 'def ends(*args, **kw): raise SystemExit(0)\n')
+    for name, says in ('script.py:make', 'script.py cannot be run \\(SystemExit'), ('script:make', 'script cannot be imported \\(SystemExit'), ('own.py:ends', 'failed \\(SystemExit: 0\\)'):
+        with pytest.raises(ValueError, match=says): repq.create_model(name, 10, 1)
+    assert 'code of a network ended the program (exit code 0)' in said('train', own, '--block', 'own.py:ends', '--data', 'digits', '--out', 'x')
+
 def test_missing_package(own, monkeypatch):
     monkeypatch.setattr('repq.networks.sources.find_spec', lambda name: None)
     with pytest.raises(ImportError, match='pip install timm'): get_recipe('timm:resnet18')

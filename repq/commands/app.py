@@ -48,7 +48,11 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx):
         for p in self.params:
             for v in _each(ctx.params.get(p.name)): _check_number(_called(p), v)
-        with _held(ctx.params.get('json'), ctx.params.get('overwrite')): return super().invoke(ctx)
+        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)): # without --overwrite a command goes on with its file
+            try: return super().invoke(ctx)
+            except SystemExit as e:
+                raise ValueError(f'code of a network ended the program (exit code {e.code}): '
+                                 'it should define, and do nothing else') from e
 
 # %% ../../nbs/5_commands/03_app.ipynb #h671
 class App(typer.Typer):

@@ -20,7 +20,8 @@ from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.layers import RepQLayer
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
-from ..networks.one_call import merges, with_blocks
+from ..networks.changes import unquantized
+from ..networks.one_call import check_classes, merges, with_blocks
 from ..training.recipes import METHODS, build, get_recipe, nearest
 from ..deploy.export import bench_inference, instructions, profile_onnx, to_onnx
 from ..training.tasks import environment, step_times
@@ -114,6 +115,8 @@ def _ready(recipe, x):
     torch.manual_seed(0)
     shape = {} if task(recipe.model) == 'super-resolution' else dict(num_classes=1000, in_channels=3)
     model = build(recipe, **shape).to(x.device).train()
+    if source_of(recipe.model):
+        with unquantized(model): check_classes(model, x[:2], shape['num_classes'], recipe.network)
     with torch.no_grad(): model(x)
     return model
 

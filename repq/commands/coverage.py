@@ -19,12 +19,16 @@ from ..deploy.integer_ops import find_operation
 from ..deploy.integers import to_integer
 from ..deploy.islands import join_islands
 from ..deploy.onnx_writer import import_onnx, onnx_model
-from ..networks.schemas import regular
+from ..method.grids import check_bits
+from ..networks.files import check_output
+from ..networks.models import image_size
+from ..networks.schemas import COVERAGE, check_finite, check_whole, read_json
+from ..networks.sources import source_of
 from ..training.run_folders import write_json
 from ..training.tasks import environment
 
 # %% auto #0
-__all__ = ['TIMM', 'networks', 'make_network', 'compare_file', 'measure', 'coverage', 'line_of', 'summary']
+__all__ = ['TIMM', 'networks', 'check_network', 'make_network', 'compare_file', 'measure', 'coverage', 'line_of', 'summary']
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i705
 TIMM = '''resnet10t resnet26d resnetv2_50 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_26w_4s repvgg_a0 mobileone_s0 fastvit_t8 repvit_m0_9
@@ -40,10 +44,16 @@ def networks() -> list: # of names
     found = [f'torchvision:{n}' for space in (models, models.segmentation) for n in models.list_models(module=space)]
     return found + ([f'timm:{n}' for n in TIMM] if importlib.util.find_spec('timm') else [])
 
+def check_network(name:str):
+    "ValueError where neither torchvision nor timm has a network of this name"
+    from torchvision import models
+    s = source_of(name)
+    if s is None or s.kind not in ('torchvision', 'timm'): raise ValueError(f"a network is named as torchvision:resnet18 or timm:repvgg_a0, got '{name}'")
+    if s.kind == 'timm' or s.name not in models.list_models(): image_size(name) # which knows classifiers, and says what was meant
+
 def make_network(name:str) -> nn.Module:
-    "A network of torchvision or timm by name, with random weights; ValueError where there is none"
+    "A network of torchvision or timm by name, with random weights"
     library, _, own = name.partition(':')
-    if library not in ('torchvision', 'timm') or not own: raise ValueError(f"a network is named as torchvision:resnet18 or timm:repvgg_a0, got '{name}'")
     torch.manual_seed(0)
     if library == 'timm':
         import timm
@@ -186,20 +196,30 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
              say=print,
             ) -> list: # of rows
     "Measure networks, one process each"
-    names, rows = list(names) or networks(), _rows(file)
+    check_whole('size', size, 1, 16384)
+    check_bits(bits)
+    check_finite('timeout', timeout)
+    if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
+    for n in names: check_network(n)
+    names, rows = list(dict.fromkeys(names)) or networks(), _rows(file, bits)
     known = {r['network'] for r in rows}
-    for n in names:
-        if ':' not in n: raise ValueError(f"a network is named as torchvision:resnet18 or timm:repvgg_a0, got '{n}'")
     for n in [n for n in names if n not in known]:
         rows.append(_row_of(n, size, bits, timeout))
         say(line_of(rows[-1]))
         if file is not None: write_json(file, dict(made='made by repq', **environment(), rows=rows), True)
     return [r for r in rows if r['network'] in names]
 
-def _rows(file) -> list:
-    if file is None or not Path(file).exists(): return []
-    try: return list(json.loads(regular(file).read_text(encoding='utf-8'))['rows'])
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{file} is no table of coverage ({type(e).__name__})') from None
+def _rows(file, bits) -> list:
+    "The rows of a table that is there"
+    if file is None: return []
+    check_output(file, True)
+    if not Path(file).exists(): return []
+    rows = read_json(file, COVERAGE)['rows']
+    for i, r in enumerate(rows):
+        if missing := {'convolutions', 'islands', 'differing', 'island_error'} - r.keys():
+            if 'failed' not in r: raise ValueError(f'{file} cannot be used: rows.{i} has no {min(missing)}')
+        if r.get('bits', bits) != bits: raise ValueError(f'{file} has rows of {r["bits"]} bits, and {bits} are asked for: give another file')
+    return rows
 
 def line_of(r:dict) -> str:
     "A row in words"

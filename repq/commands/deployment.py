@@ -22,6 +22,7 @@ from ..training.run_folders import load_run, making_report, read_rows, replace_t
 from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
 from ..networks.one_call import check_classes, first_inputs, merges
+from ..networks.changes import working_copy
 from ..networks.waiting import at
 
 # %% auto #0
@@ -191,7 +192,7 @@ def export_model(model,         # quantized, its steps initialised; or deployed;
     if format is None: raise ValueError(f'{path}: the name must end in {", ".join(FORMATS.values())}')
     if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {path.suffix}')
     check_output(path, overwrite)
-    one = surgery.copy_model(model).cpu().eval()
+    one = working_copy(model, False).cpu().eval()
     x = first_inputs(images, one)
     with locked(path): text = _write(one, path, x, format, profile, overwrite)
     print(f'export: {path}: {path.stat().st_size/1e3:,.0f} kB{text}')

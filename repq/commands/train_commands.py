@@ -144,10 +144,10 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
                      iterations=iterations, benchmarks=benchmarks, block=block)
-    check_effect(recipe, recompute, teacher is not None)
+    check_effect(recipe, teacher is not None)
     how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
-               tensorboard=tensorboard, accumulate=accumulate)
-    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how | dict(recompute=recompute, capture=capture))
+               tensorboard=tensorboard, accumulate=accumulate, recompute=recompute, capture=capture)
+    text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how)
     if text is not None: typer.echo(text)
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907

@@ -24,8 +24,8 @@ from .official import LAYOUTS, entries_of
 from .changes import some
 
 # %% auto #0
-__all__ = ['unwrap', 'differences', 'Origin', 'identify', 'load_official', 'to_official', 'read_checkpoint', 'write_checkpoint',
-           'from_official', 'convert']
+__all__ = ['unwrap', 'differences', 'Origin', 'identify', 'load_official', 'to_official', 'read_checkpoint', 'apart',
+           'write_checkpoint', 'from_official', 'convert']
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #g001
 _AVERAGES = 'state_dict_ema model_ema params_ema ema_state_dict ema ema_model averaged_model swa_model swa_state_dict shadow'.split()
@@ -229,10 +229,20 @@ def read_checkpoint(path) -> dict: # key -> tensor, on the CPU
     try: return unwrap(state)
     except (TypeError, ValueError) as e: raise ValueError(f'{path}: {e}') from None
 
+def apart(state:dict) -> dict: # name -> tensor
+    "Tensors that are contiguous and share no memory, as safetensors wants them: what is tied becomes copies"
+    seen, res = set(), {}
+    for k, v in state.items():
+        v = v.contiguous()
+        place = v.untyped_storage().data_ptr()
+        res[k] = v.clone() if place in seen else v
+        seen.add(place)
+    return res
+
 def write_checkpoint(path, state:dict,
                      overwrite:bool=False): # a file that repq made?
     "Write a state dict to .safetensors, or to .pth or .pt in torch's format, whole or not at all"
-    path, state = Path(path), {k: v.contiguous() for k, v in state.items()}
+    path, state = Path(path), apart(state)
     if path.suffix not in ('.safetensors', '.pth', '.pt'): raise ValueError(f'{path}: the name must end in .safetensors, .pth or .pt')
     with writing(path, overwrite) as part:
         if path.suffix == '.safetensors': return save_file(state, part, dict(format='pt', made_by=SIGNATURE))

@@ -137,7 +137,7 @@ def create_model(name:str,            # one of `list_models`, or of a network fr
     "A model by name, freshly initialised"
     given = {k: v for k, v in dict(num_classes=num_classes, in_channels=in_channels, scale=scale).items() if v is not None}
     for k, v in given.items():
-        if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
         if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'): raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
     if source_of(name): return from_source(name, num_classes, in_channels)
     network, _, config, _ = entry(name)

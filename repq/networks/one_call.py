@@ -20,7 +20,7 @@ from .surgery import quantize, reparametrize
 from .calibration import adapt_statistics, calibrate, feed
 from .sources import get_block, source_of
 from .models import create_model
-from .schemas import unusable
+from .schemas import check_whole, unusable
 from .checkpoints import differences
 from .changes import modes_kept, obstacles, plural, some, working_copy
 
@@ -30,6 +30,10 @@ __all__ = ['batches_of', 'to_device', 'tensors_in', 'inputs_of', 'check_inputs',
            'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j006
+def _shown(v) -> str:
+    "The beginning of what Python shows of a value, in a line"
+    return ' '.join(repr(v).split())[:60]
+
 def batches_of(loader) -> Iterable: # of batches
     "What to iterate over for batches; TypeError for what has none"
     if isinstance(loader, (Tensor, Mapping)): return [loader]
@@ -37,7 +41,7 @@ def batches_of(loader) -> Iterable: # of batches
     if isinstance(loader, torch.utils.data.Dataset) and not isinstance(loader, torch.utils.data.IterableDataset):
         raise TypeError(f'loader is a {type(loader).__name__}, which gives single images: wrap it, DataLoader(dataset, batch_size=32)')
     if isinstance(loader, (str, bytes, nn.Module)) or not isinstance(loader, Iterable) and not hasattr(loader, '__getitem__') or hasattr(loader, '__array__'):
-        raise TypeError(f'loader must give batches, as a DataLoader or a list of tensors does; got {loader!r:.60}')
+        raise TypeError(f'loader must give batches, as a DataLoader or a list of tensors does; got {_shown(loader)}')
     return loader
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j009
@@ -70,7 +74,7 @@ def inputs_of(model, batch, forward=None) -> list: # of tensors
 def check_inputs(model, batch, what, forward=None) -> tuple: # the shape of the first tensor
     "Raise unless numbers enter `model` that are finite"
     tensors = inputs_of(model, batch, forward)
-    if not tensors: raise TypeError(f'{what} has no tensor for the model: got {batch!r:.60}')
+    if not tensors: raise TypeError(f'{what} has no tensor for the model: got {_shown(batch)}')
     for t in tensors:
         if not t.ndim or not t.numel(): raise ValueError(f'{what} gives the model a tensor of shape {tuple(t.shape)}: is it a batch?')
         if t.is_floating_point() and not t.isfinite().all():
@@ -146,6 +150,7 @@ def with_own_head(own:dict, state:dict, what:str, anew:bool) -> dict: # own: the
 def first_batches(loader, model, images:int=512, forward=None, seen=None) -> tuple: # batches on the model's device, images in each
     "The first batches of `loader` that hold so many images, each looked at; `seen` is called with the images of each"
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    if device.type == 'meta': raise ValueError(f'{type(model).__name__} is on the device meta, where tensors have no values: give it weights first')
     res, shapes, size = [], [], 0
     for i, b in enumerate(batches_of(loader)):
         b = to_device(b, device)
@@ -298,7 +303,10 @@ def prepare(model:nn.Module,
             **kwargs          # of `quantize`
            ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: blocks, statistics that fit, quantizers, steps for them; in five lines what was done"
+    check_whole('images', 0 if images is None else images)
+    if forward is not None and not callable(forward): raise TypeError(f'forward must be a function of model and batch, got {_shown(forward)}')
     model = working_copy(model, False)
+    if isinstance(model, torch.jit.ScriptModule): raise TypeError(f'{type(model).__name__} is TorchScript, whose layers cannot be replaced: give the module that it was made from')
     if done := [n for n, m in model.named_modules() if isinstance(m, RepQLayer) and (m.stage == 'quantized' or is_deployed(m))]:
         raise ValueError(f'the model is quantized already ({some(done)}): train it, or calibrate(model, loader) once more')
     bar, statistics = _Progress(3*images, verbose), kwargs.get('statistics')
@@ -309,6 +317,7 @@ def prepare(model:nn.Module,
         blocks, inside = _blocks(model), _to_adapt(model)
         if inside: adapt_statistics(model, counted, forward)
         model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **kwargs)
+        if not any(isinstance(m, RepQLayer) for m in model.modules()): raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')
         calibrate(model, counted, forward)
     finally: bar.end()
     if not verbose: return model

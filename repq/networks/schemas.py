@@ -17,8 +17,8 @@ try: import fcntl
 except ImportError: fcntl = None # Windows
 
 # %% auto #0
-__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'naming', 'regular', 'read_bytes', 'checked',
-           'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
+__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
+           'checked', 'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN = 'make room on that disk', 'give a place where you may write'
@@ -152,7 +152,17 @@ class _Figure(TypedDict):
     method: str; weight_bits: _Bits; model: NotRequired[Optional[str]]
     accuracy: NotRequired[Optional[Annotated[float, Field(ge=0, le=100)]]] # percent
 
-RUN, ROWS, HISTORY, SHARDS, STATE, NETWORK, FIGURES = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, _Network, list[_Figure]))
+class _Covered(TypedDict):
+    "A row of a table of coverage: why there is nothing else, or what `repq.commands.coverage.summary` reads"
+    __pydantic_config__ = _STRICT
+    network: str; failed: NotRequired[str]; bits: NotRequired[_Bits]
+    convolutions: NotRequired[_Share]; islands: NotRequired[_Count]; differing: NotRequired[_Count]; island_error: NotRequired[Optional[_Size]]
+
+class _Coverage(TypedDict):
+    __pydantic_config__ = _STRICT
+    rows: list[_Covered]
+
+RUN, ROWS, HISTORY, SHARDS, STATE, NETWORK, FIGURES, COVERAGE = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, _Network, list[_Figure], _Coverage))
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v006
 def _complaint(e:ValidationError) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-import torch.nn as nn
+import torch, torch.nn as nn
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
@@ -88,12 +88,14 @@ def _importable(folder):
 
 def _error(e) -> str: return f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
+_FAILS = (Exception, SystemExit)
+
 def _module_of(s:Source):
     "The module of a source, run if it was not yet"
     if s.kind == 'file': return _run_file(Path(s.place))
     try:
         with _importable(os.getcwd()): return importlib.import_module(s.place)
-    except Exception as e:
+    except _FAILS as e:
         if isinstance(e, ModuleNotFoundError) and e.name and (s.place + '.').startswith(e.name + '.'):
             raise ValueError(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
         raise ValueError(f'{s.place} cannot be imported ({_error(e)})') from e
@@ -108,10 +110,10 @@ def _run_file(path):
     if name in sys.modules: return sys.modules[name]
     module = sys.modules[name] = module_from_spec(spec := spec_from_file_location(name, path))
     try:
-        with _importable(path.parent): spec.loader.exec_module(module)
+        with _importable(path.parent), torch.enable_grad(): spec.loader.exec_module(module) # a switch that it turns is turned back
     except BaseException as e:
         del sys.modules[name]
-        if isinstance(e, Exception): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
+        if isinstance(e, _FAILS): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
         raise
     return module
 
@@ -135,8 +137,10 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     if any_name: given |= {n: v for n, v in dict(num_classes=num_classes).items() if v is not None}
     try:
         with _importable(os.getcwd() if s.kind == 'module' else Path(s.place).parent): model = make(**given)
-    except Exception as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
+    except _FAILS as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
+    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
+    if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')
     return model
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j116
@@ -169,7 +173,8 @@ def pretrained_state(name:str) -> dict: # key -> tensor
 def _file_of(s:Source) -> str:
     "The file in which the code of a source is"
     if s.kind == 'file': return s.place
-    return os.path.abspath(inspect.getsourcefile(_module_of(s)))
+    try: return os.path.abspath(inspect.getsourcefile(_module_of(s)))
+    except TypeError: raise ValueError(f'{s.place} is built into Python, there is no code of a network: {_OWN}') from None
 
 def _digest(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 

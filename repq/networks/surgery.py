@@ -31,12 +31,15 @@ def _called(block) -> str: # a class, a function, or a `partial` of one
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h700
 def _new_block(conv, block) -> Block:
-    "`block` with the geometry of `conv`; TypeError if it gives something else"
+    "`block` with the geometry of `conv`; ValueError if it gives something else"
     g = Geometry.of(conv)
-    new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation, conv.groups,
-                g.padding_mode)
+    try: new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation,
+                     conv.groups, g.padding_mode)
+    except TypeError as e:
+        said = ' '.join(str(e).split())
+        raise ValueError(f'block must be called as RepVGGBlock is; {_called(block)} says: {said}') from e
     if not isinstance(new, Block):
-        raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
+        raise ValueError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
     return new.to(conv.weight)
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h701

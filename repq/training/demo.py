@@ -20,9 +20,9 @@ from .tasks import step_ratios, task_of
 __all__ = ['DEMO_METHODS', 'SR_DEMO', 'demo_recipes', 'demo']
 
 # %% ../../nbs/3_training/24_demo.ipynb #c025
-DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest', 'repq-bnsample')
-# of the two stages, for a demo of some minutes: two thirds of the recipes', accuracies differ by less than seeds do
-_EPOCHS = {'digits': (16, 8)}
+DEMO_METHODS = ('plain', 'merged', 'repq-bn', 'repq-bnest')
+# of the two stages, for a demo of some minutes: fewer than the recipes'
+_EPOCHS = {'digits': (16, 6)}
 
 # %% ../../nbs/3_training/24_demo.ipynb #h662
 def demo_recipes(model='ac_resnet18_tiny', data='digits', seed=0, quick=False, bits=(4, 2), methods=DEMO_METHODS,
@@ -70,9 +70,15 @@ def _demo_runs(out, jobs, workers, begin, say):
         say(sum(shares.values()), len(jobs) + 1, some(running, 2) or name, name if row else None)
     for n in jobs:
         if n not in todo: tell(n, 1., True) # there already
+    todo = dict(sorted(todo.items(), key=lambda job: _is_short(jobs[job[0]][0])))
     side_by_side(_train, todo, {n: jobs[n][1] for n in todo}, min(workers, len(todo)), begin, tell)
 
 # %% ../../nbs/3_training/24_demo.ipynb #h666
+def _is_short(recipe) -> bool:
+    "Does a run train single kernels?"
+    m = METHODS[recipe.method]
+    return not m.reparametrized or m.merge_first and recipe.weight_bits < 32
+
 def _train(value, tell): return train_job(*value, tell)
 
 # %% ../../nbs/3_training/24_demo.ipynb #f304

@@ -243,6 +243,7 @@ def get_recipe(model:str, method='repq-bnest',
                as_published=False,              # without `low_bit_switches`
                **overrides) -> Recipe:
     "The default recipe for a model, method and bit-width, any field of it overridden"
+    _check_type(next(f for f in fields(Recipe) if f.name == 'weight_bits'), weight_bits)
     input_bits = weight_bits if input_bits is None else input_bits
     size = image_size(model)
     if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
@@ -294,18 +295,13 @@ _UNREAD = [ # when -> fields that nothing reads then
     (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h721
-def check_effect(r:Recipe, recompute=False, # of `repq.batchnorm.recompute_exact`
-                 teacher=False):            # is there one?
+def check_effect(r:Recipe, teacher=False): # is there one?
     "ValueError for what differs from the usual and has no effect"
     usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
     unread = {n: words for when, words, names in _UNREAD if when(r) for n in names}
     if not teacher: unread['distill'] = 'without a teacher'
     for n, words in unread.items():
         if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
-    if recompute and not _takes_exact(r):
-        raise ValueError(f"recompute is for exact statistics, which {r.method} does not compute "
-                         f"{'at' if r.quantized else 'in full precision at'} "
-                         f"{r.weight_bits} bits: leave it out")
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h722
 def _takes_exact(r) -> bool:

@@ -17,11 +17,11 @@ from ..networks.schemas import HISTORY, ROWS, RUN, checked, read_csv, read_json,
 from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark,
                                  open_part, part_of,
                                  put_in_place, replacing, take_away, writing)
-from ..networks.checkpoints import from_official, read_checkpoint
+from ..networks.checkpoints import apart, from_official, read_checkpoint
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task
-from .recipes import METHODS, Recipe, build, load_state, recipe_from
+from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe',
@@ -49,7 +49,7 @@ def write_names(path, names:list):
 
 def write_weights(path, model:nn.Module):
     "Write `model.safetensors`, by the process that makes the run"
-    with replacing(path) as part: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    with replacing(path) as part: save_file(apart(model.state_dict()), part)
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r207
 def of_run(run, name:str) -> Path:
@@ -125,7 +125,7 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
                          f'repq train {recipe.model} --data {recipe.data} --method {recipe.method} --out RUN')
     if init is None: return None, recipe
     if str(init) == PRETRAINED: return pretrained_state(recipe.model), recipe
-    if Path(init).is_file(): return official_state(recipe, init), recipe if source_of(recipe.model) else replace(recipe, full_precision='branched')
+    if Path(init).is_file(): return official_state(recipe, init), recipe if source_of(recipe.model) else _trained(recipe, 'branched', init)
     first, model, info = load_run(init)
     if first.quantized:
         raise ValueError(f'{init} is a quantized run ({first.weight_bits} bits); init must be a full-precision one')
@@ -134,7 +134,14 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
                          'give another init or model')
     if first.block != recipe.block or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
         raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: give the same --block, and a method that fits')
-    return model.state_dict(), replace(recipe, full_precision=first.full_precision)
+    return model.state_dict(), _trained(recipe, first.full_precision, init)
+
+def _trained(recipe, how, init) -> Recipe:
+    "The recipe whose blocks were trained as those of `init`; ValueError where something else is asked for than that, or than the usual"
+    usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, recipe.input_bits).full_precision
+    if recipe.full_precision not in (how, usual):
+        raise ValueError(f'{init} has blocks that were trained {how}, and full_precision is {recipe.full_precision!r}: leave it out, the start decides')
+    return replace(recipe, full_precision=how)
 
 def _blocks_of(recipe) -> str:
     "Which blocks a recipe trains, in words"
@@ -308,5 +315,10 @@ def _move_report(part, out, over):
     made = sorted(f.name for f in part.iterdir() if f.name != MARKER and made_here(f))
     for n in made: check_output(out/n, over(n))
     mark(part, 'a report, moves ' + '/'.join(made))
-    for n in made:
-        with writing(out/n, over(n)) as new: os.replace(part/n, new)
+    new = [out/n for n in made if not os.path.lexists(out/n)]
+    try:
+        for n in made:
+            with writing(out/n, over(n)) as place: os.replace(part/n, place)
+    except BaseException: # all or none
+        for f in new: f.unlink(missing_ok=True)
+        raise

@@ -15,13 +15,15 @@ from .. import __version__, plots, surgery
 from ..networks.schemas import check_finite, check_room, check_whole, unusable
 from ..networks.files import locked
 from ..method.batchnorm import processes, recompute_exact
+from ..method.layers import RepQLayer
+from ..networks.graphs import BatchNorm
 from .data import unreadable
 from ..networks.costs import layer_costs
 from ..networks.waiting import at
 from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.changes import unquantized
-from ..networks.one_call import check_classes
+from ..networks.one_call import check_classes, naming_input
 from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
@@ -68,6 +70,8 @@ class Run:
 # %% ../../nbs/3_training/21_runs.ipynb #r604
 def check(run:Run):
     "ValueError where a number cannot be meant"
+    for n in 'minutes', 'keep', 'skips', 'accumulate', 'timing':
+        if getattr(run, n) is None: raise ValueError(f'{n} must be a number, not None')
     check_finite('minutes between checkpoints', run.minutes, 0)
     check_whole('keep', run.keep)
     check_whole('skips', run.skips, 0)
@@ -125,6 +129,8 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     info = dict(recipe=asdict(recipe), **kind.info(dls), **run.asked, processes=processes(), environment=environment())
     cbs = _guides(run, info)
     model = _model(recipe, info, start)
+    if run.recompute: _check_exact(recipe, model)
+    if run.recompute: _check_exact(recipe, model)
     built_for = {n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')}
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
@@ -140,6 +146,14 @@ def _check_length(run, state, n):
                          'give the same images back, or delete the folder to start anew')
 
 # %% ../../nbs/3_training/21_runs.ipynb #h640
+def _check_exact(recipe, model):
+    "ValueError where no layer takes exact statistics of batch norms inside its block, which `recompute_exact` is for"
+    blocks = [m.block for m in model.modules() if isinstance(m, RepQLayer)]
+    exact = [b for b in blocks if getattr(b, 'statistics', None) == 'exact']
+    if any(isinstance(m, BatchNorm) for b in exact for m in b.modules()): return
+    raise ValueError('recompute is for exact statistics, which no layer takes '
+                     f'(method {recipe.method} at {recipe.weight_bits} bits): leave it out')
+
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
     cbs = []
@@ -214,6 +228,7 @@ def _rehearse_end(run, learn) -> float:
         rows = layer_costs(one, x[:1])
         task_of(recipe).rehearse(one, deployed, dls)
         if run.timing: twin(recipe, dls)
+        if processes() == 1: _check_trains(recipe, one, x) # several would wait for each other in their batch norms
     except StopIteration: raise ValueError(f'{recipe.data} has no image to validate on that can be read') from None
     finally: set_rng_state(rng)
     return sum(r['macs'] for r in rows)/max(1, len(rows))
@@ -226,6 +241,12 @@ def _check_numbers(recipe, model):
     if text:
         raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch '
                                  'norms inside blocks, norm_after, input_noise and bound_steps prevent it')
+
+@torch.enable_grad()
+def _check_trains(recipe, model, x):
+    "ValueError where the network stops in training mode, or gives what has no gradient"
+    with naming_input(model, 'the images of this data in training mode'): y = model.train()(x)
+    if not y.requires_grad: raise ValueError(f'{recipe.network} gives what has no gradient: is all of it frozen, or detached?')
 
 def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"
