@@ -14,7 +14,8 @@ from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, rebase as rebase_bn
-from .operations import BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat, footprint, run
+from .operations import (BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat,
+                                    footprint, run)
 
 # %% auto #0
 __all__ = ['Block']
@@ -59,7 +60,8 @@ class Block(Composite):
     def geometry(self): return Geometry(self.stride, self.padding, self.dilation, self.padding_mode)
 
     def extra_repr(self):
-        return f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, groups={self.groups}'
+        return (f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+                f'padding={self.padding}, groups={self.groups}')
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c018
 @patch

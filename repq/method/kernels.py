@@ -173,7 +173,8 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         g = g.contiguous()
-        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:]))
+        parts = zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:])
+        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in parts)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #h402
 def _sum(kernels, size, groups):

@@ -208,7 +208,8 @@ class DiverseBranchBlock(ConvBlock):
              # block
              internal_channels:int=None):
         if internal_channels is None: internal_channels = shape.in_channels*(2 if shape.depthwise else 1)
-        mid, pool = shape.middle(internal_channels, f'internal_channels={internal_channels!r}'), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
+        mid = shape.middle(internal_channels, f'internal_channels={internal_channels!r}')
+        pool = average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
         if mid == shape.in_channels: first = IdentityConv(mid, groups=shape.groups)
         else: first = shape.conv(1, out_channels=mid, stride=1)
         bn = nn.BatchNorm2d

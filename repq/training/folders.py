@@ -22,7 +22,8 @@ def _scan(folder) -> list:
     try:
         with os.scandir(folder) as found: return list(found)
     except OSError as e:
-        raise type(e)(f'{"no permission to read the folder" if isinstance(e, PermissionError) else e.strerror + ":"} {folder}') from None
+        what = 'no permission to read the folder' if isinstance(e, PermissionError) else f'{e.strerror}:'
+        raise type(e)(f'{what} {folder}') from None
 
 # %% ../../nbs/3_training/03_folders.ipynb #h499
 def _counted_elsewhere(folder, split) -> bool:
