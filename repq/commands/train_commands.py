@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Data, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
+from .app import Block, Data, NoAdopt, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
 from ..training.processes import prepare_processes
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c007
@@ -136,14 +136,14 @@ def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or
           checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
           recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False, skips: _Skips = 10,
-          block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
+          block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq.training.recipes import check_effect
     recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data, epochs=epochs, batch_size=batch_size,
                      lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
-                     iterations=iterations, benchmarks=benchmarks, block=block)
+                     iterations=iterations, benchmarks=benchmarks, block=block, adopt=False if no_adopt else None)
     check_effect(recipe, teacher is not None)
     how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
                tensorboard=tensorboard, accumulate=accumulate, recompute=recompute, capture=capture)

@@ -22,7 +22,8 @@ class Value:
 
 class Target:
     "A format of files: which operations it can hold, and how each is written"
-    def __init__(self, name:str): self.name, self.functions = name, {}
+    def __init__(self, name:str, hints=()): # operation that it cannot hold -> why, and what would do
+        self.name, self.functions, self.hints = name, {}, dict(hints)
 
     def writes(self, *operations):
         "Register a function `f(file, step, *values)` that writes steps of these operations and returns the handle of the result"
@@ -34,21 +35,27 @@ class Target:
     def check(self, net:IntegerNetwork):
         "ValueError, with the name of the first step of `net` that this target cannot hold"
         for s in net.steps:
-            if s.op not in self.functions: self.refuse(s, f"of operations it has {', '.join(self.functions)}")
+            if s.op not in self.functions: self.refuse(s, self.hints.get(s.op, f"of operations it has {', '.join(self.functions)}"))
 
     def refuse(self, s:Step, why:str):
         "The error of a step that this target cannot hold"
         raise ValueError(f"'{s.name}', an operation '{s.op}', cannot be written to {self.name}: {why}")
 
+    def shapes(self, net:IntegerNetwork, x) -> dict: # name -> shape
+        "Of each value, for an image of `x`"
+        xs = x if isinstance(x, tuple) else (x,)
+        return {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}
+
     def write(self, net:IntegerNetwork, file, # whatever the functions write to
               x,             # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
-              handle=None,   # of the input; None: the names of the inputs
+              handle=None,   # of the input, a dictionary of several; None: the names of the inputs
+              shapes=None,   # of `Target.shapes`, where they are known already
              ) -> dict:      # name -> `Value`
         "Write the steps of `net` one after another"
         self.check(net)
-        xs = x if isinstance(x, tuple) else (x,)
-        shapes, grids = {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}, net.grids
-        made = {i: Value(i if handle is None else handle, None, shapes[i]) for i in net.inputs}
+        shapes, grids = shapes or self.shapes(net, x), net.grids
+        handles = handle if isinstance(handle, dict) else {i: i if handle is None else handle for i in net.inputs}
+        made = {i: Value(handles[i], None, shapes[i]) for i in net.inputs}
         for s in net.steps:
             result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
             made[s.name] = Value(result, grids[s.name], shapes[s.name])

@@ -84,7 +84,7 @@ def _set_padding(self:Block, padding, padding_mode):
         if any(any(f.padding) for f in self._foot.values()): raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
         self.padding = pair(padding, 'padding')
     modes = {o.padding_mode for b in self.branches.values() for o in flat(b)
-             if isinstance(o, (nn.Conv2d, Block)) and (o.padding_mode != 'zeros' or any(footprint(o)[2]))}
+             if isinstance(o, (nn.Conv2d, nn.Conv1d, Block)) and (o.padding_mode != 'zeros' or any(footprint(o)[2]))}
     if padding_mode is None:
         if len(modes) > 1: raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
         padding_mode = modes.pop() if modes else 'zeros'
@@ -97,7 +97,7 @@ def _set_channels(self:Block):
     def first(ops, *names): return next((getattr(o, n) for o in ops for n in names if hasattr(o, n)), None)
     ins, outs, self.groups = set(), set(), 0
     for n, b in self.branches.items():
-        ops = [o.kernel() if hasattr(o, 'kernel') and not isinstance(o, Block) else o for o in flat(b)] # a user's operation shows its kernel
+        ops = [_telling(o) for o in flat(b)]
         _check_chain(n, ops)
         ins.add(first(ops, 'in_channels', 'num_features')); outs.add(first(ops[::-1], 'out_channels', 'num_features'))
         self.groups = reduce(gcd, (o.groups for o in ops if hasattr(o, 'groups')), self.groups)
@@ -108,6 +108,11 @@ def _set_channels(self:Block):
     self.groups = self.groups or self.in_channels
     if any(_footprint_is_identity(b) for b in self.branches.values()) and self.in_channels != self.out_channels:
         raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and {self.out_channels}')
+
+def _telling(op):
+    "What tells the channels of an operation: itself, or its kernel"
+    if isinstance(op, (nn.Conv1d, nn.Linear)): return Kernel.of(op)
+    return op.kernel() if hasattr(op, 'kernel') and not isinstance(op, Block) else op
 
 def _check_chain(name, ops):
     "Each operation must take as many channels as the one before gives"

@@ -39,15 +39,17 @@ class Geometry:
             raise ValueError(f'padding_mode must be one of {", ".join(_PAD_MODES)}; got {self.padding_mode!r}')
 
     @classmethod
-    def of(cls, conv:nn.Conv2d): # any convolution of torch's
+    def of(cls, conv:nn.Conv2d): # or an `nn.Conv1d`, over maps of height 1, or an `nn.Linear`, over single pixels
         "The geometry of `conv`, with the paddings 'same' and 'valid' turned into numbers"
+        if isinstance(conv, nn.Linear): return cls()
         pad = conv.padding
         if pad == 'valid': pad = 0
         if pad == 'same':
             if any(d*(k-1) % 2 for k, d in zip(conv.kernel_size, conv.dilation)):
                 raise ValueError(f"padding='same' is asymmetric for kernel size {tuple(conv.kernel_size)}: give it in pixels")
             pad = tuple(d*(k-1)//2 for k, d in zip(conv.kernel_size, conv.dilation))
-        return cls(conv.stride, pad, conv.dilation, conv.padding_mode)
+        stride, pad, dilation = ((n, *v) if isinstance(v, tuple) and len(v) == 1 else v for n, v in ((1, conv.stride), (0, pad), (1, conv.dilation)))
+        return cls(stride, pad, dilation, conv.padding_mode)
 
     def out_size(self,
                  size,        # height and width of the input
@@ -105,8 +107,9 @@ class Kernel:
 
     @classmethod
     def of(cls, conv:nn.Conv2d):
-        "The kernel of one of torch's convolutions (its parameters, not copies)"
-        return cls(conv.weight, conv.bias, conv.groups)
+        "The kernel of one of torch's convolutions, `nn.Conv1d` and `nn.Linear` among them (its parameters, or views of them, not copies)"
+        w = conv.weight
+        return cls(w if w.ndim == 4 else w.unsqueeze(2) if w.ndim == 3 else w[..., None, None], conv.bias, getattr(conv, 'groups', 1))
 
     def conv(self, x:Tensor, geometry:Geometry=Geometry()):
         "`x` (batch, in, h, w) convolved with this kernel, in the precision of `x`"

@@ -60,9 +60,9 @@ def footprint(op) -> tuple:
     if hooked(op): raise TypeError(f'{type(op).__name__} has hooks, and what they do would be lost in a merged kernel: take them off, or leave the module out of the block')
     if computes(op, *POINTWISE): return (1, 1), (1, 1), (0, 0), (1, 1)
     if computes(op, nn.AvgPool2d): return pair(op.kernel_size), pair(op.stride), pair(op.padding), (1, 1)
-    if computes(op, nn.Conv2d):
+    if computes(op, nn.Conv2d, nn.Conv1d, nn.Linear):
         g = Geometry.of(op)
-        return op.kernel_size, g.stride, g.padding, g.dilation
+        return op.kernel_size if isinstance(op, nn.Conv2d) else Kernel.of(op).kernel_size, g.stride, g.padding, g.dilation
     if computes(op, *kernel_owner(op)):
         size = getattr(op, 'kernel_size', None) or op.kernel().kernel_size
         return pair(size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
@@ -175,7 +175,8 @@ class Batch:
 
 # %% ../../nbs/1_method/06_operations.ipynb #c013
 def _spread(kernel, op, place):
-    own = pair(getattr(op, 'dilation', 1))
+    own = getattr(op, 'dilation', 1)
+    own = (1, *own)[-2:] if isinstance(own, tuple) else pair(own) # of `nn.Conv1d`, horizontally
     return kernel if kernel.kernel_size == (1, 1) or own == place.dilation else kernel.spread(own)
 
 def extend(op,            # an operation, a `Sequential` of them, or a block

@@ -235,7 +235,8 @@ def _taker(self:Block) -> list:
 def _holder(self:Block):
     "The bias that moves the block's own by as much: its own, or the last one behind the convolution; None where there is none"
     if self.bias is not None: return self.bias
-    return next((getattr(o, 'bias', None) for o in self._taker()[::-1] if not isinstance(o, nn.Identity)), None)
+    last = next((getattr(o, 'bias', None) for o in self._taker()[::-1] if not isinstance(o, nn.Identity)), None)
+    return last if last is None or last.numel() == self.out_channels else None # not one number for all
 
 @patch
 def add_rest(self:Block):

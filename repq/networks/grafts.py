@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch.nn as nn
 from ..method.operations import computes
 from ..method.blocks import Block
-from .graphs import norm_rest
+from .graphs import norm_rest, trace_graph
 from .changes import same_mode
 from .chains import Step, ends_in, steps
 from .regions import Search
 from .making import difference, make_block, part_module
 
 # %% auto #0
-__all__ = ['MERGERS', 'adopted_class', 'is_adopted', 'Graft', 'adopt_in']
+__all__ = ['MERGERS', 'adopted_class', 'is_adopted', 'Graft', 'adopt_in', 'go_one_way']
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q011
 MERGERS = ('reparameterize', 'fuse', 'switch_to_deploy', 'fuse_conv', 'fuse_convs', 'convert_to_deploy', 'reparam', 'merge_kernel', 'fuse_repvgg_block', 'get_equivalent_kernel_bias')
@@ -66,6 +66,8 @@ def _sources(graphs) -> tuple: # (code of each, names that they use)
         for n, v in c.globals.items(): names[n] = ('module', v.__name__) if inspect.ismodule(v) else v
     sources = tuple(dict.fromkeys(c.src.strip() + '\n' for c in codes))
     return sources, tuple(names.items())
+
+def _base(m) -> type: return type(m)._made_of[0] if is_adopted(m) else type(m)
 
 def _own_arguments(graph):
     "Let the arguments have the names that the model's own code gives them"
@@ -135,7 +137,7 @@ class Graft:
     "A region of an owner, found in both of its modes, with the block that will stand for it"
     chain: tuple
     regions: list      # of evaluation and training
-    block: Block
+    block: nn.Module   # a `Block` or `Signal`
     names: dict        # the block's keys -> the owner's
     place: str         # where in the owner
     rest: nn.Module    # what the class of the last batch norm goes on with, or None
@@ -155,7 +157,8 @@ def _graft_of(owner, searches, chain, called, tolerance) -> Graft:
     block, names = make_block(owner, searches[0], chain)
     last = owner.get_submodule(chain[-1].name) if isinstance(chain[-1], Step) and chain[-1].kind == 'norm' else None
     rest = norm_rest(last) if last is not None and ends_in(last) else None
-    worst = max(difference(part_module(s.graph, r, owner), block, rest) for s, r in zip(searches, regions))
+    parts = {p.code: p for p in (part_module(s.graph, r, owner) for s, r in zip(searches, regions))} # mostly one and the same
+    worst = max(difference(p, block, rest) for p in parts.values())
     if not worst < tolerance: raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
     return Graft(chain, regions, block, names, _place(owner, chain, called), rest, chain[-1].name if rest is not None else '')
 
@@ -178,12 +181,13 @@ def _rewritten(owner, searches, grafts):
     "The owner with another forward pass, or the block that is all of it"
     for i, s in enumerate(searches):
         for g in grafts: _graft(s.graph, g.regions[i], g.place, g.rest_place)
-    if len(grafts) == 1 and not grafts[0].rest and all(_is_all(s.graph, grafts[0].place) for s in searches):
+    whole = set(owner.state_dict()) == set(grafts[0].names.values()) # is nothing else in it, used or not?
+    if len(grafts) == 1 and whole and not grafts[0].rest and all(_is_all(s.graph, grafts[0].place) for s in searches):
         grafts[0].place = ''
         return grafts[0].block
     for s in searches: _own_arguments(s.graph)
     sources, names = _sources([s.graph for s in searches])
-    new = adopted_class(type(owner), sources, names)
+    new = adopted_class(_base(owner), sources, names)
     called = {n.target for s in searches for n in s.graph.nodes if n.op in ('call_module', 'get_attr')}
     held = {s.name for g in grafts for s in steps(g.chain) if s.name}
     _take_out(owner, held, called - {g.place for g in grafts} - {g.rest_place for g in grafts})
@@ -223,3 +227,12 @@ def _complete(graft, children) -> bool:
         belongs = {n for n in graph.nodes if n.op.startswith('call') and (stack := n.meta.get('nn_module_stack')) and next(iter(stack.values()))[0] in children}
         if belongs - r.nodes: return False
     return True
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #h222
+def go_one_way(owner:nn.Module):
+    "Let `owner` compute in either mode what it computes in training"
+    graph = trace_graph(owner, True, leaf=lambda name: True)
+    if graph.constants: raise ValueError('its forward makes tensors')
+    _own_arguments(graph)
+    sources, names = _sources([graph])
+    owner.__class__ = adopted_class(_base(owner), sources, names)

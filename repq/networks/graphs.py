@@ -43,12 +43,14 @@ def _loose(v):
     if isinstance(v, Tensor) and not isinstance(v, nn.Parameter): return v.detach().clone()
     return copy.copy(v) if isinstance(v, (dict, list, set, deque)) else v
 
+_TORCHS = set(vars(nn.Module())) - {'_parameters', '_buffers', '_modules'} # hooks and the like
+
 @contextmanager
 def untouched(model):
     "Whatever is done to attributes, buffers and modes of `model` here is undone"
     own = {m: vars(m) for m in model.modules()}
     for m, attrs in own.items():
-        new = {k: _loose(v) for k, v in attrs.items()}
+        new = {k: v if k in _TORCHS else _loose(v) for k, v in attrs.items()}
         if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
         object.__setattr__(m, '__dict__', new)
     try: yield model
@@ -146,8 +148,14 @@ _IN_PLACE = {operator.setitem, operator.iconcat, *(getattr(operator, f'i{n}') fo
 def _argument(node, name):
     "What the function of `node` was called with as `name`, None where it has no such parameter"
     if name in node.kwargs: return node.kwargs[name]
-    try: return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
-    except (TypeError, ValueError): return None # of torch's builtins nothing is known; none of them has `inplace`
+    signature = _signature(node.target)
+    try: return signature and signature.bind(*node.args, **node.kwargs).arguments.get(name)
+    except TypeError: return None
+
+@lru_cache(1024)
+def _signature(f): # None of torch's builtins, of which none has `inplace`
+    try: return inspect.signature(f)
+    except (TypeError, ValueError): return None
 
 def changes(node, model) -> fx.Node: # or None
     "The node whose value this one changes in place"

@@ -221,9 +221,9 @@ def _blocks(model) -> Counter: # class -> how many
     blocks = [getattr(s.module, 'block', s.module) for s in registered(model)]
     return Counter(type(b).__name__ for b in blocks if isinstance(b, Block))
 
-def merges(name:str, block:str=None) -> bool:
+def merges(name:str, block:str=None, adopt=True) -> bool: # adopt: are its own taken over?
     "Has the network of this name blocks that merge, given ones or its own?"
-    return bool(block) or not source_of(name) or bool(_blocks(with_blocks(create_model(name))))
+    return bool(block) or not source_of(name) or adopt and bool(_blocks(with_blocks(create_model(name))))
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j051
 def load_state(model:nn.Module, state:dict, what:str):
@@ -240,7 +240,8 @@ def _names(state) -> set: return {n for n in state if not n.endswith('num_batche
 def assembled(model, state:dict, # None: as it was made
               block, name:str,
               blocks:bool,       # does it train blocks?
-              anew:bool          # may a head of other classes begin anew?
+              anew:bool,         # may a head of other classes begin anew?
+              adopt=True         # take blocks that it has already over?
              ) -> tuple:         # the network, and the state dict if it is one of the network with blocks
     "A network from elsewhere with its weights, and then with its blocks"
     own = model.state_dict()
@@ -249,7 +250,7 @@ def assembled(model, state:dict, # None: as it was made
         load_state(model, with_own_head(own, state, name, anew), name)
         state = None
     if blocks:
-        model = with_blocks(model, block, inplace=True)
+        model = with_blocks(model, block, inplace=True, own=adopt)
         if not _blocks(model): raise ValueError(f'{name} has no blocks of its own to train: give it some (--block ACBlock, block=), or take method plain')
     if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
         raise ValueError(f'the weights are not of {name}: {differences({k: v.shape for k, v in own.items()}, state)}')

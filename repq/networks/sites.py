@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn.utils import parametrize
 from ..method.operations import hooked
 from ..method.blocks import Block
-from ..method.layers import FullyConnected, RepQLayer
+from ..method.layers import RepQLayer
 from .graphs import first_line, is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
 from . import further_readers, readers as basic_readers
 from .readers import nonnegative
@@ -66,8 +66,8 @@ class _Trace:
 
 def is_linear(m) -> bool:
     "Is this layer fully connected, in any form?"
-    if isinstance(m, RepQLayer): return m.block.geometry is None or isinstance(m.block, (nn.Linear, FullyConnected))
-    return isinstance(m, (nn.Linear, FullyConnected))
+    m = m.block if isinstance(m, RepQLayer) else m
+    return isinstance(m, nn.Linear) or getattr(m, 'geometry', m) is None
 
 def _can_absorb(layer, bn) -> bool:
     "Can the batch norm `bn` go into the kernel of `layer`, whose output it reads?"

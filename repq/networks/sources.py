@@ -14,6 +14,7 @@ import torch, torch.nn as nn
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
+from ..method.recent import Conv3XC, DilatedReparam, LearnableRep, RepMixer, RepVGGDW
 
 # %% auto #0
 __all__ = ['BLOCKS', 'Source', 'source_of', 'from_source', 'source_size', 'pretrained_state', 'code_of', 'check_code',
@@ -197,7 +198,7 @@ def check_code(name:str, recorded:dict, where):
     if recorded.get('sha256') != _digest(file): warnings.warn(f'{file} has changed since {where} was written')
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j122
-BLOCKS = {b.__name__: b for b in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, OREPA, OREPALargeKernel, ECB)}
+BLOCKS = {b.__name__: b for b in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, OREPA, OREPALargeKernel, ECB, RepMixer, RepVGGDW, DilatedReparam, Conv3XC, LearnableRep)}
 
 def get_block(name:str): # -> a class, or a function that is called as RepVGGBlock is
     "A block by name: of `BLOCKS`, or package.module:function, or path/to/file.py:function"

@@ -13,11 +13,11 @@ from ..method.grids import check_bits
 from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
-from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer, is_deployed
+from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
 from .graphs import constant_nodes, live_nodes, readers, trace_graph
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
-from .sites import find_sites, is_composite, registered, survey
+from .sites import find_sites, is_composite, is_linear, registered, survey
 from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, without_norm, working_copy)
@@ -357,7 +357,7 @@ def add_norms(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     model = working_copy(model, inplace)
     sites, untraced = find_sites(model)
     if untraced: raise ValueError(f'the model cannot be traced ({untraced}): which layers have a batch norm after them is not known')
-    todo = [s for s in sites if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not s.left and s.bn is None and not isinstance(s.module.block, FullyConnected)]
+    todo = [s for s in sites if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not s.left and s.bn is None and not is_linear(s.module)]
     model, hooks = replace_modules(model, {s.module: same_mode(WithNorm(s.module), s.module) for s in todo})
     report_change('add_norms', verbose, '', f'a batch norm after {plural(len(todo), "layer")}', hooks=hooks)
     return model

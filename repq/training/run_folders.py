@@ -132,8 +132,10 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
     if first.network != recipe.network:
         raise ValueError(f"{init} is {first.network}, method '{recipe.method}' on {recipe.model} needs {recipe.network}: "
                          'give another init or model')
-    if first.block != recipe.block or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
-        raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: give the same --block, and a method that fits')
+    adopted = (first.block, first.adopt) == (recipe.block, recipe.adopt)
+    if not adopted or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
+        raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: '
+                         'give the same --block and --no-adopt, and a method that fits')
     return model.state_dict(), _trained(recipe, first.full_precision, init)
 
 def _trained(recipe, how, init) -> Recipe:
@@ -146,7 +148,8 @@ def _trained(recipe, how, init) -> Recipe:
 def _blocks_of(recipe) -> str:
     "Which blocks a recipe trains, in words"
     if not METHODS[recipe.method].reparametrized: return f'no blocks (method {recipe.method})'
-    return f'the block {recipe.block}' if recipe.block else "the network's own blocks"
+    if not recipe.block: return "the network's own blocks"
+    return f'the block {recipe.block}' + ('' if recipe.adopt else ', its own branches not taken over')
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r217
 def differing(path, recipe:Recipe, asked:dict) -> str:
