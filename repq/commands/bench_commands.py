@@ -107,10 +107,16 @@ def data_(path: Annotated[str, typer.Argument(metavar='DIR',
                f'{d["psnr_lowest"]:.1f} dB')
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #i720
-@bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 --json coverage.json')
-def coverage_(names: Annotated[Optional[List[str]], typer.Argument(help="Networks, as torchvision:resnet18 or timm:repvgg_a0. All of torchvision's classifiers and segmentation networks and a list of timm's if left out.")] = None,
-              size: Annotated[int, typer.Option(help='Pixels of an image, where the network takes them.')] = 64, bits: int = 8,
-              timeout: Annotated[float, typer.Option(help='Seconds for a network: what takes longer is a row with that reason.')] = 600,
+@bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 --json '
+                                  'coverage.json')
+def coverage_(names: Annotated[Optional[List[str]],
+                               typer.Argument(help="Networks, as torchvision:resnet18 or timm:repvgg_a0. "
+                                                   "All of torchvision's classifiers and segmentation "
+                                                   "networks and a list of timm's if left out.")] = None,
+              size: Annotated[int, typer.Option(help='Pixels of an image, where the network takes them.')] = 64,
+              bits: int = 8,
+              timeout: Annotated[float, typer.Option(help='Seconds for a network: what takes longer is a '
+                                                          'row with that reason.')] = 600,
               json: Json = None):
     "How much of a network becomes integers, and whether ONNX Runtime computes them: a row a network, in a process of its own. A table in --json is continued."
     from repq.commands.coverage import coverage, summary

@@ -172,6 +172,7 @@ def _held_on(block) -> torch.device:
     "The device of a block's tensors"
     return next(block.parameters(), next(block.buffers(), torch.zeros(()))).device
 
+# %% ../../nbs/1_method/11_layers.ipynb #h933
 @patch
 def evaluation_kernel(self:RepQLayer) -> tuple:
     "Weight and bias from running statistics, kept from one call to the next while gradients are off"

@@ -17,6 +17,7 @@ def subfolders(path) -> list:
     "Sorted names of the folders in `path`, without hidden ones"
     return sorted(o.name for o in _scan(path) if os.path.isdir(o) and not o.name.startswith('.'))
 
+# %% ../../nbs/3_training/03_folders.ipynb #h934
 def _scan(folder) -> list:
     "What is in a folder"
     try:

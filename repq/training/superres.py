@@ -145,7 +145,8 @@ def psnr(x:Tensor, y:Tensor, # (..., h, w) in grey levels
     if min(y.shape[-2:]) <= 2*shave:
         raise ValueError(f'an image of {tuple(y.shape[-2:])} has nothing left after shaving {shave} pixels '
                          'at each side')
-    def inner(t): return (t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
+    def inner(t):
+        return (t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
     x, y = inner(x.clamp(0, 255)), inner(y)
     return 10*math.log10(255**2/max((x - y).square().mean().item(), 1e-10))
 
