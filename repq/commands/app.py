@@ -48,7 +48,8 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx):
         for p in self.params:
             for v in _each(ctx.params.get(p.name)): _check_number(_called(p), v)
-        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)): # without --overwrite a command goes on with its file
+        # without --overwrite a command goes on with its file
+        with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)):
             try: return super().invoke(ctx)
             except SystemExit as e:
                 raise ValueError(f'code of a network ended the program (exit code {e.code}): '
@@ -114,11 +115,21 @@ Rounds = Annotated[int, typer.Option(help='Rounds, after one to warm up.')]
 Device = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 
 # %% ../../nbs/5_commands/03_app.ipynb #j602
-Block = Annotated[Optional[str], typer.Option(help="What takes the place of each convolution: ACBlock, RepVGGBlock, DiverseBranchBlock, ..., package.module:Block or file.py:Block. The network's own blocks if left out.")]
-NoAdopt = Annotated[bool, typer.Option('--no-adopt', help="For a network from elsewhere: leave its own branches as they are, each convolution a layer of its own, instead of taking them over as blocks.")]
-Weights = Annotated[Optional[Path], typer.Option(help="Weights to begin with: .safetensors, or a .pth of tensors, under the network's own names. Nothing in it is executed.")]
-Pretrained = Annotated[bool, typer.Option('--pretrained', help='Begin with the weights that timm or torchvision has for the network; they are fetched from there.')]
+Block = Annotated[Optional[str], typer.Option(help="What takes the place of each convolution: ACBlock, "
+                                                   "RepVGGBlock, DiverseBranchBlock, ..., "
+                                                   "package.module:Block or file.py:Block. The network's "
+                                                   "own blocks if left out.")]
+NoAdopt = Annotated[bool, typer.Option('--no-adopt', help="For a network from elsewhere: leave its own "
+                                                          "branches as they are, each convolution a layer "
+                                                          "of its own, instead of taking them over as blocks.")]
+Weights = Annotated[Optional[Path],
+                    typer.Option(help="Weights to begin with: .safetensors, or a .pth of tensors, under "
+                                      "the network's own names. Nothing in it is executed.")]
+Pretrained = Annotated[bool, typer.Option('--pretrained', help='Begin with the weights that timm or '
+                                                               'torchvision has for the network; they are '
+                                                               'fetched from there.')]
 
+# %% ../../nbs/5_commands/03_app.ipynb #h941
 def begin_with(init, weights, pretrained): # -> what training calls `init`
     "Where a run begins, of --init, --weights and --pretrained, of which one is given at most"
     from repq.networks.schemas import regular

@@ -76,7 +76,8 @@ class LinearBlock(Block):
     def forward(self, input): return self._run(self._maps(input)).view(*input.shape[:-1], self.out_channels)
     def kernel(self, x=None): return super().kernel(None if x is None else self._maps(x))
     def batch_statistics(self, x): return super().batch_statistics(self._maps(x))
-    def convolve(self, x, weight, bias=None): return F.linear(x, weight.flatten(1).to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def convolve(self, x, weight, bias=None):
+        return F.linear(x, weight.flatten(1).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @torch.no_grad()
     def deploy(self):

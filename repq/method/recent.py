@@ -14,7 +14,8 @@ __all__ = ['RepMixer', 'RepVGGDW', 'DilatedReparam', 'Conv3XC', 'LearnableRep']
 
 # %% ../../nbs/1_method/08c_recent.ipynb #h305
 class RepMixer(ConvBlock):
-    "`x + γ·(BN(k×k) + BN(1×1) + BN(x) - BN(x))`, a factor γ for each channel (FastViT, Vasu et al. 2023); where shapes differ `BN(k×k) + BN(1×1)`"
+    """`x + γ·(BN(k×k) + BN(1×1) + BN(x) - BN(x))`, a factor γ for each channel (FastViT, Vasu et al. 2023);
+    where shapes differ `BN(k×k) + BN(1×1)`"""
     def make(self, shape,
              layer_scale:float=1e-5): # the factor to begin with
         mixer = MobileOneBlock.make(self, shape)
@@ -32,15 +33,23 @@ class RepVGGDW(ConvBlock):
         size = tuple(min(small, k) for k in shape.kernel_size)
         return dict(conv=shape.conv_bn(shape.kernel_size), conv1=shape.conv_bn(size))
 
-_DILATED = {5: ((3, 1), (3, 2)), 7: ((5, 1), (3, 2), (3, 3)), 9: ((5, 1), (5, 2), (3, 3), (3, 4)), 11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
-            13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)), 15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)), 17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7))} # kernel size -> (size, dilation), as published
+_DILATED = {5: ((3, 1), (3, 2)), 7: ((5, 1), (3, 2), (3, 3)), 9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+            11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+            13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)), 15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+            17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7))} # kernel size -> (size, dilation), as published
 
+# %% ../../nbs/1_method/08c_recent.ipynb #h931
 class DilatedReparam(ConvBlock):
     "`BN(k×k) + Σ BN(dilated)`, depthwise in UniRepLKNet (Ding et al. 2024); below 5 pixels the first alone"
     def make(self, shape,
-             dilated=None): # pairs of kernel size and dilation; None: the authors' for this size, or for the next smaller one they have
-        if dilated is None: dilated = _DILATED.get(max((k for k in _DILATED if k <= min(shape.kernel_size)), default=None), ())
-        def branch(k, r): return conv_bn(shape.in_channels, shape.out_channels, k, shape.stride, 0, tuple(r*d for d in shape.dilation), shape.groups)
+             # pairs of kernel size and dilation; None: the authors' for this size, or for the next smaller one
+             # they have
+             dilated=None):
+        if dilated is None:
+            dilated = _DILATED.get(max((k for k in _DILATED if k <= min(shape.kernel_size)), default=None), ())
+        def branch(k, r):
+            return conv_bn(shape.in_channels, shape.out_channels, k, shape.stride, 0,
+                           tuple(r*d for d in shape.dilation), shape.groups)
         return dict(origin=shape.conv_bn(shape.kernel_size)) | {f'k{k}_{r}': branch(k, r) for k, r in dilated}
 
 # %% ../../nbs/1_method/08c_recent.ipynb #h312
@@ -49,9 +58,12 @@ class Conv3XC(ConvBlock):
     def make(self, shape,
              gain:int=2): # channels in the middle, as a multiple
         ins, outs = (shape.middle(gain*c, f'gain={gain!r}') for c in (shape.in_channels, shape.out_channels))
-        chain = nn.Sequential(shape.conv(1, out_channels=ins, stride=1, bias=True), shape.conv(shape.kernel_size, ins, outs, bias=True), shape.conv(1, outs, stride=1, bias=True))
+        chain = nn.Sequential(shape.conv(1, out_channels=ins, stride=1, bias=True),
+                              shape.conv(shape.kernel_size, ins, outs, bias=True),
+                              shape.conv(1, outs, stride=1, bias=True))
         return dict(conv=chain, sk=shape.conv(1, bias=True))
 
+# %% ../../nbs/1_method/08c_recent.ipynb #h932
 class LearnableRep(ConvBlock):
     "`a·(Σₙ BN(k×k) + BN(1×1) + BN(x)) + b` with two numbers a and b (PP-LCNetV3, PP-OCRv4)"
     def make(self, shape,

@@ -167,7 +167,8 @@ def unquantized(model):
 
 # %% ../../nbs/2_networks/04_changes.ipynb #a102
 def _memory(p):
-    return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
+    if p.device.type == 'meta' or not p.numel(): return id(p)
+    return p.untyped_storage().data_ptr(), p.storage_offset(), p.shape
 
 def tied(model:nn.Module) -> dict: # name -> names of the others
     "Layers and modules that share a parameter (a tensor, not a module) with others"

@@ -88,9 +88,9 @@ def _globally_pooled(model, traces) -> set:
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h704
 def reparametrize(model:nn.Module,
-                  block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+                  block=RepVGGBlock,   # called as `nn.Conv2d` is, but for the bias
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
-                  where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace, but for those after global pooling, where a map is one pixel
+                  where=None,          # (name, conv) -> bool: which ones; None: all that it can replace, but after global pooling
                   inplace=False, verbose=True,
                   adopt=True,          # take blocks that the model has already over first? See `repq.surgery.adopt`
                  ) -> nn.Module:
