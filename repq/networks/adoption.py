@@ -117,10 +117,10 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
     part = model.get_submodule(name)
     searches, changed = _one_way(part, searches, grow)
     owners, left = _by_owner(searches)
-    new, blocks, left = {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
+    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
     for owner in sorted(owners, key=lambda o: -o.count('.') - bool(o)):
         m, (chains, inside) = part.get_submodule(owner), owners[owner]
-        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow)
+        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans)
         except Exception as e: stands, done, not_done = m, [], [(c, str(e)) for c in chains]
         left += [(_join(name, owner) or type(m).__name__, why, parallel(c) or sum(s.kind == 'conv' for s in steps(c))) for c, why in not_done]
         for where, block, names in done: block.origin = (where, names)
