@@ -11,6 +11,7 @@ from repq.deploy.onnx_operations import *
 from repq.deploy.tflite_writer import *
 from repq.deploy.tflite_operations import *
 from repq.deploy.export import *
+from repq.deploy.comparison import *
 from repq.deploy.tflite import *
 from repq.deploy.qonnx_writer import *
 from repq.deploy.torch_writer import *

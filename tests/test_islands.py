@@ -2,7 +2,7 @@
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from repq.deploy.integers import tensors_of
-from repq.commands.coverage import compare_file
+from repq.deploy.comparison import compare_file
 from repq.deploy.onnx_writer import onnx_model
 from repq.integers import check_integers, load_integers, save_integers, to_integer
 from repq.surgery import calibrate, quantize

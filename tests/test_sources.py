@@ -154,6 +154,8 @@ def test_command_line(own, tmp_path):
     assert 'has no blocks of its own' in said('train', own, '--epochs', 1, *tiny)
     assert "did you mean ACBlock" in said('train', own, '--block', 'ACBlok', *tiny)
     assert 'no effect' in said('train', own, '--block', 'ACBlock', '--method', 'plain', *tiny)
+    assert 'block must be called as RepVGGBlock is' in said('train', own, '--block', 'torch.nn:Conv2d', '--epochs', 1, *tiny)
+    assert 'sys is built into Python' in said('train', 'sys:exit', '--method', 'plain', *tiny)
     assert '--weights and --pretrained' in said('train', own, '--weights', 'w.pth', '--pretrained', *tiny)
     assert 'there is no file none.pth' in said('train', own, '--weights', 'none.pth', *tiny)
     assert 'has no pretrained weights' in said('train', own, '--pretrained', '--method', 'plain', *tiny)

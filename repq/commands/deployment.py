@@ -15,6 +15,9 @@ from .. import layer_report, plots, surgery
 from ..networks.schemas import check_whole
 from ..networks.files import SIGNATURE, check_folder, check_output, check_part, locked, making, writing
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
+from ..deploy.comparison import compare_file, island_line
+from ..deploy.onnx_writer import import_onnx
+from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
 from ..deploy.tflite import run_tflite, tflite_session
@@ -98,7 +101,8 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni'): text += _agreement('ONNX Runtime', lambda: onnx_session(part, exact=profile == 'vnni'), run_onnx, net, x)
+        if profile in ('integers', 'vnni'): text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
+        text += _islands(net, part, x)
     return text
 
 def _saturation(path) -> str:
@@ -109,16 +113,32 @@ def _saturation(path) -> str:
     return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
             f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
 
-def _agreement(runtime, opened, run, net, x) -> str: # what it says of the package without it
-    "That a runtime computes what the reference does; ValueError where it does not"
-    try: session = opened()
+def _compare_onnx(data, net, x, profile) -> dict:
+    "`compare_file` of an ONNX file that is not yet in its place"
+    return compare_file(net, import_onnx().load_from_string(data), as_inputs(x), exact=profile == 'vnni')
+
+def _islands(net, path, x) -> str:
+    "What is computed in floating point, and what it costs"
+    try: line = island_line(net, path, x)
+    except ImportError: return ''
+    return line and f'; {line}'
+
+def _compare_tflite(path, net, x) -> dict:
+    "The same for LiteRT"
+    y, session = net(x), tflite_session(path)
+    return dict(values=y.numel(), differing=(run_tflite(session, x) != y).sum().item())
+
+def _agreement(runtime, compare, x) -> str: # what it says of the package without it
+    "That a runtime computes what the reference does, as `compare()` has it; ValueError where it does not"
+    try: found = compare()
     except ImportError as e: return f'; not compared: {e}'
-    y = net(x)
-    differing, n = (run(session, x) != y).sum().item(), y.numel()
-    if differing:
+    n, differing, error = found['values'], found['differing'], found.get('island_error')
+    if differing or (error or 0) > .01:
         raise ValueError(f'{runtime} differs from the reference in {differing:,} of {n:,} values on this processor '
                          f'({instructions()}), which it should on none: please report it; nothing was written')
-    return f'; {runtime} equals the integer reference in all {n:,} values of {len(x)} images'
+    text = f'; {runtime} equals the integer reference in all {n:,} values of {len(as_inputs(x)[0])} images'
+    if error is None: return text
+    return f'{text}, given what the islands gave, which differ from torch by {error:.1e} of the largest value at most'
 
 def _export_tflite(model, out, x, profile, overwrite=False) -> str:
     "The same for a .tflite file"
@@ -126,7 +146,7 @@ def _export_tflite(model, out, x, profile, overwrite=False) -> str:
     data = tflite_bytes(net, x)
     with writing(out, overwrite) as part:
         part.write_bytes(data)
-        return f'; for one image of {" × ".join(map(str, x.shape[1:]))}' + _agreement('LiteRT with XNNPACK', lambda: tflite_session(part), run_tflite, net, x)
+        return f'; for one image of {" × ".join(map(str, x.shape[1:]))}' + _agreement('LiteRT with XNNPACK', lambda: _compare_tflite(part, net, x), x)
 
 def _export_pt2(model, out, x, profile, overwrite=False) -> str:
     to_pt2(model, out, x, overwrite)

@@ -13,11 +13,13 @@ from ..method.kernels import Geometry
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer, is_deployed
 from .graphs import first_line, is_layer, trace_graph
+from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Step, Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
+from .convolutions import Bordered, plain_convolutions
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
 # %% auto #0
@@ -115,10 +117,10 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
     part = model.get_submodule(name)
     searches, changed = _one_way(part, searches, grow)
     owners, left = _by_owner(searches)
-    new, blocks, left = {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
+    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
     for owner in sorted(owners, key=lambda o: -o.count('.') - bool(o)):
         m, (chains, inside) = part.get_submodule(owner), owners[owner]
-        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow)
+        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans)
         except Exception as e: stands, done, not_done = m, [], [(c, str(e)) for c in chains]
         left += [(_join(name, owner) or type(m).__name__, why, parallel(c) or sum(s.kind == 'conv' for s in steps(c))) for c, why in not_done]
         for where, block, names in done: block.origin = (where, names)
@@ -179,8 +181,9 @@ def adopt(model:nn.Module,
           grow=False,           # merge as well what computes more as one convolution?
           inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` in which what merges is a `Block`, with the same parameters; what stays is named"
-    model = working_copy(model, inplace)
+    model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
+    model, plain = plain_convolutions(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []
     for name, searches in parts:
@@ -191,6 +194,7 @@ def adopt(model:nn.Module,
     if wrong:
         _restore(before)
         model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
+    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'convolution')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
     _report(model, blocks, left, untraced, verbose)
     return model
 
@@ -227,7 +231,15 @@ def original_names(model:nn.Module) -> dict: # key of the state dict -> key befo
         owner = place.removesuffix(where).rstrip('.') if where else place
         moved |= {_join(place, k): _join(owner, v) for k, v in own.items()}
     plain = {k: _plain_name(k, begins) for k in model.state_dict()}
-    return {k: moved.get(p, p) for k, p in plain.items() if p is not None}
+    names = {k: moved.get(p, p) for k, p in plain.items() if p is not None}
+    for n, m in model.named_modules():
+        if isinstance(m, Bordered): names = {k: _without_border(v, n) for k, v in names.items()}
+    return names
+
+def _without_border(name, module) -> str:
+    "The name of what stands in a convolution that takes its border itself"
+    inside = f'{module}.conv.'
+    return f'{module}.{name.removeprefix(inside)}' if name.startswith(inside) else name
 
 def _merged_once(model) -> dict: # key -> tensor
     "What adopted modules used to merge into for evaluation, anew"
@@ -242,5 +254,6 @@ def _merged_once(model) -> dict: # key -> tensor
 def original_state_dict(model:nn.Module) -> dict:
     "The state dict of an adopted model under the names that it had before; ValueError where tensors are no longer what they were"
     if (d := next((n for n, m in model.named_modules() if is_deployed(m)), None)) is not None: raise ValueError(f"'{d}' is deployed: its branches are one kernel of integers")
+    if (c := next(((n, m.computed_by) for n, m in model.named_modules() if hasattr(m, 'computed_by')), None)): raise ValueError(f"'{c[0]}' holds a weight that a {c[1]} computed: what it was made of is gone")
     state = model.state_dict()
     return {original: state[k] for k, original in original_names(model).items()} | _merged_once(model)

@@ -17,7 +17,7 @@ from .graphs import BatchNorm
 from .sites import find_sites, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
-from .calibration import adapt_statistics, calibrate, feed
+from .calibration import adapt_statistics, calibrate, feed, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
 from .schemas import check_whole, unusable
@@ -207,7 +207,9 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
                 own=True # take blocks that the model has already over?
                ) -> nn.Module:
     "A copy of `model` whose own branches are blocks, and with `block`, if there is one, in the place of each other convolution"
-    if isinstance(block, str): block = get_block(block)
+    if isinstance(block, str):
+        try: return reparametrize(model, get_block(block), inplace=inplace, verbose=verbose, adopt=own)
+        except TypeError as e: raise ValueError(f'{block} is no block: {e}') from e
     if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose, adopt=own)
     return adopt(model, inplace=inplace, verbose=verbose) if own else working_copy(model, inplace)
 
@@ -313,6 +315,7 @@ def prepare(model:nn.Module,
     bar, statistics = _Progress(3*images, verbose), kwargs.get('statistics')
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
+        remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _to_adapt(model)

@@ -13,13 +13,14 @@ from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
 from .graphs import first_line, is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
-from . import further_readers, readers as basic_readers
+from . import further_readers, readers as basic_readers, recording
 from .readers import nonnegative
 
 READERS = [basic_readers, further_readers] # chapters of readers: they are there because they are imported here
+TRACING = [recording] # and what traces where fx cannot
 
 # %% auto #0
-__all__ = ['READERS', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
+__all__ = ['READERS', 'TRACING', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c005
 @dataclass
