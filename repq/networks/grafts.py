@@ -10,6 +10,7 @@ import torch.nn as nn
 from ..method.operations import computes
 from ..method.blocks import Block
 from .graphs import norm_rest
+from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
 from .regions import Search
@@ -165,6 +166,7 @@ def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False) -> tup
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
     if any(s.graph.constants for s in searches): raise ValueError('its forward makes tensors')
+    for s in searches: of_any_size(s.graph)
     grafts, left = [], []
     called = _called(searches, [_find(s, c) for s in searches for c in chains])
     for c in chains:
