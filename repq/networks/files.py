@@ -8,7 +8,7 @@ import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from .. import __version__
-from .schemas import RUN, naming, read_json
+from .schemas import RUN, SHARDS, naming, read_json
 try: import fcntl
 except ImportError: fcntl = None # Windows
 
@@ -146,10 +146,13 @@ def sign_archive(file):
     with zipfile.ZipFile(file, 'a') as z: z.comment = SIGNATURE.encode()
 
 def is_ours(folder) -> bool:
-    "Did repq make this folder? Its marker says so: of a run its recipe.json"
+    "Did repq make this folder? Its marker says so: of a run its recipe.json, of shards their index.json"
     folder = Path(folder)
-    if made_here(folder/MARKER): return True
-    try: return bool(read_json(folder/'recipe.json', RUN))
+    return made_here(folder/MARKER) or _reads(folder/'recipe.json', RUN) or _reads(folder/'index.json', SHARDS)
+
+def _reads(file, schema) -> bool:
+    "Is a JSON file there that is as `schema` says?"
+    try: return bool(read_json(file, schema))
     except (OSError, ValueError): return False
 
 def mark(folder, what:str):
