@@ -16,8 +16,8 @@ from ..method.quantizers import LSQ
 from ..method.layers import headroom
 
 # %% auto #0
-__all__ = ['Grid', 'round_on', 'to_grid', 'from_grid', 'layer_constants', 'accumulate', 'per_channel', 'apply_layer',
-           'sum_factors', 'add_integers']
+__all__ = ['Grid', 'round_on', 'to_grid', 'from_grid', 'layer_constants', 'accumulate', 'per_channel', 'layer_factor',
+           'apply_layer', 'sum_factors', 'add_integers']
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n047
 _INF = float('inf')
@@ -133,13 +133,20 @@ def per_channel(v:Tensor, # (channels,)
     "`v` in a shape that multiplies the channels of `like`"
     return v.view(-1, *[1]*(like.ndim - 2))
 
+def layer_factor(p:dict, grid:Grid, # what is read
+                 result:Grid        # None: float32
+                ) -> Tensor:        # float32, (out,)
+    "By what a layer multiplies its sums of products"
+    unit = torch.tensor(grid.step)*p['scale']
+    return unit if result is None else unit/torch.tensor(result.step)
+
 def apply_layer(p:dict, x:Tensor, grid:Grid, # what is read
                 result:Grid                  # None: float32
                ) -> Tensor:
     "A layer on integers"
-    acc, unit = accumulate(p, x, grid).float(), torch.tensor(grid.step)*p['scale']
-    if result is None: return acc*per_channel(unit, acc)
-    return round_on(acc*per_channel(unit/torch.tensor(result.step), acc), result)
+    acc = accumulate(p, x, grid).float()
+    y = acc*per_channel(layer_factor(p, grid, result), acc)
+    return y if result is None else round_on(y, result)
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n063
 def _pairs(a:Grid, b:Grid) -> tuple: # (n, 1) and (1, m): all that two values can be, without their zero-points

@@ -81,8 +81,8 @@ def _pad(g, s, x):
     for i in range(len(p['pad'])//2): before[-1 - i], after[-1 - i] = p['pad'][2*i:2*i + 2]
     ends, mode = _numbers(g, before + after), dict(constant='constant', reflect='reflect', replicate='edge')[p['mode']]
     floats = x.grid is None or not g.profile.rounded
-    value = np.float32(p['value']) if floats else np.dtype(x.grid.dtype).type(border_value(s))
-    return g.op('Pad', x.handle, ends, *([g.constant(value)] if mode == 'constant' else []), mode=mode, name=s.name)
+    value = [] if mode != 'constant' else [g.number(p['value'], None) if floats else g.number(border_value(s), x.grid)]
+    return g.op('Pad', x.handle, ends, *value, mode=mode, name=s.name)
 
 @ONNX.writes('expand')
 def _expand(g, s, x): return g.op('Expand', x.handle, _numbers(g, [1 if v == -1 else v for v in s.params['sizes']]), name=s.name)

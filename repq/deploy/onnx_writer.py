@@ -14,7 +14,8 @@ from .islands import join_islands
 from .targets import Target, Value
 
 # %% auto #0
-__all__ = ['PROFILES', 'ONNX', 'Profile', 'import_onnx', 'as_floats', 'on_grid', 'as_result', 'largest_pair', 'onnx_model']
+__all__ = ['PROFILES', 'ONNX', 'Profile', 'import_onnx', 'OnnxGraph', 'as_floats', 'on_grid', 'as_result', 'largest_pair',
+           'layer_sums', 'onnx_model']
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o804
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Profile:
     int4: bool = False      # are weights of up to 4 bits stored as int4?
     symmetric: bool = False # zero-points 0 and float biases?
     rounded: bool = True    # are activations on grids?
+    again: bool = False     # are whole numbers rounded once more before anything but a layer reads them?
     opset: int = 17         # at least
 
     def __str__(self): return self.purpose
@@ -34,6 +36,7 @@ PROFILES = dict(
     vnni=Profile('8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM (on other x86 sums saturate)'),
     packed=Profile('weights of up to 4 bits as int4, half a byte each, computed in floats', exact=True, int4=True, opset=21),
     symmetric=Profile('signed bytes with zero-point 0 everywhere, as TensorRT has them (8-bit weights as in vnni)', symmetric=True),
+    openvino=Profile('integers that OpenVINO computes as such where weights have 7 bits or fewer', exact=True, again=True),
     floats=Profile('the same network without any rounding of activations, to compare speed with', rounded=False))
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n002
@@ -43,7 +46,7 @@ def import_onnx():
     except ImportError: raise ImportError("writing ONNX files needs the package onnx: pip install 'repq[export]'") from None
     return onnx
 
-class _Graph:
+class OnnxGraph:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile:Profile):
         self.nodes, self.constants, self.profile, self.opset = [], [], profile, profile.opset
@@ -56,34 +59,46 @@ class _Graph:
         return name
 
     def op(self, kind, *inputs, name=None, label=None, **attributes) -> str:
+        "Add a node; the name of what it gives"
         out = name or f'value/{len(self.nodes)}' # with a slash, which no layer's name has
         self.nodes.append(import_onnx().helper.make_node(kind, list(inputs), [out], name=label or f'{kind}_{out}', **attributes))
         return out
 
-# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n003
-def _integer(v, grid:Grid): return np.dtype(grid.dtype).type(v)
+    def number(self, v, grid:Grid) -> str:
+        "The constant for the integer `v` of `grid`; for a float where that is None"
+        return self.constant(np.float32(v) if grid is None else np.dtype(grid.dtype).type(v))
 
-def as_floats(g:_Graph, x:Value,
+    def as_floats(self, x:Value, step) -> str:
+        "See `as_floats`"
+        if x.grid is None or not self.profile.rounded: return x.handle
+        return self.op('DequantizeLinear', x.handle, self.number(step, None), self.number(x.grid.zero, x.grid))
+
+    def on_grid(self, y:str, grid:Grid, name) -> str:
+        "See `on_grid`"
+        if not self.profile.rounded: return self.op('Relu' if grid.low == grid.zero else 'Identity', y, name=name)
+        ends, low, high = np.iinfo(grid.dtype), grid.low, grid.high
+        narrow, symmetric = (low, high) != (ends.min, ends.max), self.profile.symmetric
+        if narrow and symmetric: y = self.op('Clip', y, *(self.number(b*grid.step, None) for b in (low, high)))
+        elif low == grid.zero == ends.min: y = self.op('Relu', y)
+        after = narrow and not symmetric # clips the integers
+        q = self.op('QuantizeLinear', y, self.number(grid.step, None), self.number(grid.zero, grid), name=None if after else name)
+        return self.op('Clip', q, *(self.number(b, grid) for b in (low, high)), name=name) if after else q
+
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n003
+def as_floats(g:OnnxGraph, x:Value,
               step=None # another than its grid's
              ) -> str:
     "The name of the value `x` as floats"
-    if x.grid is None or not g.profile.rounded: return x.handle
-    step = g.constant(np.float32(x.grid.step if step is None else step))
-    return g.op('DequantizeLinear', x.handle, step, g.constant(_integer(x.grid.zero, x.grid)))
+    step = x.grid and x.grid.step if step is None else step
+    if not g.profile.again or x.grid is None: return g.as_floats(x, step)
+    y = g.op('Round', g.as_floats(x, 1.))
+    return y if step == 1 else g.op('Mul', y, g.number(step, None))
 
-def on_grid(g:_Graph, y:str, grid:Grid, name) -> str:
+def on_grid(g:OnnxGraph, y:str, grid:Grid, name) -> str:
     "The float `y` on `grid`, as the value `name`"
-    if not g.profile.rounded: return g.op('Relu' if grid.low == grid.zero else 'Identity', y, name=name)
-    ends, low, high = np.iinfo(grid.dtype), grid.low, grid.high
-    narrow, symmetric = (low, high) != (ends.min, ends.max), g.profile.symmetric
-    if narrow and symmetric: y = g.op('Clip', y, *(g.constant(np.float32(b*grid.step)) for b in (low, high)))
-    elif low == grid.zero == ends.min: y = g.op('Relu', y)
-    after = narrow and not symmetric # clips the integers
-    step, zero = g.constant(np.float32(grid.step)), g.constant(_integer(grid.zero, grid))
-    q = g.op('QuantizeLinear', y, step, zero, name=None if after else name)
-    return g.op('Clip', q, *(g.constant(_integer(b, grid)) for b in (low, high)), name=name) if after else q
+    return g.on_grid(y, grid, name)
 
-def as_result(g:_Graph, y:str, s:Step) -> str:
+def as_result(g:OnnxGraph, y:str, s:Step) -> str:
     "The float `y` as the value of step `s`, on its grid if it has one"
     return g.op('Identity', y, name=s.name) if s.grid is None else on_grid(g, y, s.grid, s.name)
 
@@ -127,18 +142,22 @@ def _padded(g, p, x:Value) -> tuple: # value, what is left to pad
     if mode == 'zeros' and min(ph, pw) >= 0: return x, (ph, pw)
     if mode == 'circular': g.needs(19)
     border = g.constant(np.int64([0, 0, ph, pw, 0, 0, ph, pw]))
-    fill = g.constant(_integer(x.grid.zero, x.grid) if g.profile.rounded else np.float32(0))
+    fill = g.number(x.grid.zero, x.grid) if g.profile.rounded else g.number(0, None)
     return replace(x, handle=g.op('Pad', x.handle, border, fill, mode=_PAD[mode])), (0, 0)
 
-@ONNX.writes('layer')
-def _layer(g, s:Step, x):
+def layer_sums(g:OnnxGraph, s:Step, x:Value, weight:str, *bias:str,
+               step=None # of what is read, another than its grid's
+              ) -> str:  # floats
+    "The convolution, or the linear layer, of step `s`"
     p, padding = s.params, None
     if p['weight'].ndim > 2: x, padding = _padded(g, p, x)
-    read = as_floats(g, x), _weight(g, p, s.name), _bias(g, p, x.grid, s.name)
-    if padding is None: return as_result(g, g.op('Gemm', *read, label=s.name, transB=1), s)
-    y = g.op('Conv', *read, label=s.name, kernel_shape=list(p['weight'].shape[2:]), strides=pair(p['stride']),
-             pads=[*padding, *padding], dilations=pair(p['dilation']), group=p['groups'])
-    return as_result(g, y, s)
+    read = g.as_floats(x, step or x.grid.step), weight, *bias
+    if padding is None: return g.op('Gemm', *read, label=s.name, transB=1)
+    return g.op('Conv', *read, label=s.name, kernel_shape=list(p['weight'].shape[2:]), strides=pair(p['stride']),
+                pads=[*padding, *padding], dilations=pair(p['dilation']), group=p['groups'])
+
+@ONNX.writes('layer')
+def _layer(g, s, x): return as_result(g, layer_sums(g, s, x, _weight(g, s.params, s.name), _bias(g, s.params, x.grid, s.name)), s)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o808
 @ONNX.writes('add')
@@ -149,7 +168,7 @@ def _add(g, s, a, b): # the steps of a sum are the factors of the reference, in 
     return on_grid(g, y, replace(s.grid, step=1.), s.name)
 
 @ONNX.writes('mean')
-def _mean(g, s, x): return on_grid(g, g.op('GlobalAveragePool', as_floats(g, x)), s.grid, s.name)
+def _mean(g, s, x): return on_grid(g, g.op('GlobalAveragePool', g.as_floats(x, x.grid.step)), s.grid, s.name)
 
 @ONNX.writes('prelu')
 def _prelu(g, s, x):
@@ -162,10 +181,9 @@ def _convert(g, s, x): return as_result(g, as_floats(g, x), s)
 @ONNX.writes('clip')
 def _clip(g, s, x):
     if x.grid is not None and not g.profile.rounded: return on_grid(g, x.handle, s.grid, s.name)
-    bound = lambda v: g.constant(np.float32(v) if x.grid is None else _integer(v, x.grid))
     low, high, inf = s.params['low'], s.params['high'], float('inf')
-    bounds = [bound(low) if low > -inf else '']
-    if high < inf: bounds.append(bound(high))
+    bounds = [g.number(low, x.grid) if low > -inf else '']
+    if high < inf: bounds.append(g.number(high, x.grid))
     return g.op('Clip', x.handle, *bounds, name=s.name)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n007
@@ -207,7 +225,7 @@ def onnx_model(net:IntegerNetwork, x, # (batch, channels, h, w): images as the n
                profile='integers' # a key of `PROFILES`
               ): # an ONNX ModelProto
     "The ONNX model of an integer network; the number of images stays open, height and width too where no step holds numbers of them"
-    onnx, g = import_onnx(), _Graph(PROFILES[profile])
+    onnx, g = import_onnx(), OnnxGraph(PROFILES[profile])
     joined = IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
     values = ONNX.write(joined, g, x)
     inputs, outputs = _ends(joined, values, x)

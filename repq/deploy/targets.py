@@ -22,7 +22,8 @@ class Value:
 
 class Target:
     "A format of files: which operations it can hold, and how each is written"
-    def __init__(self, name:str): self.name, self.functions = name, {}
+    def __init__(self, name:str, hints=()): # operation that it cannot hold -> why, and what would do
+        self.name, self.functions, self.hints = name, {}, dict(hints)
 
     def writes(self, *operations):
         "Register a function `f(file, step, *values)` that writes steps of these operations and returns the handle of the result"
@@ -34,7 +35,7 @@ class Target:
     def check(self, net:IntegerNetwork):
         "ValueError, with the name of the first step of `net` that this target cannot hold"
         for s in net.steps:
-            if s.op not in self.functions: self.refuse(s, f"of operations it has {', '.join(self.functions)}")
+            if s.op not in self.functions: self.refuse(s, self.hints.get(s.op, f"of operations it has {', '.join(self.functions)}"))
 
     def refuse(self, s:Step, why:str):
         "The error of a step that this target cannot hold"

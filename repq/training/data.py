@@ -126,7 +126,8 @@ def decode_cached(
 ) -> tuple: # x (n, 3, h, w) uint8, ok (n,) bool
     "`decode_images`, or what it returned last time if the files are still the same"
     folder = Path(folder).resolve()
-    path = cache_dir()/f'{folder.parent.name}-{folder.name}-{hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:12]}.safetensors'
+    digest = hashlib.sha256(f'{folder} {size}'.encode()).hexdigest()[:12]
+    path = cache_dir()/f'{folder.parent.name}-{folder.name}-{digest}.safetensors'
     mark = fingerprint(files, size)
     if (kept := _read_cache(path, mark, len(files), size)) is not None:
         tolerate([files[i] for i in (~kept[1]).nonzero()[:,0]], len(files))
