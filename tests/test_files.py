@@ -380,6 +380,13 @@ def test_shards_whose_move_was_killed(tmp_path, monkeypatch):
     killed(cut)
     assert (tmp_path/'s.part'/'index.json').exists() and not (tmp_path/'s.part'/'.repq').exists()
     assert run('shard', 'd', 's').exit_code == 0 and sorted(f.name for f in tmp_path.iterdir()) == ['d', 's']
+    shutil.rmtree('s')
+    def cut_before():
+        network_files._put_new = network_files.os.replace = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
+        run('shard', 'd', 's')
+    killed(cut_before) # in the first file, the marker
+    assert [f.suffix for f in (tmp_path/'s.part').iterdir()] == ['.tmp']
+    assert run('shard', 'd', 's').exit_code == 0 and sorted(f.name for f in tmp_path.iterdir()) == ['d', 's']
 
 def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     "Its two halves, the comparison and the layers, too"

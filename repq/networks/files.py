@@ -274,13 +274,17 @@ def _not_ours(folder) -> list:
     own = {f for p in _OWN for f in folder.glob(p) if not f.is_symlink()}
     return sorted(f for f in folder.rglob('*') if f not in own and (f.is_symlink() or not f.is_dir()))
 
+def _begun(folder) -> list:
+    "What a kill leaves before the marker is there: the beginnings of files that repq makes"
+    return [f for n in (MARKER, *_RUN_FILES) for f in _left(folder/n)]
+
 def check_part(out):
     "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} exists and is no folder of repq: move it away, or give another folder than {out}')
     if any((part/'checkpoints').glob('step-*.pt')): raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) of repq train goes on with it; to start anew, delete it')
-    if any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
+    if set(part.iterdir()) - set(_begun(part)) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
     if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
 
 # %% ../../nbs/2_networks/11_files.ipynb #v010
