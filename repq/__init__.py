@@ -15,7 +15,7 @@ _NAMES = dict( # module -> names that it has for users
     checkpoints = 'from_official to_official load_official read_checkpoint write_checkpoint',
     deployed = 'save_deployed load_deployed',
     integers = 'check_integers to_integer save_integers load_integers',
-    export = 'to_onnx to_pt2 onnx_session run_onnx cost')
+    export = 'to_onnx to_tflite to_pt2 onnx_session run_onnx tflite_session run_tflite cost')
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_HOME, 'deploy', 'export'] # these two are also a package and a module, which can be called: `repq.deploy(model)`, `repq.export(model, 'model.onnx', images)`

@@ -8,7 +8,10 @@ from repq.networks.costs import *
 from repq.deploy.targets import *
 from repq.deploy.onnx_writer import *
 from repq.deploy.onnx_operations import *
+from repq.deploy.tflite_writer import *
+from repq.deploy.tflite_operations import *
 from repq.deploy.export import *
+from repq.deploy.tflite import *
 from repq.deploy.qonnx_writer import *
 from repq.deploy.torch_writer import *
 from repq.deploy.openvino import *
@@ -19,7 +22,7 @@ from repq.deploy.integer_files import load_integers, save_integers
 from repq.deploy.integers import to_integer
 
 def export(model, path, images, profile='integers', overwrite=True):
-    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .pt2 or .safetensors"
+    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .tflite, .pte, .qonnx, .pt2 or .safetensors"
     from repq.commands.deployment import export_model # which brings data and training
     return export_model(model, path, images, profile, overwrite)
 

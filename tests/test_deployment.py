@@ -41,6 +41,39 @@ def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='differs from the reference in 640 of 640'): export_run(tmp_path/'ptq')
     assert sorted(p.name for p in (tmp_path/'ptq').iterdir()) == ['model.safetensors', 'recipe.json', 'results.json']
 
+def test_tensorflow_lite(fp, tmp_path, monkeypatch):
+    "The same integers as in ONNX, on images of the run; without LiteRT the file is written and said to be not compared"
+    pytest.importorskip('flatbuffers')
+    import sys
+    from typer.testing import CliRunner
+    from repq.commands import deployment
+    from repq.cli import app
+    post_training(fp, tmp_path/'ptq', 4)
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, 'ai_edge_litert', None); m.setitem(sys.modules, 'ai_edge_litert.interpreter', None)
+        said = export_run(tmp_path/'ptq', tmp_path/'unseen.tflite', 'tflite')
+        assert 'for one image of 1 × 8 × 8; not compared: ' in said and "pip install 'repq[tflite]'" in said
+        m.setitem(sys.modules, 'flatbuffers', None)
+        with pytest.raises(ImportError, match=r'repq\[tflite\]'): export_run(tmp_path/'ptq', tmp_path/'no.tflite', 'tflite')
+    assert not (tmp_path/'no.tflite').exists()
+    pytest.importorskip('ai_edge_litert')
+    from repq.export import run_tflite, tflite_session
+    res = CliRunner().invoke(app, ['export', str(tmp_path/'ptq'), '--to', 'tflite'])
+    assert res.exit_code == 0 and 'model.tflite' in res.output and 'LiteRT with XNNPACK equals the integer reference in all 640 values of 64 images' in ' '.join(res.output.split())
+    assert (tmp_path/'ptq'/'model.tflite').read_bytes() == (tmp_path/'unseen.tflite').read_bytes()
+    recipe, model, _ = load_run(tmp_path/'ptq')
+    export_run(tmp_path/'ptq')
+    x = example_images(recipe, 64)
+    y = run_tflite(tflite_session(tmp_path/'ptq'/'model.tflite'), x)
+    assert torch.equal(y, run_onnx(onnx_session(tmp_path/'ptq'/'model.onnx'), x)) and len(set(y.argmax(1).tolist())) > 5
+    with pytest.raises(FileExistsError): export_run(tmp_path/'ptq', format='tflite')
+    deployment.export_model(model, tmp_path/'ptq.tflite', [(x[:8], None)])
+    monkeypatch.setattr(deployment, 'run_tflite', lambda session, x: run_tflite(session, x) + 1)
+    with pytest.raises(ValueError, match='LiteRT with XNNPACK differs from the reference in 640 of 640'): export_run(tmp_path/'ptq', tmp_path/'wrong.tflite', 'tflite')
+    assert not (tmp_path/'wrong.tflite').exists()
+    with pytest.raises(ValueError, match='packed is a profile of ONNX files'): export_run(tmp_path/'ptq', tmp_path/'a.tflite', 'tflite', 'packed')
+    with pytest.raises(ValueError, match='the name must end in .tflite'): export_run(tmp_path/'ptq', tmp_path/'a.onnx', 'tflite')
+
 def test_report(fp, tmp_path):
     post_training(fp, tmp_path/'ptq', 4)
     table = report_run(tmp_path/'ptq', tmp_path/'report')

@@ -109,17 +109,18 @@ def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it be
     if model: raise ValueError(f'the model is given twice, {init} and --model {model}: leave out --model')
     return begin_with(None, weights, pretrained), str(init)
 
-@app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --packed --out w4-packed.onnx')
+@app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --to tflite')
 def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')],
            out: Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')] = None,
-           format: Annotated[str, typer.Option(help='onnx: integers that ONNX Runtime computes as such; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
+           format: Annotated[str, typer.Option('--to', '--format', help='onnx: integers that ONNX Runtime computes as such; tflite: bytes for TensorFlow Lite (LiteRT), one image at a time; qonnx: whole numbers of any width, for compilers of hardware; pte: ExecuTorch with XNNPACK; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
            packed: Annotated[bool, typer.Option('--packed', help='ONNX with int4 weights, for size: it runs in floats.')] = False,
            symmetric: Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as TensorRT has them.')] = False,
            vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM.')] = False,
+           openvino: Annotated[bool, typer.Option('--openvino', help='ONNX for OpenVINO, which forgets to round before a sum unless the file says so.')] = False,
            overwrite: Overwrite = False):
-    "Write the deployed network of a run to a file; an ONNX file is compared with the integer reference first."
+    "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
-    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni).items() if chosen]
+    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni, openvino=openvino).items() if chosen]
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 

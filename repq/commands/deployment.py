@@ -5,9 +5,10 @@
 # %% ../../nbs/5_commands/01_deployment.ipynb #n019
 from __future__ import annotations
 import json, time, warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Callable
 import torch
 from torch import Tensor
 from .. import layer_report, plots, surgery
@@ -16,6 +17,10 @@ from ..networks.files import SIGNATURE, check_folder, check_output, check_part, 
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
+from ..deploy.executorch import executorch_bytes, executorch_method, run_executorch
+from ..deploy.qonnx_writer import qonnx_model, qonnx_session, run_qonnx
+from ..deploy.tflite import run_tflite, tflite_session
+from ..deploy.tflite_writer import tflite_bytes
 from ..training.recipes import METHODS, Recipe, build, get_recipe
 from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
@@ -26,7 +31,7 @@ from ..networks.changes import working_copy
 from ..networks.waiting import at
 
 # %% auto #0
-__all__ = ['FORMATS', 'post_training', 'example_images', 'export_run', 'export_model', 'report_run']
+__all__ = ['TARGETS', 'FORMATS', 'post_training', 'example_images', 'DeviceFile', 'export_run', 'export_model', 'report_run']
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n022
 def _images(dls, n) -> list: # of tensors
@@ -94,7 +99,7 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni'): text += _agreement(part, net, x, profile == 'vnni')
+        if profile in ('integers', 'vnni', 'openvino'): text += _agreement('ONNX Runtime', lambda: onnx_session(part, exact=profile == 'vnni'), run_onnx, net, x)
     return text
 
 def _saturation(path) -> str:
@@ -105,16 +110,35 @@ def _saturation(path) -> str:
     return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
             f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
 
-def _agreement(path, net, x, exact) -> str: # '' without ONNX Runtime
-    "That ONNX Runtime computes what the reference does; ValueError where it does not"
-    try: session = onnx_session(path, exact=exact)
-    except ImportError: return ''
+def _agreement(runtime, opened, run, net, x) -> str: # what it says of the package without it
+    "That a runtime computes what the reference does; ValueError where it does not"
+    try: session = opened()
+    except ImportError as e: return f'; not compared: {e}'
     y = net(x)
-    differing, n = (run_onnx(session, x) != y).sum().item(), y.numel()
+    differing, n = (run(session, x) != y).sum().item(), y.numel()
     if differing:
-        raise ValueError(f'ONNX Runtime differs from the reference in {differing:,} of {n:,} values on this processor '
+        raise ValueError(f'{runtime} differs from the reference in {differing:,} of {n:,} values on this processor '
                          f'({instructions()}), which it should on none: please report it; nothing was written')
-    return f'; ONNX Runtime equals the integer reference in all {n:,} values of {len(x)} images'
+    return f'; {runtime} equals the integer reference in all {n:,} values of {len(x)} images'
+
+def _one_image(made, runtime, opened, run, compared=None):
+    "The same for a kind of files that are for one image: what makes its bytes, who runs it, on how many images it is compared"
+    def export(model, out, x, profile, overwrite=False) -> str:
+        net = to_integer(model, x)
+        data = made(net, x)
+        with writing(out, overwrite) as part:
+            part.write_bytes(data)
+            return f'; for one image of {" × ".join(map(str, x.shape[1:]))}' + _agreement(runtime, lambda: opened(part), run, net, x[:compared])
+    return export
+
+def _export_pt2(model, out, x, profile, overwrite=False) -> str:
+    to_pt2(model, out, x, overwrite)
+    return ''
+
+def _export_safetensors(model, out, x, profile, overwrite=False) -> str:
+    save_integers(to_integer(model, x), out, overwrite)
+    return ''
+
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #d114
 class _Onnx(torch.nn.Module):
@@ -141,10 +165,22 @@ def _scored(recipe, run, path) -> str:
     return text if trained is None else f'{text}, {trained:.2%} as trained'
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n026
-FORMATS = {'onnx': '.onnx', 'pt2': '.pt2', 'safetensors': '.safetensors'}
+@dataclass(frozen=True)
+class DeviceFile:
+    "A kind of files for devices"
+    ending: str
+    write: Callable         # (model, file, images, profile, overwrite) -> what was found
+    usual: str = 'model'    # its name in a run's folder
+
+TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
+               qonnx=DeviceFile('.qonnx', _one_image(lambda *net: qonnx_model(*net).SerializeToString(), 'qonnx', qonnx_session, run_qonnx, 2)),
+               pte=DeviceFile('.pte', _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)),
+               pt2=DeviceFile('.pt2', _export_pt2),
+               safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
+FORMATS = {name: k.ending for name, k in TARGETS.items()}
 
 def export_run(run, out=None,      # file to be written; None: in the run folder
-               format='onnx',      # a key of `FORMATS`
+               format='onnx',      # a key of `TARGETS`
                profile='integers', # of ONNX, a key of `repq.export.PROFILES`
                score=True,         # measure what the integers of an ONNX file reach on the run's validation images, and add it to its results.json?
                overwrite=False,    # a file that repq made?
@@ -168,20 +204,16 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
 
 def _write(model, out, x, format, profile, overwrite) -> str: # what was found
     "Write the file of a format"
-    if format == 'onnx': return _export_onnx(model, out, x, profile, overwrite)
-    if format == 'pt2': to_pt2(model, out, x, overwrite)
-    else: save_integers(to_integer(model, x), out, overwrite)
-    return ''
+    return TARGETS[format].write(model, out, x, profile, overwrite)
 
 def _usual_name(run, format, profile) -> Path:
     "Where a file is written whose place is not named"
-    name = 'model' if profile == 'integers' else f'model-{profile}'
-    if format == 'safetensors': name += '.integers'
-    return Path(run)/f'{name}{FORMATS[format]}'
+    kind = TARGETS[format]
+    return Path(run)/f"{kind.usual}{'' if profile == 'integers' else f'-{profile}'}{kind.ending}"
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #j502
 def export_model(model,         # quantized, its steps initialised; or deployed; stays as it is
-                 path,          # .onnx, .pt2 or .safetensors, as `FORMATS` has them
+                 path,          # .onnx, .tflite, .qonnx, .pte, .pt2 or .safetensors, as `TARGETS` has them
                  images,        # a tensor (batch, channels, h, w), or batches as `repq.networks.one_call.prepare` takes them, of which the first is taken
                  profile='integers', # of ONNX, a key of `repq.export.PROFILES`
                  overwrite=True # a file that repq made?

@@ -9,7 +9,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
 import torch, torch.nn as nn
@@ -19,7 +18,8 @@ from .export import check_saturation, onnx_session, run_onnx
 from .executorch import executorch_bytes, executorch_method, run_executorch
 from .onnx_writer import onnx_model
 from .openvino import openvino_model, run_openvino
-from .qonnx_writer import qonnx_model, run_qonnx
+from .qonnx_writer import qonnx_model, qonnx_session, run_qonnx
+from .tflite import run_tflite, tflite_session, to_tflite
 from .torch_writer import torch_graph
 
 # %% auto #0
@@ -118,11 +118,10 @@ def _ov_nncf(case):
 
 @candidate('LiteRT', 'tflite', exact=True)
 def _litert(case):
-    if find_spec('repq.deploy.tflite') is None: raise ImportError('repq has no writer of TensorFlow Lite files here')
-    lite, path = import_module('repq.deploy.tflite'), case.folder/'net.tflite'
-    lite.to_tflite(case.model, path, case.images)
-    session = lite.tflite_session(path, case.threads)
-    return lambda x: lite.run_tflite(session, x)
+    path = case.folder/'net.tflite'
+    to_tflite(case.model, path, case.images)
+    session = tflite_session(path, case.threads)
+    return lambda x: run_tflite(session, x)
 
 def _executorch(case, rounded):
     path = case.folder/f'{rounded}.pte'
@@ -168,8 +167,8 @@ def _torch_pt2e(case):
 def _qonnx(case):
     path = case.folder/'net.qonnx'
     path.write_bytes(qonnx_model(case.net, case.images).SerializeToString())
-    need('qonnx', 'qonnx')
-    return lambda x: run_qonnx(path, x)
+    session = qonnx_session(path)
+    return lambda x: run_qonnx(session, x)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x512
 @contextmanager

@@ -41,15 +41,21 @@ class Target:
         "The error of a step that this target cannot hold"
         raise ValueError(f"'{s.name}', an operation '{s.op}', cannot be written to {self.name}: {why}")
 
+    def shapes(self, net:IntegerNetwork, x) -> dict: # name -> shape
+        "Of each value, for an image of `x`"
+        xs = x if isinstance(x, tuple) else (x,)
+        return {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}
+
     def write(self, net:IntegerNetwork, file, # whatever the functions write to
               x,             # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
-              handle=None,   # of the input; None: the names of the inputs
+              handle=None,   # of the input, a dictionary of several; None: the names of the inputs
+              shapes=None,   # of `Target.shapes`, where they are known already
              ) -> dict:      # name -> `Value`
         "Write the steps of `net` one after another"
         self.check(net)
-        xs = x if isinstance(x, tuple) else (x,)
-        shapes, grids = {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}, net.grids
-        made = {i: Value(i if handle is None else handle, None, shapes[i]) for i in net.inputs}
+        shapes, grids = shapes or self.shapes(net, x), net.grids
+        handles = handle if isinstance(handle, dict) else {i: i if handle is None else handle for i in net.inputs}
+        made = {i: Value(handles[i], None, shapes[i]) for i in net.inputs}
         for s in net.steps:
             result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
             made[s.name] = Value(result, grids[s.name], shapes[s.name])
