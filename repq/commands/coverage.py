@@ -8,7 +8,7 @@ import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
-import torch, torch.nn as nn
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ
