@@ -20,7 +20,7 @@ root.innerHTML = `
   <div class="card">
     <div class="row"><canvas class="seen" width="8" height="8" role="img" aria-label="What the networks see: 8 by 8 pixels of 17 greys"></canvas><span>what the networks see: 8 × 8 pixels</span></div>
     <div class="wide"><table><caption>Answers, computed here in integers</caption>
-      <thead><tr><th scope="col">weights</th><th scope="col">answer</th><th scope="col">sure</th><th scope="col">network</th><th scope="col">ONNX file</th><th scope="col">time</th></tr></thead>
+      <thead><tr><th scope="col">weights</th><th scope="col">answer</th><th scope="col">time</th><th scope="col">network</th><th scope="col">ONNX file</th><th scope="col">sure</th></tr></thead>
       <tbody aria-live="polite"></tbody></table></div>
     <p class="status digits-status" role="status"></p>
   </div>
@@ -132,7 +132,7 @@ const answer = newest(async greys => {
   body.replaceChildren(...rows.map(([bits, {y, ms}]) => {
     const best = y.indexOf(Math.max(...y)), sure = 1/y.reduce((s, v) => s + Math.exp(v - y[best]), 0), r = row('digits', bits), tr = document.createElement('tr')
     tr.dataset.bits = bits; tr.dataset.scores = JSON.stringify(Array.from(y))
-    tr.innerHTML = `<th scope="row">${bits} bits</th><td class="answer">${best}</td><td>${Math.round(100*sure)} %</td><td>${bytes(r.bytes)}</td><td>${bytes(r.onnx_bytes)}</td><td>${ms.toFixed(2)} ms</td>`
+    tr.innerHTML = `<th scope="row">${bits} bits</th><td class="answer">${best}</td><td>${ms.toFixed(1)} ms</td><td>${bytes(r.bytes)}</td><td>${bytes(r.onnx_bytes)}</td><td>${Math.round(100*sure)} %</td>`
     return tr
   }))
   body.dataset.greys = JSON.stringify(greys)

@@ -76,7 +76,7 @@ def answers(tab):
         r = NETS['digits', bits]
         x = torch.tensor(page_files.levels(r['stats']))[torch.tensor(greys)].view(1, 1, 8, 8)
         assert torch.equal(torch.tensor(scores), r['net'](x)[0]), bits
-        assert cells[1] == str(int(np.argmax(scores))) and cells[3] == f"{r['bytes']:,} B" and cells[5].endswith(' ms')
+        assert cells[1] == str(int(np.argmax(scores))) and cells[3] == f"{r['bytes']:,} B" and cells[2].endswith(' ms')
         assert cells[4] == f"{len(page_files.onnx_file(r['net'], 'digits')):,} B"
     return {b: int(cells[1]) for b, (_, cells) in rows.items()}, greys
 
