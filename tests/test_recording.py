@@ -82,3 +82,14 @@ def test_of_timm(name):
     convolutions = [c for c in q.modules() if isinstance(c, nn.Conv2d)]
     inside = {c for r in q.modules() if isinstance(r, RepQLayer) for c in r.modules()}
     assert convolutions and all(c in inside for c in convolutions)
+
+@pytest.mark.parametrize('k, s, p, o, g', [(2, 2, 0, 0, 1), (4, 2, 1, 0, 2), (3, 2, 1, 1, 1), (3, 2, 0, 0, 1), (4, 4, 0, 0, 4), (3, 1, 1, 0, 1)])
+def test_transposed_convolutions(k, s, p, o, g, capsys):
+    m = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, k, s, p, o, g), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    calibrate(m, [X])
+    q = calibrate(quantize(m, 8, 8), [X]).eval()
+    assert '1 transposed convolution' in capsys.readouterr().out and (q(X) - m(X)).norm() < .05*m(X).norm()
+    assert set(original_state_dict(q)) >= set(m.state_dict())
+    net = to_integer(q, X)
+    assert sum(s.op == 'layer' for s in net.steps) == 3 and not any(s.op == 'float' for s in net.steps)
+    assert differing(net, X)['differing'] == 0

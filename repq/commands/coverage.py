@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, median
 import torch, torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
@@ -30,7 +31,7 @@ from ..training.run_folders import write_json
 from ..training.tasks import environment
 
 # %% auto #0
-__all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'coverage', 'line_of', 'summary']
+__all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'coverage', 'line_of', 'summary', 'in_words']
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i705
 TIMM = '''resnet10t resnet26d resnetv2_50 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_26w_4s repvgg_a0 mobileone_s0 fastvit_t8 repvit_m0_9
@@ -228,3 +229,19 @@ def summary(rows) -> dict:
     return dict(networks=len(rows), files=len(done), convolutions_90=sum(r['convolutions'] >= .9 for r in done), without_islands=len(plain),
                 differing=sum(r['differing'] for r in done), differing_without_islands=sum(r['differing'] for r in plain),
                 island_error=max([r['island_error'] for r in done if r['islands']], default=None))
+
+def _median(done, verb) -> str:
+    found = [r['seconds'][verb] for r in done if verb in r['seconds']]
+    return f'{verb} {median(found):.1f} ({max(found):.1f})'
+
+def in_words(rows) -> str: # markdown
+    "What a table of coverage says, with what failed and why"
+    s, done = summary(rows), [r for r in rows if 'failed' not in r]
+    if not done: return f'None of {len(rows)} networks became a file.'
+    plain, shares = [r for r in done if not r['islands']], sorted(r['convolutions'] for r in done)
+    text = [f"**{s['files']} of {s['networks']} networks become files ({s['files']/s['networks']:.0%})**, and in {s['convolutions_90']} of them at least 90 % of the convolutions' multiply-adds are in integers (the least: {shares[0]:.1%}; the mean: {mean(shares):.1%}).",
+            f"{len(plain)} have no island of floating point, and {sum(r['differing'] for r in plain)} of their {sum(r['values'] for r in plain):,} values differ from the reference."]
+    if s['island_error'] is not None: text.append(f"In the {len(done) - len(plain)} others {s['differing'] - s['differing_without_islands']} of {sum(r['values'] for r in done if r['islands']):,} differ, given what the islands gave, and an island differs from torch by {s['island_error']:.0e} of its largest value at most.")
+    text.append('Seconds of the processor, the median and the most: ' + ', '.join(_median(done, v) for v in ('quantize', 'calibrate', 'integers', 'onnx') if any(v in r['seconds'] for r in done)) + '.')
+    failed = [f"- {r['network']}: {r['failed']}" for r in rows if 'failed' in r]
+    return ' '.join(text) + ('\n\nWhat failed:\n\n' + '\n'.join(failed) if failed else '')

@@ -14,7 +14,7 @@ from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .sizes import as_inputs
-from .tflite_files import OPERATORS, decode_tflite
+from .tflite_files import decode_tflite, operator_names
 from .tflite_writer import tflite_bytes
 from . import tflite_operations
 
@@ -49,12 +49,16 @@ def tflite_session(path, threads:int=1, # 0: as many as the runtime likes
     try:
         res = Interpreter(model_content=data, num_threads=threads or None, experimental_op_resolver_type=kind)
         res.allocate_tensors()
-    except Exception as e: raise ValueError(f'{path} cannot be run by LiteRT ({" ".join(str(e).split())[:200]})') from None # it has kinds of its own
+    except Exception as e: # it has kinds of its own
+        raise ValueError(f'{path} cannot be run by LiteRT ({" ".join(str(e).split())[:200]})') from None
     return res
 
 def _one(session, images) -> list: # of arrays
     for d, v in zip(session.get_input_details(), images, strict=True):
-        session.set_tensor(d['index'], v.permute(0, 2, 3, 1).contiguous().numpy() if v.ndim == 4 else v.numpy())
+        v = v.permute(0, 2, 3, 1).contiguous() if v.ndim == 4 else v
+        if tuple(v.shape) != (takes := tuple(d['shape'].tolist())):
+            raise ValueError(f'the file takes {takes} as {d["name"]}, channels last, and the image is {tuple(v.shape)}')
+        session.set_tensor(d['index'], v.numpy())
     session.invoke()
     return [session.get_tensor(d['index']) for d in session.get_output_details()]
 
@@ -68,8 +72,7 @@ def run_tflite(session, x): # Tensor, (batch, ...); a tuple of them where the fi
 # %% ../../nbs/4_deploy/12b_tflite.ipynb #t308
 def tflite_ops(path) -> Counter:
     "The operators in a .tflite file: name -> how many"
-    file, names = decode_tflite(regular(path).read_bytes()), {v[0]: k for k, v in OPERATORS.items()}
-    return Counter(names[file['operator_codes'][o['opcode_index']]['builtin_code']] for o in file['subgraphs'][0]['operators'])
+    return Counter(operator_names(decode_tflite(regular(path).read_bytes())))
 
 # %% ../../nbs/4_deploy/12b_tflite.ipynb #t308c
 def tflite_differences(net:IntegerNetwork, x, # images, or a tuple of inputs
@@ -83,5 +86,6 @@ def tflite_differences(net:IntegerNetwork, x, # images, or a tuple of inputs
         session = tflite_session(path, delegate=delegate)
     got, want = run_tflite(session, xs), net.values(*xs)
     zeros = [d['quantization'][1] for d in session.get_output_details()]
-    off = [(q.int() - z + grid.zero - want[n]).abs() for (n, grid), q, z in zip(grids.items(), got if len(zeros) > 1 else (got,), zeros)]
-    return {n: ((o > 0).float().mean().item(), int(o.max())) for n, o in zip(grids, off)}
+    got = got if len(zeros) > 1 else (got,)
+    off = {n: (q.int() - z + grid.zero - want[n]).abs() for (n, grid), q, z in zip(grids.items(), got, zeros)}
+    return {n: ((o > 0).float().mean().item(), int(o.max())) for n, o in off.items()}

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 # %% auto #0
-__all__ = ['SCHEMA', 'TYPES', 'UNION', 'OPERATORS', 'import_flatbuffers', 'encode_tflite', 'decode_tflite']
+__all__ = ['SCHEMA', 'TYPES', 'UNION', 'OPERATORS', 'import_flatbuffers', 'encode_tflite', 'decode_tflite', 'operator_names']
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t006
 _SCHEMA = '''
@@ -45,18 +45,21 @@ def _table(line) -> tuple: # name, list of (place, field, kind)
 
 SCHEMA = dict(map(_table, _SCHEMA.strip().splitlines()))
 TYPES = dict(float32=0, int32=2, int8=9) # of tensors
-UNION = dict(Conv2DOptions=1, DepthwiseConv2DOptions=2, Pool2DOptions=5, FullyConnectedOptions=8, ConcatenationOptions=10, AddOptions=11,
-             MulOptions=21, GatherOptions=23, ReducerOptions=27, SubOptions=28, DivOptions=29, CastOptions=37, DepthToSpaceOptions=94, BatchMatMulOptions=101)
+UNION = dict(Conv2DOptions=1, DepthwiseConv2DOptions=2, Pool2DOptions=5, FullyConnectedOptions=8, # of options
+             ConcatenationOptions=10, AddOptions=11, MulOptions=21, GatherOptions=23, ReducerOptions=27, SubOptions=28,
+             DivOptions=29, CastOptions=37, DepthToSpaceOptions=94, BatchMatMulOptions=101)
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t008
 _OPERATORS = '''
 ADD 0 1 AddOptions, CONCATENATION 2 2 ConcatenationOptions, CONV_2D 3 3 Conv2DOptions, DEPTHWISE_CONV_2D 4 3 DepthwiseConv2DOptions,
 DEPTH_TO_SPACE 5 2 DepthToSpaceOptions, DEQUANTIZE 6 2, FULLY_CONNECTED 9 4 FullyConnectedOptions, MAX_POOL_2D 17 2 Pool2DOptions,
 MUL 18 1 MulOptions, RELU 19 1, RELU_N1_TO_1 20 1, RESHAPE 22 1, PAD 34 2, GATHER 36 2 GatherOptions, TRANSPOSE 39 2, SUB 41 1 SubOptions,
-DIV 42 1 DivOptions, CAST 53 1 CastOptions, PRELU 54 1, MEAN 40 2 ReducerOptions, MAXIMUM 55 2, MINIMUM 57 2, PADV2 60 2, SLICE 65 2, SUM 74 1 ReducerOptions, REDUCE_MAX 82 2 ReducerOptions,
+DIV 42 1 DivOptions, CAST 53 1 CastOptions, PRELU 54 1, MEAN 40 2 ReducerOptions, MAXIMUM 55 2, MINIMUM 57 2, PADV2 60 2,
+SLICE 65 2, SUM 74 1 ReducerOptions, REDUCE_MAX 82 2 ReducerOptions,
 QUANTIZE 114 1, BATCH_MATMUL 126 2 BatchMatMulOptions
 '''
-OPERATORS = {name: (int(code), int(version), *options) for name, code, version, *options in map(str.split, _OPERATORS.split(','))}
+OPERATORS = {name: (int(code), int(version), *options) # name -> number, version, name of the table of options if it has one
+             for name, code, version, *options in map(str.split, _OPERATORS.split(','))}
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t010
 def import_flatbuffers():
@@ -92,7 +95,8 @@ def _is_number(kind): return kind == 'bool' or bool(re.fullmatch(r'u?int\d+', ki
 def _put_table(b, name, values:dict) -> int: # its place
     fields = [(i, f, k) for i, f, k in SCHEMA[name] if values.get(f) is not None]
     kinds = {f: values['options'] if k == 'union' else k for i, f, k in fields}
-    if unknown := set(values) - {f for _, f, _ in SCHEMA[name]} - {'options'}: raise ValueError(f'{name} has no {", ".join(unknown)}')
+    unknown = set(values) - {f for _, f, _ in SCHEMA[name]} - {'options'}
+    if unknown: raise ValueError(f'{name} has no {", ".join(unknown)}')
     places = {f: _put(b, kinds[f], values[f]) for _, f, _ in fields if not _is_number(kinds[f])}
     b.StartObject(SCHEMA[name][-1][0] + 1)
     for i, f, _ in fields:
@@ -102,7 +106,7 @@ def _put_table(b, name, values:dict) -> int: # its place
     return b.EndObject()
 
 def encode_tflite(model:dict) -> bytes:
-    "A file of the tables in `model`, as `SCHEMA` has them; a table of options is named by the field `options` beside it"
+    "A file of the tables in `model`, as `SCHEMA` has them; `options` beside a table of options is its name"
     b = import_flatbuffers().Builder(1 << 16)
     b.Finish(_put_table(b, 'Model', model), b'TFL3')
     return bytes(b.Output())
@@ -122,9 +126,11 @@ def _get_table(t, name) -> dict:
     res = {}
     for i, f, kind in SCHEMA[name]:
         if not (at := t.Offset(4 + 2*i)): continue
-        if kind == 'union': res['options'] = kind = next(n for n, u in UNION.items() if u == res['builtin_options_type'])
+        if kind == 'union': res['options'] = kind = _NAMES[res['builtin_options_type']]
         res[f] = _get(t, kind, at)
     return res
+
+_NAMES = {number: name for name, number in UNION.items()}
 
 def decode_tflite(data:bytes) -> dict:
     "The tables of a file that `encode_tflite` wrote; ValueError where it is none"
@@ -132,4 +138,10 @@ def decode_tflite(data:bytes) -> dict:
     try:
         if data[4:8] != b'TFL3': raise ValueError
         return _get_table(table(data, int.from_bytes(data[:4], 'little')), 'Model')
-    except Exception as e: raise ValueError(f'no .tflite file that can be read, or it is damaged ({type(e).__name__})') from None # of numpy and struct, of many kinds
+    except Exception as e: # of numpy and struct, of many kinds
+        raise ValueError(f'no .tflite file that repq made, or it is damaged ({type(e).__name__})') from None
+
+def operator_names(model:dict) -> list:
+    "The operators of a decoded file, in their order"
+    names, codes = {code: name for name, (code, *_) in OPERATORS.items()}, model['operator_codes']
+    return [names[codes[o['opcode_index']]['builtin_code']] for o in model['subgraphs'][0]['operators']]

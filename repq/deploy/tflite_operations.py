@@ -12,7 +12,8 @@ from .integer_ops import Step
 from .shapes import axes_factor, border_value, place_factors
 from .tables import product_factor
 from .tflite_files import TYPES
-from .tflite_writer import TFLITE, Form, Held, TFLiteFile, as_floats, as_result, channels_last, dequantized, file_axis, on_grid, whole_numbers
+from .tflite_writer import TFLITE, Form, Held, TFLiteFile, as_floats, as_result, channels_last, dequantized
+from .tflite_writer import file_axis, on_grid, whole_numbers
 from .tflite_writer import bordered, padded, reshaped, select, transposed
 
 # %% auto #0
@@ -39,7 +40,7 @@ def _add(g, s, a, b): # the steps of a sum are the factors of the reference, in 
 @TFLITE.writes('mean')
 def _mean(g, s, x):
     n, h = prod(x.shape[2:]), whole_numbers(g, x)
-    if 255*n >= 2**24: TFLITE.refuse(s, f'a mean over {n:,} values, and float32 counts to {2**24:,}')
+    if 255*n >= 2**24: TFLITE.refuse(s, f'a mean over {n:,} values, and float32 counts to {2**24:,}; what would do: smaller maps')
     total = g.op('SUM', h, g.numbers([1, 2]), shape=(1, 1, 1, h.shape[3]), keep_dims=True)
     factor = torch.tensor(x.grid.step)/(torch.tensor(s.grid.step)*n)
     return on_grid(g, g.op('MUL', total, g.number(factor.item())), s.grid, 1.)
@@ -71,10 +72,11 @@ def _clip(g, s, x):
 def _maxpool(g, s, x):
     p, h, out = s.params, x.handle, channels_last(g.shapes[s.name])
     kernel, stride, padding, dilation = (pair(p[k]) for k in ('kernel_size', 'stride', 'padding', 'dilation'))
-    if dilation != (1, 1): TFLITE.refuse(s, f'its pooling has no dilation, here {dilation}')
+    if dilation != (1, 1): TFLITE.refuse(s, f'its pooling has no dilation, here {dilation}; what would do: none, or ONNX')
     after = [max((o - 1)*t + k - n - b, 0) for o, t, k, n, b in zip(out[1:3], stride, kernel, h.shape[1:3], padding)]
     h = padded(g, h, (0, *padding, 0), (0, *after, 0), -128 if h.form else np.finfo(np.float32).min)
-    return g.op('MAX_POOL_2D', h, shape=out, form=h.form, padding=1, stride_h=stride[0], stride_w=stride[1], filter_h=kernel[0], filter_w=kernel[1], activation=0)
+    window = dict(zip(('stride_h', 'stride_w', 'filter_h', 'filter_w'), (*stride, *kernel)))
+    return g.op('MAX_POOL_2D', h, shape=out, form=h.form, padding=1, activation=0, **window)
 
 # %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #t123
 @TFLITE.writes('flatten')
@@ -96,30 +98,32 @@ def _take(g, s, x): return select(g, x.handle, file_axis(1, len(x.shape)), s.par
 @TFLITE.writes('enlarge')
 def _enlarge(g, s, x):
     h = x.handle
-    for axis, times in zip((1, 2), s.params['scale']): h = select(g, h, axis, np.repeat(np.arange(h.shape[axis]), times))
+    for axis, n in zip((1, 2), s.params['scale']): h = select(g, h, axis, np.repeat(np.arange(h.shape[axis]), n))
     return h
 
 def in_one_form(g:TFLiteFile, values, grid:Grid) -> list: # of `Held`
     "Values whose bytes mean the same, each integer of `grid` among them"
     forms = {(v.handle.form.scale, v.handle.form.zero) for v in values if v.grid}
-    if grid is None or len(forms) == 1 and all(v.handle.form.holds(grid) for v in values): return [v.handle for v in values]
-    return [on_grid(g, whole_numbers(g, v), grid, 1.) for v in values]
+    same = grid is None or len(forms) == 1 and all(v.handle.form.holds(grid) for v in values)
+    return [v.handle if same else on_grid(g, whole_numbers(g, v), grid, 1.) for v in values]
 
 @TFLITE.writes('concat')
 def _concat(g, s, *values):
     held, out = in_one_form(g, values, s.grid), channels_last(g.shapes[s.name])
-    return g.op('CONCATENATION', *held, shape=out, form=held[0].form, axis=file_axis(s.params.get('dim', 1), len(out)))
+    axis = file_axis(s.params.get('dim', 1), len(out))
+    return g.op('CONCATENATION', *held, shape=out, form=held[0].form, axis=axis)
 
 # %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #t125
 @TFLITE.writes('float')
 def _float(g, s, *values):
     p = s.params
-    what = getattr(p.get('target'), '__name__', p.get('target')) or p['call']
-    if p.get('module') is not None: what = type(p['module']).__name__
-    TFLITE.refuse(s, f"torch computes it in floating point: {what}" + (f" ({p['line']})" if p.get('line') else '') + '. What would do: leaving it out, or ONNX, which holds it')
+    what = type(p['module']).__name__ if 'module' in p else getattr(p['target'], '__name__', p['target']) or p['call']
+    line = f" ({p['line']})" if p['line'] else ''
+    TFLITE.refuse(s, f'torch computes it in floating point: {what}{line}; what would do: leaving it out, or ONNX, which holds it')
 
 @TFLITE.writes('fused_add')
-def _fused_add(g, s, *values): TFLITE.refuse(s, 'a sum of version 0.1.0, which was rounded as one processor does. What would do: making the integers anew from the network')
+def _fused_add(g, s, *values):
+    TFLITE.refuse(s, 'a sum of version 0.1.0, rounded as one processor does; what would do: making the integers anew')
 
 # %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #t206
 @TFLITE.writes('table')
@@ -139,7 +143,8 @@ def _mul(g, s, a, b):
     return on_grid(g, g.op('MUL', y, g.number(product_factor(a.grid, b.grid, s.grid).item())), s.grid, 1.)
 
 @TFLITE.writes('sub')
-def _sub(g, s, a, b): return as_result(g, binary(g, s, 'SUB', (as_floats(g, a), as_floats(g, b)), (a.shape, b.shape)), s)
+def _sub(g, s, a, b):
+    return as_result(g, binary(g, s, 'SUB', (as_floats(g, a), as_floats(g, b)), (a.shape, b.shape)), s)
 
 @TFLITE.writes('affine')
 def _affine(g, s, x):
@@ -148,7 +153,8 @@ def _affine(g, s, x):
     return as_result(g, g.op('ADD', g.op('MUL', as_floats(g, x), scale, shape=shape), bias, shape=shape), s)
 
 # %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #t208
-def _order(rank) -> tuple: return (0, 2, 3, 1) if rank == 4 else tuple(range(rank)) # torch's dimensions, as the file has them
+def _order(rank) -> tuple: # torch's dimensions, as the file has them
+    return (0, 2, 3, 1) if rank == 4 else tuple(range(rank))
 
 @TFLITE.writes('permute')
 def _permute(g, s, x):
@@ -164,7 +170,8 @@ def _slice(g, s, x):
     for d, e in enumerate(e for e in s.params['index'] if e != ['new']):
         places = np.arange(x.shape[d])
         h = select(g, h, file_axis(d, rank), places[e:e + 1 or None] if isinstance(e, int) else places[slice(*e)])
-    return reshaped(g, h, g.shapes[s.name]) if len(g.shapes[s.name]) != rank or any(e == ['new'] or isinstance(e, int) for e in s.params['index']) else h
+    plain = all(isinstance(e, list) and e != ['new'] for e in s.params['index'])
+    return h if plain else reshaped(g, h, g.shapes[s.name])
 
 @TFLITE.writes('pad')
 def _pad(g, s, x):

@@ -61,11 +61,13 @@ def file_axis(dim, rank) -> int: # where the file has dimension `dim`
 
 class TFLiteFile:
     "Tensors and operators of a .tflite file under construction"
-    def __init__(self, shapes): self.tensors, self.operators, self.codes, self.buffers, self.shapes = [], [], [], [b''], shapes
+    def __init__(self, shapes:dict): # name of a value -> its shape, as torch has it
+        self.shapes, self.tensors, self.operators, self.codes, self.buffers = shapes, [], [], [], [b'']
 
     def tensor(self, shape, type, name='', buffer=0, scale=None, zero=None, axis=0) -> int:
         q = None if scale is None else dict(scale=scale, zero_point=zero, quantized_dimension=axis)
-        self.tensors.append(dict(shape=shape, type=TYPES[type], buffer=buffer, name=name or f'value/{len(self.tensors)}', quantization=q))
+        name = name or f'value/{len(self.tensors)}' # with a slash, which no layer's name has
+        self.tensors.append(dict(shape=shape, type=TYPES[type], buffer=buffer, name=name, quantization=q))
         return len(self.tensors) - 1
 
     def constant(self, value, form=None, scale=None, axis=0, name='') -> Held:
@@ -74,7 +76,8 @@ class TFLiteFile:
         self.buffers.append(value.astype(value.dtype.newbyteorder('<')).tobytes())
         if form: scale, zero = [form.scale], [form.zero]
         else: zero = None if scale is None else np.zeros(len(scale), np.int64)
-        return Held(self.tensor(value.shape, value.dtype.name, name, len(self.buffers) - 1, scale, zero, axis), value.shape, form)
+        at = self.tensor(value.shape, value.dtype.name, name, len(self.buffers) - 1, scale, zero, axis)
+        return Held(at, value.shape, form)
 
     def op(self, kind, *inputs, shape=None, form=None, type=None, **options) -> Held:
         "An operator and its result; of the shape of what it reads first, if none is said"
@@ -83,7 +86,8 @@ class TFLiteFile:
         out = self.tensor(shape, type or ('int8' if form else 'float32'), **quantization)
         if kind not in self.codes: self.codes.append(kind)
         union = dict(options=table[0], builtin_options_type=UNION[table[0]], builtin_options=options) if table else {}
-        self.operators.append(dict(opcode_index=self.codes.index(kind), inputs=[i.index for i in inputs], outputs=[out], **union))
+        read = [i.index for i in inputs]
+        self.operators.append(dict(opcode_index=self.codes.index(kind), inputs=read, outputs=[out], **union))
         return Held(out, shape, form)
 
     def numbers(self, v) -> Held: return self.constant(np.int32(v))
@@ -92,11 +96,15 @@ class TFLiteFile:
     def encoded(self, inputs, outputs, # lists of `Held`
                 metadata=None, signature=None) -> bytes:
         "The file"
-        codes = [dict(deprecated_builtin_code=min(c, 127), version=v, builtin_code=c) for c, v in (OPERATORS[k][:2] for k in self.codes)]
-        graph = dict(tensors=self.tensors, inputs=[i.index for i in inputs], outputs=[o.index for o in outputs], operators=self.operators, name='main')
         buffers = [*self.buffers, json.dumps(metadata or {}).encode()]
-        return encode_tflite(dict(version=3, operator_codes=codes, subgraphs=[graph], description=SIGNATURE, buffers=[dict(data=b) if b else {} for b in buffers],
-                                  metadata=[dict(name='repq', buffer=len(buffers) - 1)], signature_defs=[signature] if signature else None))
+        return encode_tflite(dict(
+            version=3, description=SIGNATURE, buffers=[dict(data=b) if b else {} for b in buffers],
+            operator_codes=[dict(deprecated_builtin_code=min(c, 127), version=v, builtin_code=c) for c, v in self._numbers()],
+            subgraphs=[dict(tensors=self.tensors, operators=self.operators, name='main',
+                            inputs=[i.index for i in inputs], outputs=[o.index for o in outputs])],
+            metadata=[dict(name='repq', buffer=len(buffers) - 1)], signature_defs=[signature] if signature else None))
+
+    def _numbers(self): return [OPERATORS[k][:2] for k in self.codes]
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t111
 def dequantized(g:TFLiteFile, h:Held, step:float) -> Held:
@@ -136,7 +144,7 @@ def select(g:TFLiteFile, h:Held, axis:int, index) -> Held:
     index = np.asarray(index)
     if np.array_equal(index, np.arange(h.shape[axis])): return h
     shape = (*h.shape[:axis], len(index), *h.shape[axis + 1:])
-    if len(index) == 0 or (np.diff(index) != 1).any(): return g.op('GATHER', h, g.numbers(index), shape=shape, form=h.form, axis=axis)
+    if (np.diff(index) != 1).any(): return g.op('GATHER', h, g.numbers(index), shape=shape, form=h.form, axis=axis)
     begin = [0]*len(shape)
     begin[axis] = index[0]
     return g.op('SLICE', h, g.numbers(begin), g.numbers(shape), shape=shape, form=h.form)
@@ -169,8 +177,8 @@ TFLITE = Target('TensorFlow Lite')
 
 _LEAST, _MOST = np.float32(2**-32), np.nextafter(np.float32(256), np.float32(0))
 
-def _constants(s:Step, own:Grid) -> tuple: # weight, bias, multiplier: (out, in/groups, ...), (out,), (out,) float32; whole numbers
-    "A layer in units of what it gives"
+def _constants(s:Step, own:Grid) -> tuple: # weight, bias: whole numbers (out, in/groups, ...), (out,); multiplier: float32 (out,)
+    "A layer that reads `own`, in units of what it gives"
     p, unit = s.params, torch.tensor(own.step)*s.params['scale']
     m = unit if s.grid is None else unit/torch.tensor(s.grid.step)
     return p['weight'].numpy().astype(int)*p['room'], p['bias'].numpy().astype(int), m.numpy()
@@ -195,7 +203,8 @@ def _in_bytes(w, groups) -> tuple: # weights up to 127, which input channels the
 
 def _quantized(g, s, h, w, b, m, axis, form) -> tuple: # weight and bias as constants
     scale = m.clip(_LEAST, _MOST)*np.float32(form.scale/h.form.scale)
-    return g.constant(np.int8(w), scale=scale, axis=axis, name=f'{s.name}.weight'), g.constant(np.int32(b), scale=scale*np.float32(h.form.scale), name=f'{s.name}.bias')
+    weight = g.constant(np.int8(w), scale=scale, axis=axis, name=f'{s.name}.weight')
+    return weight, g.constant(np.int32(b), scale=scale*np.float32(h.form.scale), name=f'{s.name}.bias')
 
 def _linear(g, s, h, own) -> Held:
     if s.grid is None: return _linear_floats(g, s, h, *_constants(s, own))
@@ -203,8 +212,8 @@ def _linear(g, s, h, own) -> Held:
     w, picks = _in_bytes(w, 1)
     if picks is not None: h = select(g, h, len(h.shape) - 1, picks)
     form, shape = Form.of(s.grid), (*h.shape[:-1], len(w))
-    y = g.op('FULLY_CONNECTED', h, *_quantized(g, s, h, w, b, m, 0, form), shape=shape, form=form, activation=form.activation)
-    return bounded_below(g, y)
+    read = h, *_quantized(g, s, h, w, b, m, 0, form)
+    return bounded_below(g, g.op('FULLY_CONNECTED', *read, shape=shape, form=form, activation=form.activation))
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t117
 def _linear_floats(g, s, h, w, b, m) -> Held:
@@ -222,15 +231,17 @@ def bordered(g:TFLiteFile, h:Held, axis:int, before:int, after:int, mode:str) ->
     index = np.pad(np.arange(h.shape[axis]), (max(before, 0), max(after, 0)), mode=_BORDERS.get(mode, 'edge'))
     return select(g, h, axis, index[max(-before, 0):len(index) - max(-after, 0)])
 
-def _around(g, p, h) -> tuple: # input with its border, 0 for "same" or 1 for "valid"
-    padding, stride, dilation, kernel = (pair(v) for v in (p['padding'], p['stride'], p['dilation'], p['weight'].shape[2:]))
-    if p['padding_mode'] != 'zeros' or min(padding) < 0:
-        for axis, n in zip((1, 2), padding):
-            if p['padding_mode'] != 'zeros' or n < 0: h = bordered(g, h, axis, n, n, p['padding_mode'])
-        padding = (0, 0) if p['padding_mode'] != 'zeros' else tuple(max(n, 0) for n in padding)
-    if any(padding) and stride == (1, 1) and all(2*n == d*(k - 1) for n, d, k in zip(padding, dilation, kernel)): return h, 0
+_SAME, _VALID = 0, 1
+
+def _around(g, p, h) -> tuple: # input with its border, `_SAME` or `_VALID`
+    padding, zeros = pair(p['padding']), p['padding_mode'] == 'zeros'
+    for axis, n in zip((1, 2), padding):
+        if n < 0 or not zeros: h = bordered(g, h, axis, n, n, p['padding_mode'])
+    padding = [max(n, 0) if zeros else 0 for n in padding]
+    reach = [d*(k - 1) for d, k in zip(pair(p['dilation']), p['weight'].shape[2:])]
+    if any(padding) and pair(p['stride']) == (1, 1) and [2*n for n in padding] == reach: return h, _SAME
     around = 0, *padding, 0
-    return padded(g, h, around, around), 1
+    return padded(g, h, around, around), _VALID
 
 @TFLITE.writes('layer')
 def _layer(g, s:Step, x):
@@ -245,9 +256,9 @@ def _layer(g, s:Step, x):
     kind, axis, order = ('DEPTHWISE_CONV_2D', 3, (1, 2, 3, 0)) if depthwise else ('CONV_2D', 0, (0, 2, 3, 1))
     read = _quantized(g, s, h, w.transpose(order), b, m, axis, form)
     (sh, sw), (dh, dw) = pair(p['stride']), pair(p['dilation'])
-    options = dict(depth_multiplier=len(w)//channels) if depthwise else {}
-    y = g.op(kind, h, *read, shape=channels_last(g.shapes[s.name]), form=form, padding=padding, stride_h=sh, stride_w=sw, dilation_h=dh, dilation_w=dw, activation=form.activation, **options)
-    return bounded_below(g, y)
+    options = dict(padding=padding, stride_h=sh, stride_w=sw, dilation_h=dh, dilation_w=dw, activation=form.activation)
+    if depthwise: options['depth_multiplier'] = len(w)//channels
+    return bounded_below(g, g.op(kind, h, *read, shape=channels_last(g.shapes[s.name]), form=form, **options))
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t119b
 @TFLITE.writes('quantize', 'requantize', 'dequantize')
@@ -267,13 +278,15 @@ def _signature(net, made) -> dict:
     ends = lambda names: [dict(name=n, tensor_index=made[n].handle.index) for n in names]
     return dict(inputs=ends(net.inputs), outputs=ends(net.outputs), signature_key='serving_default', subgraph_index=0)
 
-def tflite_bytes(net:IntegerNetwork, x # (batch, channels, h, w): images as the network takes them, or a tuple of inputs; their size is the file's
+def _input(g, name) -> Held:
+    shape = channels_last(g.shapes[name])
+    return Held(g.tensor(shape, 'float32', name), shape)
+
+def tflite_bytes(net:IntegerNetwork, x # images as the network takes them, or a tuple of inputs; their size is the file's
                 ) -> bytes:
     "The .tflite file of an integer network, for one image; ValueError where TensorFlow Lite cannot hold it"
-    shapes = TFLITE.shapes(net, x)
-    g = TFLiteFile(shapes)
-    handles = {i: Held(g.tensor(channels_last(shapes[i]), 'float32', i), channels_last(shapes[i])) for i in net.inputs}
-    made = TFLITE.write(net, g, x, handles, shapes)
+    g = TFLiteFile(TFLITE.shapes(net, x))
+    made = TFLITE.write(net, g, x, {i: _input(g, i) for i in net.inputs}, g.shapes)
     for n, v in made.items(): g.tensors[v.handle.index]['name'] = n
     ends = {k: [made[n].handle for n in names] for k, names in (('inputs', net.inputs), ('outputs', net.outputs))}
     return g.encoded(**ends, metadata=_metadata(net, made), signature=_signature(net, made))

@@ -20,6 +20,7 @@ from .chains import Step, Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
 from .convolutions import Bordered, plain_convolutions
+from .transposed import transposed_to_phases
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
 # %% auto #0
@@ -184,6 +185,7 @@ def adopt(model:nn.Module,
     model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
     model, plain = plain_convolutions(model)
+    model, transposed, _ = transposed_to_phases(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []
     for name, searches in parts:
@@ -195,6 +197,7 @@ def adopt(model:nn.Module,
         _restore(before)
         model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
     if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'convolution')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
+    if transposed: report_change('adopt', verbose, '', f"{plural(len(transposed), 'transposed convolution')} → convolutions and shuffles")
     _report(model, blocks, left, untraced, verbose)
     return model
 

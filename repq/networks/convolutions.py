@@ -21,6 +21,7 @@ __all__ = ['SameBorder', 'Bordered', 'plain_convolutions']
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h205
 class SameBorder(nn.Module):
     "A border of zeros, so wide that a kernel finds a place for every stride: with an odd number of pixels, one more to the right and below"
+    single_step = True # in a graph, so that maps of any size are read by one
     def __init__(self, kernel_size, stride=1, dilation=1):
         super().__init__()
         self.extent = tuple(d*(k - 1) + 1 for k, d in zip(pair(kernel_size), pair(dilation)))

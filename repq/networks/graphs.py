@@ -122,7 +122,7 @@ def is_single(m, name:str, leaf=None) -> bool:
     "Is a call of the module `m` a single step? Layers, norms, quantizers, what torch has, and what `leaf` says of its name"
     if leaf is not None and leaf(name): return True
     if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
-    return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or fx.Tracer.is_leaf_module(None, m, name)
+    return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or getattr(m, 'single_step', False) or fx.Tracer.is_leaf_module(None, m, name)
 
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
