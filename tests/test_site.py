@@ -1,5 +1,5 @@
 "The checks of the site, on pages that have what they look for; and how notebooks become pages."
-import sys
+import subprocess, sys
 import pytest
 from conftest import ROOT
 sys.path.insert(0, str(ROOT/'scripts'))

@@ -248,6 +248,8 @@ def _check_numbers(recipe, model):
 def _check_trains(recipe, model, x):
     "ValueError where the network stops in training mode, or gives what has no gradient"
     with naming_input(model, 'the images of this data in training mode'): y = model.train()(x)
+    if not isinstance(y, torch.Tensor):
+        raise ValueError(f'{recipe.network} gives a {type(y).__name__} in training mode, where one tensor is expected')
     if not y.requires_grad:
         raise ValueError(f'{recipe.network} gives what has no gradient: is all of it frozen, or detached?')
 
