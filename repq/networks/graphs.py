@@ -80,6 +80,7 @@ _OPERATORS = ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', '
 
 class _Proxy(fx.Proxy):
     "A stand-in that can be changed in place"
+    def __len__(self): return super().__len__() if (n := _pieces(self.node)) is None else n
     def __setitem__(self, index, value): self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})
 
 def _in_place(name):
@@ -107,6 +108,13 @@ def _line() -> str:
     return f'{name}:{number}: {linecache.getline(str(path), number).strip()}'
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a014
+def _pieces(node) -> int: # None where that is not known
+    "How many pieces a node divides a tensor into"
+    if node.target not in ('chunk', torch.chunk, 'split', torch.split): return None
+    given = next(iter(node.args[1:]), node.kwargs.get('chunks', node.kwargs.get('split_size', node.kwargs.get('split_size_or_sections'))))
+    if node.target in ('chunk', torch.chunk): return given if isinstance(given, int) else None
+    return len(given) if isinstance(given, (list, tuple)) else None
+
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
     def __init__(self, buffers:bool=True, # are buffers values?
@@ -130,6 +138,10 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def proxy(self, node): return _Proxy(node, self)
+
+    def iter(self, obj): # `list(x.chunk(2, 1))`, as the YOLO family has it
+        n = _pieces(obj.node)
+        return super().iter(obj) if n is None else iter([obj[i] for i in range(n)])
 
     def to_bool(self, obj):
         frame = inspect.currentframe().f_back
