@@ -16,7 +16,7 @@ from .graphs import constant_nodes, first_line, is_layer, trace_graph
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
-from .chains import Step, Sum, steps
+from .chains import Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
 from .convolutions import Bordered, plain_convolutions

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a002
 from __future__ import annotations
-import builtins, copy, dis, inspect, linecache, operator, sys, warnings
+import copy, dis, inspect, linecache, operator, sys, warnings
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
-from .liveness import constant_nodes, live_nodes, readers, shape_nodes
+from .liveness import live_nodes, readers, shape_nodes
 
 # %% auto #0
 __all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
@@ -81,6 +81,7 @@ _OPERATORS = ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', '
 
 class _Proxy(fx.Proxy):
     "A stand-in that can be changed in place"
+    def __len__(self): return super().__len__() if (n := _pieces(self.node)) is None else n
     def __setitem__(self, index, value): self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})
 
 def _in_place(name):
@@ -124,6 +125,13 @@ def is_single(m, name:str, leaf=None) -> bool:
     if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
     return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or getattr(m, 'single_step', False) or fx.Tracer.is_leaf_module(None, m, name)
 
+def _pieces(node) -> int: # None where that is not known
+    "How many pieces a node divides a tensor into"
+    if node.target not in ('chunk', torch.chunk, 'split', torch.split): return None
+    given = next(iter(node.args[1:]), node.kwargs.get('chunks', node.kwargs.get('split_size', node.kwargs.get('split_size_or_sections'))))
+    if node.target in ('chunk', torch.chunk): return given if isinstance(given, int) else None
+    return len(given) if isinstance(given, (list, tuple)) else None
+
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
     def __init__(self, buffers:bool=True, # are buffers values?
@@ -144,6 +152,10 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def proxy(self, node): return _Proxy(node, self)
+
+    def iter(self, obj): # `list(x.chunk(2, 1))`, as the YOLO family has it
+        n = _pieces(obj.node)
+        return super().iter(obj) if n is None else iter([obj[i] for i in range(n)])
 
     def to_bool(self, obj):
         wanted = holds()
