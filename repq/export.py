@@ -16,12 +16,14 @@ from repq.deploy.tflite import *
 from repq.deploy.qonnx_writer import *
 from repq.deploy.torch_writer import *
 from repq.deploy.openvino import *
+from repq.deploy.runtimes import *
+from repq.deploy.executorch import *
 from repq.deploy.integer_network import IntegerNetwork
 from repq.deploy.integer_files import load_integers, save_integers
 from repq.deploy.integers import to_integer
 
 def export(model, path, images, profile='integers', overwrite=True):
-    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .tflite, .pt2 or .safetensors"
+    "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .tflite, .pte, .qonnx, .pt2 or .safetensors"
     from repq.commands.deployment import export_model # which brings data and training
     return export_model(model, path, images, profile, overwrite)
 

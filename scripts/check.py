@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from browser import browser, find_browser
+from page import build
 from readme import ROOT, directives, lines, out_of_step
 
 BIN = Path(sys.executable).parent   # not resolved: the environment's, not the interpreter's it was made from
@@ -130,7 +131,8 @@ def render():
         nbconvert(site)
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(site, DOCS)
-    return by
+    with_runtime = build(DOCS/'run')
+    return by + ('' if with_runtime else ' (the page that runs has no runtime: make runtime fetches it)')
 
 def nbconvert(site):
     "Bare pages, so that links can be checked where neither renderer runs."

@@ -243,7 +243,7 @@ def test_any_name_of_a_layer_works(names, tmp_path):
 def test_layers_are_left_out(capsys):
     m = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, (4, 1), padding='same'), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
     for kw, left in ((dict(), '2'), (dict(where=lambda n, m: n != '4'), '2'), (dict(layer_bits={'4': None}), '2'), (dict(layer_bits={'4': (None, None)}), '2')):
-        q = quantize(m, 4, 4, **kw)
+        q = quantize(m, 4, 4, adopt=False, **kw)
         said = capsys.readouterr().out
         assert type(q[2]) is nn.Conv2d and "padding='same' is asymmetric" in said and (type(q[4]) is nn.Conv2d) == bool(kw)
         if kw: assert '4 (left out)' in said

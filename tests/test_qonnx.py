@@ -4,7 +4,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from hypothesis import given, strategies as st
 from torch import nn
-from repq.export import ends_of, fewest_bits, run_qonnx, to_qonnx
+from repq.export import ends_of, fewest_bits, qonnx_session, run_qonnx, to_qonnx
 from repq.integers import check_integers
 from repq.models import create_model
 from repq.surgery import calibrate, quantize
@@ -73,7 +73,7 @@ def test_the_package_agrees(tmp_path):
     torch.manual_seed(0)
     x = torch.rand(8, 2, 8, 8)
     net = to_qonnx(ready(Mixed(), 4, x), tmp_path/'net.qonnx', x)
-    assert torch.equal(run_qonnx(tmp_path/'net.qonnx', x[:2]), net(x[:2]))
+    assert torch.equal(run_qonnx(qonnx_session(tmp_path/'net.qonnx'), x[:2]), net(x[:2]))
 
 def test_refusals(tmp_path, monkeypatch):
     class Island(nn.Module):
@@ -88,4 +88,4 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError): to_qonnx(q, tmp_path/'mine', x)
     assert (tmp_path/'mine').read_text() == 'mine'
     monkeypatch.setitem(__import__('sys').modules, 'qonnx.core.modelwrapper', None)
-    with pytest.raises(ImportError, match=r'repq\[qonnx\]'): run_qonnx(tmp_path/'mine', x)
+    with pytest.raises(ImportError, match=r'repq\[qonnx\]'): qonnx_session(tmp_path/'mine')

@@ -5,9 +5,10 @@ from repq.deploy.comparison import compare_file
 from repq.deploy.integers import to_integer
 from repq.deploy.onnx_writer import onnx_model
 from repq.method.layers import RepQLayer
-from repq.networks.adoption import original_names, original_state_dict
+from repq.networks.adoption import adopt, original_names, original_state_dict
 from repq.networks.calibration import calibrate
 from repq.networks.graphs import trace_graph
+from repq.networks.sums import quantize_sums
 from repq.networks.surgery import deploy, quantize
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -46,9 +47,20 @@ def test_what_decides_by_sizes_becomes_integers(way):
 
 def test_sizes_are_given_to_quantize_or_seen_by_calibrate_and_kept_by_copies():
     q = quantize(Sizes(asks).eval(), 8, 8, verbose=False, example_input=X)
-    assert q.input_sizes == ((3, 16, 16),)
+    assert q.repq_sizes == ((3, 16, 16),)
     d = deploy(calibrate(q, [(X, torch.zeros(4))]), verbose=False)
-    assert isinstance(d.bn, nn.Identity) and d.input_sizes == q.input_sizes
+    assert isinstance(d.bn, nn.Identity) and d.repq_sizes == q.repq_sizes
+
+def test_no_forward_is_written_for_one_size():
+    class Branches(Sizes):
+        def __init__(self): super().__init__(asks); self.c = nn.Conv2d(3, 8, 1)
+        def forward(self, x): return self.b(asks(self.a(x) + self.c(x)))
+    with pytest.warns(UserWarning, match='right for no other'): m = adopt(Branches(), X, verbose=False) # its branches stay
+    assert m.c.weight.shape == (8, 3, 1, 1)
+    q = calibrate(quantize(m, 8, 8, verbose=False, adopt=False), [X])
+    with pytest.raises(ValueError, match='right for no other'): quantize_sums(q)
+    for x in X, X[..., :8, :8]: assert (q.eval()(x) - m.eval()(x)).norm() < .2*m(x).norm() # the crop is not pooled, and clipped
+    assert to_integer(q, X).fixed
 
 def test_without_sizes_it_is_said(capsys):
     quantize(Sizes(asks), 8, 8)

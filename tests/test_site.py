@@ -1,5 +1,5 @@
 "The checks of the site, on pages that have what they look for; and how notebooks become pages."
-import sys
+import subprocess, sys
 import pytest
 from conftest import ROOT
 sys.path.insert(0, str(ROOT/'scripts'))
@@ -69,5 +69,5 @@ def test_notebooks_as_pages(tmp_path):
     signature, options, cells = out.stdout.rsplit('\n', 3)[:3]
     assert 'a:Path' in signature and 'b:str|None=None' in signature and ' c=None' in signature and 'd:dict[str,int]={}' in signature and 'e:int|None=None' in signature and 'g:Any=1' in signature
     assert options == 'a `--resume` b `--kept` -- x--y'
-    assert eval(cells) == ['#| output: asis\n#| echo: false\nshow_doc(first)', '#| output: asis\n#| echo: false\nshow_doc(second)',
+    assert eval(cells) == ['#| echo: false\n#| output: asis\nshow_doc(first)', '#| echo: false\n#| output: asis\nshow_doc(second)',
                            '#| code-fold: show\n#| code-summary: "Exported source"\ndef first(): pass\n\ndef second(): pass']

@@ -4,8 +4,7 @@
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c002
 from __future__ import annotations
-import importlib.util, io, re, statistics, sys, tempfile
-from collections import Counter
+import importlib.util, io, os, re, statistics, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -23,7 +22,8 @@ from ..networks.models import create_model, image_size, task
 from ..networks.changes import unquantized
 from ..networks.one_call import check_classes, merges, with_blocks
 from ..training.recipes import METHODS, build, get_recipe, nearest
-from ..deploy.export import bench_inference, instructions, profile_onnx, to_onnx
+from ..deploy.export import instructions
+from ..deploy.runtimes import compare_runtimes
 from ..training.tasks import environment, step_times
 
 # %% auto #0
@@ -296,25 +296,26 @@ def scaling(rounds:int=5, kinds=('plain', 'branched', 'exact', 'estimated', 'sam
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c032
 def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: what the model is made for
-              bits:int=8, rounds:int=15, threads=(1, 0)               # 0: all cores
-             ) -> list: # of rows: model, bits, threads, instructions, speedup over float32, spread, float32_ms, integers_ms, vnni_speedup and vnni_ms (None: that profile is not exact here, or the same file), time_in
-    "How much faster the integers of a (randomly initialised) network are than its float32, on a processor with which instructions"
+              bits:int=8, rounds:int=15, threads=(1, 0),              # 0: all cores
+              only=None,                                              # names of runtimes; None: all
+             ) -> list: # of rows: model, bits, batch_size, size, threads, instructions, and those of `compare_runtimes`
+    "A (randomly initialised) network in each runtime at hand: how fast its integers are, and how faithful"
     _admit(batch_size=batch_size, size=size, rounds=rounds)
-    x, _, _ = _batch(model, batch_size, size or image_size(model), 'cpu')
+    x, _, _ = _batch(model, batch_size*max(1, 16//batch_size), size or image_size(model), 'cpu')
     net = _ready(get_recipe(model, 'merged' if merges(model) else 'plain', bits), x).eval()
-    with tempfile.TemporaryDirectory() as d:
-        to_onnx(net, f'{d}/net.onnx', x)
-        ops = Counter()
-        for r in profile_onnx(f'{d}/net.onnx', x): ops[r['op']] += r['seconds']
-    share = ', '.join(f'{n} {s/sum(ops.values()):.0%}' for n, s in ops.most_common(4))
-    ms = lambda t: t and round(statistics.median(t)*1e3, 3)
-    return [dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], threads=r['threads'], instructions=instructions(), speedup=round(r['ratio'], 4), spread=[round(r['ratio_low'], 4), round(r['ratio_high'], 4)],
-                 float32_ms=ms(r['float32']), integers_ms=ms(r['integers']), vnni_speedup=r['vnni_ratio'] and round(r['vnni_ratio'], 4), vnni_ms=ms(r['vnni']), time_in=share, rounds=rounds) for r in bench_inference(net, x, threads, rounds)]
+    about = dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], instructions=instructions(), rounds=rounds)
+    return [about | dict(threads=t or os.cpu_count()) | r for t in threads for r in compare_runtimes(net, x, batch_size, t, rounds, only)]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c028
-def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'float32_ms', 'integers_ms', 'vnni_speedup', 'vnni_ms', 'instructions', 'time_in')) -> str:
+def _cell(column, v) -> str:
+    if v is None: return ''
+    if isinstance(v, list): return '–'.join(f'{q:.2f}' for q in v)
+    digits = dict(seconds=3, ms=3, error=6).get(column, 2)
+    return f'{v:.{digits}f}' if isinstance(v, float) else str(v)
+
+def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'runtime', 'form', 'threads', 'ms', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'differing', 'agreement', 'error', 'instructions', 'missing')) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
-    text = [[f'{r[c]:.2f}' if isinstance(r[c], float) and c != 'seconds' else f'{r[c]:.3f}' if isinstance(r[c], float) else '–'.join(f'{v:.2f}' for v in r[c]) if isinstance(r[c], list) else str(r[c]) for c in columns] for r in rows]
+    text = [[_cell(c, r.get(c)) for c in columns] for r in rows]
     widths = [max(map(len, col)) for col in zip(columns, *text)]
     return '\n'.join('  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip() for line in (columns, *text))

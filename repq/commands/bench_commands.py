@@ -79,10 +79,13 @@ def inference(model: Annotated[str, typer.Argument(help='A model, see: repq list
               batch_size: int = 1,
               size: Annotated[Optional[int], typer.Option(help='Pixels of an image: what the model is made '
                                                                'for if left out.')] = None,
-              bits: int = 8, rounds: Rounds = 15, json: Json = None, overwrite: Overwrite = False):
-    "The integers in ONNX Runtime against float32, on one core and on all."
+              bits: int = 8, rounds: Rounds = 15,
+              only: Annotated[Optional[List[str]], typer.Option(help="This runtime, may be repeated: 'ONNX Runtime', OpenVINO, LiteRT, "
+                                                                     "ExecuTorch, torch.compile, qonnx; all if left out.")] = None,
+              json: Json = None, overwrite: Overwrite = False):
+    "Each runtime at hand, on one core and on all: the integers against float32 and against what its own tool makes, how fast and how faithful."
     from repq import bench as b
-    _show(b.inference(model, batch_size, size, bits, rounds), json, overwrite, 'cpu')
+    _show(b.inference(model, batch_size, size, bits, rounds, only=only), json, overwrite, 'cpu')
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #p002
 @bench.command('data', epilog='Example: repq bench data imagenet --shards imagenet-shards --json data.json')

@@ -124,8 +124,10 @@ def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')
            format: Annotated[str, typer.Option('--to', '--format',
                                                help='onnx: integers that ONNX Runtime computes as such; '
                                                     'tflite: bytes for TensorFlow Lite (LiteRT), one image '
-                                                    'at a time; pt2: torch.export, in floats; safetensors: '
-                                                    'integers packed at their bits.')] = 'onnx',
+                                                    'at a time; qonnx: whole numbers of any width, for compilers of '
+                                                    'hardware; pte: ExecuTorch with XNNPACK; pt2: '
+                                                    'torch.export, in floats; safetensors: integers packed '
+                                                    'at their bits.')] = 'onnx',
            packed: Annotated[bool, typer.Option('--packed',
                                                 help='ONNX with int4 weights, for size: it runs in floats.')] = False,
            symmetric: Annotated[bool, typer.Option('--symmetric',
@@ -134,10 +136,14 @@ def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')
            vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: '
                                                              'faster, and exact only on processors with '
                                                              'VNNI and on ARM.')] = False,
+           openvino: Annotated[bool, typer.Option('--openvino',
+                                                  help='ONNX for OpenVINO, which forgets to round before a '
+                                                       'sum unless the file says so.')] = False,
            overwrite: Overwrite = False):
     "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
-    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni).items() if chosen]
+    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni,
+                                          openvino=openvino).items() if chosen]
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 

@@ -8,7 +8,7 @@ import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
-import torch, torch.nn as nn
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ
@@ -157,10 +157,10 @@ class _Server:
         code = 'import warnings; warnings.simplefilter("ignore"); from repq.commands.coverage import serve; serve()'
         self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    def ask(self, name, *args, timeout) -> dict: # timeout: seconds of the processor; ten times that on the clock
+    def ask(self, name, *args, timeout) -> dict: # timeout: seconds of the processor; thirty times that on the clock, where others use it as well
         "The row of a network"
         if self.process is None or self.process.poll() is not None: self.start()
-        clock = threading.Timer(10*timeout, self.process.kill)
+        clock = threading.Timer(30*timeout, self.process.kill)
         clock.start()
         try:
             print(json.dumps([timeout, name, *args]), file=self.process.stdin, flush=True)

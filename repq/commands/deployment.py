@@ -20,6 +20,8 @@ from ..deploy.onnx_writer import import_onnx
 from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
+from ..deploy.executorch import executorch_bytes, executorch_method, run_executorch
+from ..deploy.qonnx_writer import qonnx_model, qonnx_session, run_qonnx
 from ..deploy.tflite import run_tflite, tflite_session
 from ..deploy.tflite_writer import tflite_bytes
 from ..training.recipes import METHODS, Recipe, build, get_recipe
@@ -101,7 +103,7 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni'): text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
+        if profile in ('integers', 'vnni', 'openvino'): text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
         text += _islands(net, part, x)
     return text
 
@@ -123,10 +125,10 @@ def _islands(net, path, x) -> str:
     except ImportError: return ''
     return line and f'; {line}'
 
-def _compare_tflite(path, net, x) -> dict:
-    "The same for LiteRT"
-    y, session = net(x), tflite_session(path)
-    return dict(values=y.numel(), differing=(run_tflite(session, x) != y).sum().item())
+def _compare(session, run, net, x) -> dict:
+    "What a session of a runtime gives beside the reference"
+    y = net(x)
+    return dict(values=y.numel(), differing=(run(session, x) != y).sum().item())
 
 def _agreement(runtime, compare, x) -> str: # what it says of the package without it
     "That a runtime computes what the reference does, as `compare()` has it; ValueError where it does not"
@@ -140,13 +142,16 @@ def _agreement(runtime, compare, x) -> str: # what it says of the package withou
     if error is None: return text
     return f'{text}, given what the islands gave, which differ from torch by {error:.1e} of the largest value at most'
 
-def _export_tflite(model, out, x, profile, overwrite=False) -> str:
-    "The same for a .tflite file"
-    net = to_integer(model, x)
-    data = tflite_bytes(net, x)
-    with writing(out, overwrite) as part:
-        part.write_bytes(data)
-        return f'; for one image of {" × ".join(map(str, x.shape[1:]))}' + _agreement('LiteRT with XNNPACK', lambda: _compare_tflite(part, net, x), x)
+def _one_image(made, runtime, opened, run, compared=None):
+    "The same for files of one image: what makes their bytes, who runs them, on how many images they are compared"
+    def export(model, out, x, profile, overwrite=False) -> str:
+        net, some = to_integer(model, x), x[:compared]
+        data = made(net, x)
+        with writing(out, overwrite) as part:
+            part.write_bytes(data)
+            found = _agreement(runtime, lambda: _compare(opened(part), run, net, some), some)
+        return f'; for one image of {" × ".join(map(str, x.shape[1:]))}{found}'
+    return export
 
 def _export_pt2(model, out, x, profile, overwrite=False) -> str:
     to_pt2(model, out, x, overwrite)
@@ -155,7 +160,6 @@ def _export_pt2(model, out, x, profile, overwrite=False) -> str:
 def _export_safetensors(model, out, x, profile, overwrite=False) -> str:
     save_integers(to_integer(model, x), out, overwrite)
     return ''
-
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #d114
 class _Onnx(torch.nn.Module):
@@ -189,7 +193,10 @@ class DeviceFile:
     write: Callable         # (model, file, images, profile, overwrite) -> what was found
     usual: str = 'model'    # its name in a run's folder
 
-TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _export_tflite), pt2=DeviceFile('.pt2', _export_pt2),
+TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
+               qonnx=DeviceFile('.qonnx', _one_image(lambda *net: qonnx_model(*net).SerializeToString(), 'qonnx', qonnx_session, run_qonnx, 2)),
+               pte=DeviceFile('.pte', _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)),
+               pt2=DeviceFile('.pt2', _export_pt2),
                safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
 FORMATS = {name: k.ending for name, k in TARGETS.items()}
 
@@ -227,7 +234,7 @@ def _usual_name(run, format, profile) -> Path:
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #j502
 def export_model(model,         # quantized, its steps initialised; or deployed; stays as it is
-                 path,          # .onnx, .tflite, .pt2 or .safetensors, as `TARGETS` has them
+                 path,          # .onnx, .tflite, .qonnx, .pte, .pt2 or .safetensors, as `TARGETS` has them
                  images,        # a tensor (batch, channels, h, w), or batches as `repq.networks.one_call.prepare` takes them, of which the first is taken
                  profile='integers', # of ONNX, a key of `repq.export.PROFILES`
                  overwrite=True # a file that repq made?

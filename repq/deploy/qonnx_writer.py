@@ -20,7 +20,8 @@ from .targets import Target, Value
 INHERITED = [onnx_operations] # chapters of writers: they are there because they are imported here
 
 # %% auto #0
-__all__ = ['INHERITED', 'QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'to_qonnx', 'run_qonnx']
+__all__ = ['INHERITED', 'QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'to_qonnx',
+           'qonnx_session', 'run_qonnx']
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x105
 def fewest_bits(low:int, high:int) -> tuple: # bits, signed, narrow
@@ -116,6 +117,7 @@ def qonnx_model(net:IntegerNetwork, x): # (batch, channels, h, w), or a tuple of
     graph = helper.make_graph(g.nodes, 'repq', info(net.inputs), info(net.outputs), g.constants)
     opsets = [helper.make_opsetid('', g.opset), helper.make_opsetid(QONNX_DOMAIN, 1)]
     model = helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=8)
+    model.doc_string = SIGNATURE
     _infer_shapes(model)
     onnx.checker.check_model(model)
     return model
@@ -129,20 +131,21 @@ def to_qonnx(model:nn.Module,      # quantized, its steps initialised; or deploy
     check_output(path, overwrite)
     example_input = example_input.cpu()
     net = to_integer(model, example_input)
-    proto = qonnx_model(net, example_input)
-    proto.doc_string = SIGNATURE
-    with writing(path, overwrite) as part: part.write_bytes(proto.SerializeToString())
+    data = qonnx_model(net, example_input).SerializeToString()
+    with writing(path, overwrite) as part: part.write_bytes(data)
     return net
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x115
-def run_qonnx(path, x:Tensor) -> Tensor:
-    "The first output of a QONNX file for each image of float32 `x`, executed by the package qonnx"
-    try:
-        from qonnx.core.modelwrapper import ModelWrapper
-        from qonnx.core.onnx_exec import execute_onnx
+def qonnx_session(path):
+    "A QONNX file as the package qonnx has it"
+    try: from qonnx.core.modelwrapper import ModelWrapper
     except ImportError: raise ImportError("executing QONNX files needs the package qonnx: pip install 'repq[qonnx]'") from None
-    try: model = ModelWrapper(str(regular(path)))
-    except OSError: raise
+    file = str(regular(path))
+    try: return ModelWrapper(file)
     except Exception as e: raise ValueError(f'{path} is no QONNX file, or it is damaged ({type(e).__name__})') from None # of protobuf and onnx, of many kinds
-    i, o = model.graph.input[0].name, model.graph.output[0].name
-    return torch.cat([torch.from_numpy(execute_onnx(model, {i: v[None].float().numpy()})[o]) for v in x])
+
+def run_qonnx(session, x:Tensor) -> Tensor:
+    "The first output for each image of float32 `x`, executed by the package"
+    from qonnx.core.onnx_exec import execute_onnx
+    i, o = session.graph.input[0].name, session.graph.output[0].name
+    return torch.cat([torch.from_numpy(execute_onnx(session, {i: v[None].float().numpy()})[o]) for v in x])

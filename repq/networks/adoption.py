@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ..method.kernels import Geometry
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer, is_deployed
-from .graphs import first_line, is_layer, trace_graph
+from .graphs import constant_nodes, first_line, is_layer, trace_graph
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
@@ -132,15 +132,22 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
     return new, blocks, left
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v012
+def _is_sequence(m) -> bool:
+    "Does `m` compute one thing after the other, no value of two? Then a method to merge has batch norms to fold, no branches"
+    try: graph = trace_graph(m, True)
+    except Exception: return False
+    constants = constant_nodes(graph)
+    return not any(len(set(n.all_input_nodes) - constants) > 1 for n in graph.nodes if n.op.startswith('call') and n not in constants)
+
 def merges_itself(model) -> list: # of (name, method, number of layers)
-    "The smallest modules that have a method of their own to merge and more than one layer to do it with"
+    "The smallest modules that have a method of their own to merge, and branches of more than one layer to do it with"
     found = []
     for n, m in model.named_modules():
         method = next((f for f in MERGERS if callable(getattr(m, f, None))), None)
         inside = any(isinstance(o, Block) or is_adopted(o) for o in m.modules())
         if not n or method is None or is_layer(m) or inside: continue
         plain = [s for s in registered(m) if not isinstance(s.module, (Block, RepQLayer))]
-        if len(plain) > 1: found.append((n, method, len(plain)))
+        if len(plain) > 1 and not _is_sequence(m): found.append((n, method, len(plain)))
     return [f for f in found if not any(o[0].startswith(f'{f[0]}.') for o in found)]
 
 def _warn(left, itself):

@@ -11,6 +11,7 @@ import torch, torch.nn as nn
 from ..method.operations import computes, hooked
 from ..method.blocks import Block
 from .graphs import BatchNorm, norm_rest, trace_graph
+from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
 from .regions import Search
@@ -226,6 +227,7 @@ def _planned(owner, chains, inside, tolerance, grow) -> Plan:
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
     if any(s.graph.constants for s in searches): raise ValueError('its forward makes tensors')
+    for s in searches: of_any_size(s.graph)
     grafts, left = [], []
     called = _called(searches, [_find(s, c) for s in searches for c in chains])
     for c in chains:

@@ -15,11 +15,11 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
+from .liveness import constant_nodes, live_nodes, readers, shape_nodes
 
 # %% auto #0
-__all__ = ['BatchNorm', 'TRACERS', 'ASKS', 'ASKED', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds',
-           'is_single', 'changes', 'resolve_in_place', 'trace_graph', 'graph_module', 'shape_nodes', 'live_nodes',
-           'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
+           'resolve_in_place', 'trace_graph', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -246,46 +246,6 @@ def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
     try: return fx.GraphModule(model, graph)
     finally:
         for n in graph.constants: delattr(model, n)
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #a027
-ASKS = {'shape', 'ndim', 'dtype', 'device', 'layout', 'is_cuda', 'requires_grad', 'names', 'itemsize'}
-ASKED = {'size', 'dim', 'ndimension', 'numel', 'nelement', 'stride', 'is_contiguous', 'is_floating_point', 'get_device', 'element_size', 'nelement', '__len__'}
-
-def _is_shape(node, shapes) -> bool:
-    if node.op == 'call_method': return node.target in ASKED or node.args[0] in shapes
-    if node.op != 'call_function': return False
-    if node.target is torch._assert: return True
-    if node.target is builtins.getattr and node.args[1] in ASKS: return True
-    plain = getattr(node.target, '__module__', '') in ('_operator', 'builtins', 'math', 'torch.functional') or node.target in (torch.Size,)
-    return plain and bool(node.all_input_nodes) and all(i in shapes for i in node.all_input_nodes)
-
-def shape_nodes(graph) -> set:
-    "Nodes that are sizes, or computed from sizes alone"
-    res = set()
-    for n in graph.nodes:
-        if _is_shape(n, res): res.add(n)
-    return res
-
-def live_nodes(graph) -> set:
-    "Nodes whose values reach the output, the output included"
-    shapes, res = shape_nodes(graph), set()
-    todo = [n for n in graph.nodes if n.op == 'output']
-    while todo:
-        n = todo.pop()
-        if n in res or n in shapes: continue
-        res.add(n); todo += n.all_input_nodes
-    return res
-
-def constant_nodes(graph) -> set:
-    "Parameters, buffers and tensors that `forward` makes, and what is computed from them alone"
-    res = set()
-    for n in graph.nodes:
-        if n.op == 'get_attr' or n.op.startswith('call') and n.all_input_nodes and all(i in res for i in n.all_input_nodes): res.add(n)
-    return res
-
-def readers(node, live) -> list:
-    "Who reads the value of `node`, each once"
-    return [r for r in node.users if r in live]
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a046
 _rests = {} # what modules of one make are known to do; a trace a module would take longer than the network's own

@@ -13,10 +13,11 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from ..method.layers import QUANTIZERS, RepQLayer
 from ..method.blocks import Block
-from .graphs import ASKED, ASKS, TRACERS, BatchNorm, code_line, holds, is_single, untouched
+from .liveness import ASKED, ASKS
+from .graphs import TRACERS, code_line, holds, is_single, untouched
 
 # %% auto #0
-__all__ = ['remember_sizes', 'with_sizes', 'Unrecorded', 'run_recorded', 'record_graph']
+__all__ = ['remember_sizes', 'with_sizes', 'Unrecorded', 'run_recorded', 'record_graph', 'of_any_size']
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h105
 def _sizes(batch) -> tuple: # of (channels, h, w); None where it is something else than tensors of floats
@@ -28,17 +29,17 @@ def remember_sizes(model:nn.Module,
                    batch, # a tensor, or a tuple of all that `forward` takes; anything else is not remembered
                   ) -> nn.Module:
     "Let `model` remember the sizes of its inputs, by which it can be recorded"
-    if (sizes := _sizes(batch)) is not None: model.input_sizes = sizes
+    if (sizes := _sizes(batch)) is not None: model.repq_sizes = sizes
     return model
 
 @contextmanager
 def with_sizes(model, batch):
     "`model` remembers the sizes of `batch` meanwhile, if they are not None"
-    own = vars(model).get('input_sizes')
+    own = vars(model).get('repq_sizes')
     try: yield remember_sizes(model, batch)
     finally:
-        if own is not None: model.input_sizes = own
-        elif 'input_sizes' in vars(model): del model.input_sizes
+        if own is not None: model.repq_sizes = own
+        elif 'repq_sizes' in vars(model): del model.repq_sizes
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h107
 class Unrecorded(ValueError):
@@ -144,8 +145,9 @@ class _Recording(TorchFunctionMode):
         return out
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h112
-def _layer_result(m, x) -> Tensor:
+def _layer_result(m, args, kwargs) -> Tensor:
     "Something of the size that a layer or a quantizer gives"
+    x = (*args, *kwargs.values())[0]
     if isinstance(m, QUANTIZERS): return x.clone()
     b = m.block if isinstance(m, RepQLayer) else m
     if b.geometry is None: return x.new_ones(*x.shape[:-1], b.out_channels)
@@ -162,7 +164,7 @@ def _record_module(rec, call):
             rec.paused = is_single(m, name, rec.leaf)
             if not rec.paused: return call(m, *args, **kwargs)
             node = rec.record_node('call_module', name, args, kwargs)
-            out = _layer_result(m, *args, **kwargs) if isinstance(m, (RepQLayer, Block, *QUANTIZERS)) else call(m, *args, **kwargs)
+            out = _layer_result(m, args, kwargs) if isinstance(m, (RepQLayer, Block, *QUANTIZERS)) else call(m, *args, **kwargs)
             rec.values.put(node, out)
             return out
         finally: rec.stack, rec.paused = own, False
@@ -173,7 +175,7 @@ def _images(model, n) -> list: # of tensors
     "So many random images of the sizes that a model remembers, on its device"
     like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), torch.zeros(()))
     g = torch.Generator().manual_seed(n)
-    return [torch.randn(n, *s, generator=g).to(like.device, like.dtype) for s in model.input_sizes]
+    return [torch.randn(n, *s, generator=g).to(like.device, like.dtype) for s in model.repq_sizes]
 
 @contextmanager
 def _modules_recorded(rec):
@@ -253,7 +255,7 @@ def _check_same(a, b, where):
 # %% ../../nbs/2_networks/01b_recording.ipynb #h118
 def record_graph(model:nn.Module, training:bool, leaf=None) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
     "What `model` computes in one mode on images of the sizes that it remembers"
-    if 'input_sizes' not in vars(model): return None
+    if 'repq_sizes' not in vars(model): return None
     two, three = (run_recorded(model, n, training, leaf) for n in (2, 3))
     for (n, a), b in zip(two.values.constants.items(), three.values.constants.values()): _check_same(a, b, n)
     _fold(two, _join(two.graph, three.graph), not training)
@@ -263,3 +265,8 @@ def record_graph(model:nn.Module, training:bool, leaf=None) -> fx.Graph: # as `t
     return graph
 
 TRACERS.append(record_graph)
+
+def of_any_size(graph:fx.Graph) -> fx.Graph:
+    "`graph`, for whoever makes a forward pass of it; ValueError where it is one for images of one size"
+    if getattr(graph, 'one_size', False): raise ValueError('the model decides by the size of its input, and was recorded on one: written down, that would be right for no other')
+    return graph

@@ -104,8 +104,8 @@ def _read_cache(path, mark, n, size):
             if (f.metadata() or {}).get('fingerprint') != mark: return None
             x,ok = f.get_tensor('x'),f.get_tensor('ok')
     except (OSError, SafetensorError): return None # half of one
-    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3) and (x.shape[2:]==(size, size)
-                                                                             if size else x[0].numel() > 0)
+    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3)
+    if images: images = x.shape[2:]==(size, size) if size else x[0].numel() > 0
     return (x, ok.bool()) if images and ok.dtype==torch.uint8 and ok.shape==(n,) else None
 
 # %% ../../nbs/3_training/05_data.ipynb #h516

@@ -111,9 +111,8 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
 # %% ../../nbs/3_training/22_plans.ipynb #h650
 def _summary(recipe) -> str:
     "What a run consists of, and what the paper reports for it"
-    paper = paper_figure(recipe)
-    return f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}' + (f'; the paper: {paper}'
-                                                                                          if paper else '')
+    text, paper = f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}', paper_figure(recipe)
+    return f'{text}; the paper: {paper}' if paper else text
 
 def _cost(recipe, rate, measured) -> str:
     "Hours in words"

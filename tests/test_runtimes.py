@@ -1,0 +1,87 @@
+"One network in every runtime: what is compared, what is missing, and files for ExecuTorch where the package is installed."
+import pytest, torch
+from torch import nn
+from repq.deploy import runtimes
+from repq.export import compare_runtimes, run_executorch, executorch_method, to_executorch, torch_graph
+from repq.bench import inference, table
+from repq.integers import to_integer
+from repq.surgery import calibrate, quantize
+
+class Small(nn.Module):
+    "Layers of each kind, and a sum"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head, self.act = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1), nn.Linear(8, 5), nn.PReLU(8)
+        self.act.weight.data.uniform_(.1, .4)
+    def forward(self, x):
+        x = self.a(x).relu()
+        x = (x + self.act(self.b(x))).relu()
+        return self.head(nn.functional.relu6(self.c(x)).mean((2, 3)))
+
+def small(bits=4):
+    torch.manual_seed(0)
+    x = torch.rand(32, 1, 10, 10)
+    return calibrate(quantize(Small(), bits, bits, verbose=False), [x]).eval(), x
+
+def test_integers_are_the_reference_and_others_are_measured():
+    model, x = small()
+    rows = {r['form']: r for r in compare_runtimes(model, x[:16], batch=4, rounds=2, only=['ONNX Runtime'])}
+    assert rows['integers']['differing'] == 0 and rows['integers']['values'] == 80 and rows['integers']['ms'] > 0
+    assert rows['float32']['speedup'] is None and rows['integers']['speedup'] > 0
+    static = rows['its static quantization']
+    assert static['missing'] is None and static['differing'] is None and 0 < static['error'] < 1 and 0 <= static['agreement'] <= 1
+
+def test_what_is_missing_is_a_line(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'openvino', None)
+    model, x = small()
+    rows = compare_runtimes(model, x[:2], rounds=1, only=['OpenVINO'])
+    assert all("pip install 'repq[runtimes]'" in r['missing'] and r['ms'] is None for r in rows) and len(rows) == 3
+    assert "repq[runtimes]" in table(rows)
+    with pytest.raises(ValueError, match='there is no runtime TensorRT: ONNX Runtime, '): compare_runtimes(model, x[:2], only=['TensorRT'])
+
+def test_a_candidate_is_added_from_outside(monkeypatch):
+    monkeypatch.setattr(runtimes, 'CANDIDATES', [])
+    @runtimes.candidate('mine', 'the reference', exact=True)
+    def mine(case): return case.net
+    @runtimes.candidate('mine', 'nothing')
+    def nothing(case): raise ValueError('there is no layer for it')
+    model, x = small()
+    reference, refused = compare_runtimes(model, x[:4], rounds=1)
+    assert reference['differing'] == 0 and refused['missing'] == 'there is no layer for it'
+
+def test_the_command_says_where_it_was():
+    rows = inference('repvgg_a0_tiny', 1, 8, 4, rounds=1, threads=(1,), only=['ONNX Runtime'])
+    assert {'model', 'bits', 'batch_size', 'size', 'threads', 'instructions', 'runtime', 'form', 'ms'} <= set(rows[0]) and rows[0]['size'] == 8
+
+@pytest.mark.parametrize('bits', [8, 4, 2])
+def test_the_graph_of_torch_means_the_integers(bits):
+    "Every value of its own integers, in steps: float arithmetic decides otherwise only next to a border"
+    model, x = small(bits)
+    net = to_integer(model, x)
+    with torch.no_grad(): y = torch_graph(net, x)(x)
+    off = (y - net(x)).abs()/net(x).abs().max()
+    assert (off > 1e-5).float().mean() < .1 and off.max() < .2
+    kinds = [n.target for n in torch_graph(net, x).graph.nodes if n.op == 'call_function']
+    assert kinds.count(torch.ops.quantized_decomposed.quantize_per_tensor.default) == sum(s.grid is not None and s.op not in ('flatten', 'clip') for s in net.steps)
+
+def test_executorch_computes_the_reference(tmp_path):
+    pytest.importorskip('executorch')
+    model, x = small()
+    net = to_executorch(model, tmp_path/'net.pte', x)
+    assert torch.equal(run_executorch(executorch_method(tmp_path/'net.pte'), x[:8]), net(x[:8]))
+    to_executorch(model, tmp_path/'net.pte', x) # over a file of repq's
+    (tmp_path/'mine.pte').write_text('mine')
+    with pytest.raises(FileExistsError): to_executorch(model, tmp_path/'mine.pte', x)
+
+def test_executorch_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'executorch.exir', None)
+    monkeypatch.setitem(__import__('sys').modules, 'executorch.backends.xnnpack.partition.xnnpack_partitioner', None)
+    model, x = small()
+    with pytest.raises(ImportError, match=r'repq\[executorch\]'): to_executorch(model, tmp_path/'net.pte', x)
+    assert not list(tmp_path.iterdir())
+
+def test_a_border_that_its_kernels_lack_is_refused(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 8, 8)
+    model = calibrate(quantize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect')), 4, 4, verbose=False), [x])
+    with pytest.raises(ValueError, match="'_2', an operation 'layer', cannot be written to torch: a border of reflect"): torch_graph(to_integer(model, x), x)
