@@ -365,6 +365,8 @@ def test_a_report_that_was_killed(runs, tmp_path):
     killed(cut(folders, 'writing', 2)) # one is moved
     assert [f.name for f in (tmp_path/'r').iterdir() if f.name[0] != '.'] == ['accuracy.png']
     (tmp_path/'r'/'notes.txt').write_text('mine')
+    killed(cut(folders, '_move_report', 1)) # and again, with all pictures made once more
+    killed(cut(folders, '_mark_report', 1))
     assert report().exit_code == 0
     assert sorted(f.name for f in (tmp_path/'r').iterdir()) == ['accuracy.png', 'history.png', 'notes.txt', 'tradeoff.png']
     assert 'exists' in str(report().exception) and report('--overwrite').exit_code == 0

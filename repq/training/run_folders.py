@@ -4,7 +4,7 @@
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r203
 from __future__ import annotations
-import json, os
+import json, os, re
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -278,21 +278,27 @@ def _left(self:RunFolder, error) -> str:
 _reports = {} # folder -> where the report is made that this process is at
 
 def _moved(part) -> list:
-    "Names of the files that a killed process moved out of the part of a report"
+    "Names of the files that killed processes moved out of the part of a report: the next one replaces them"
     if not made_here(part/MARKER): return []
-    names = (part/MARKER).read_text(errors='replace').partition('moves ')[2].strip().split('/')
-    return [n for n in names if n and not os.path.lexists(part/n)]
+    text = (part/MARKER).read_text(errors='replace')
+    said = {w: names.split('/') for w, names in re.findall(r', (replaces|moves) ([^,\n]+)', text)}
+    return [*said.get('replaces', []), *(n for n in said.get('moves', []) if not os.path.lexists(part/n))]
+
+def _mark_report(part, free, made=()):
+    "Say in the part of a report which files it may replace, and which it is about to move"
+    words = ''.join(f', {w} {"/".join(names)}' for w, names in dict(replaces=free, moves=made).items() if names)
+    mark(part, f'a report{words}')
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #h621
-def _empty(part):
-    "Take away what killed processes made in the part of a report"
+def _empty(part, marker=True):
+    "Take away what killed processes made in the part of a report, its marker too"
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} was not made by repq: move it away')
     take_away(part, (f'{MARKER}.*.tmp',)) # of a kill before the marker was there
     if part.exists() and any(part.iterdir()) and not is_ours(part):
         raise FileExistsError(f'{part} was not made by repq: move it away')
     if not part.exists(): return
-    for f in [f for f in part.iterdir() if f.name == MARKER or made_here(f)]: f.unlink()
+    for f in [f for f in part.iterdir() if made_here(f) and (marker or f.name != MARKER)]: f.unlink()
     take_away(part, ('*.tmp',))
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #q102
@@ -312,23 +318,24 @@ def making_report(out, names=(),        # of the files that will be made
     with locked(out/'report'): # makes the folder
         free = _moved(part)
         for n in names: check_output(out/n, overwrite or n in free)
-        _empty(part)
+        _empty(part, marker=False)
         part.mkdir(exist_ok=True)
-        mark(part, 'a report')
+        _mark_report(part, free)
         _reports[key] = free
         try:
             yield part
-            _move_report(part, out, lambda n: overwrite or n in free)
+            _move_report(part, out, free, overwrite)
         finally:
             del _reports[key]
             _empty(part)
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #h622
-def _move_report(part, out, over):
-    "Move what was made to its place; `over` says of a name whether repq's own file of that name is replaced"
+def _move_report(part, out, free, overwrite):
+    "Move what was made to its place; repq's own files there are replaced if they are `free`, or with `overwrite`"
+    over = lambda n: overwrite or n in free
     made = sorted(f.name for f in part.iterdir() if f.name != MARKER and made_here(f))
     for n in made: check_output(out/n, over(n))
-    mark(part, 'a report, moves ' + '/'.join(made))
+    _mark_report(part, free, made)
     new = [out/n for n in made if not os.path.lexists(out/n)]
     try:
         for n in made:
