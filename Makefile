@@ -4,7 +4,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test fuzz lint check-export check-clean check-readme test-notebooks test-pytest export readme docs lab test-wheel clean
+.PHONY: help env demo test fuzz lint check-export check-clean check-readme test-notebooks test-pytest export readme docs page runtime lab test-wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ readme: env  ## write README.md from nbs/index.ipynb
 
 docs: env  ## the site in _docs/, links checked: by Quarto where it is installed, otherwise by a stand-in
 	@$(PY) scripts/check.py docs
+
+page: env  ## train the networks of the page that runs in a browser, some minutes, into page/networks
+	.venv/bin/python scripts/page.py train $(ARGS)
+
+runtime:  ## fetch onnxruntime-web, which the page that runs needs, into node_modules (needs npm)
+	npm install --no-package-lock --ignore-scripts --no-audit --no-fund
 
 lab: env  ## JupyterLab on the notebooks
 	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} .venv/bin/jupyter lab --notebook-dir nbs $(ARGS)

@@ -19,7 +19,7 @@ setup(
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
     long_description_content_type='text/markdown',
     packages=find_packages(include=['repq', 'repq.*']), python_requires='>=' + cfg['min_python'],
-    install_requires=cfg['requirements'].split(), extras_require={n: cfg[f'{n}_requirements'].split() for n in ('dev', 'export', 'tflite', 'jpeg', 'qonnx', 'executorch', 'runtimes')},
+    install_requires=cfg['requirements'].split(), extras_require={n: cfg[f'{n}_requirements'].split() for n in ('dev', 'export', 'tflite', 'qonnx', 'executorch', 'runtimes', 'jpeg')},
     # `nbdev` lets nbdev link a backticked name to its page, here and in other people's notebooks
     entry_points={'console_scripts': cfg['console_scripts'].split('\n'), 'nbdev': ['repq=repq._modidx:d']},
     classifiers=[f"Development Status :: {statuses[int(cfg['status'])-1]}", f"Intended Audience :: {cfg['audience']}",

@@ -3,7 +3,7 @@
 (() => {
 'use strict'
 const here = document.currentScript.src.replace(/[^/]*$/, ''), root = document.getElementById('repq-run')
-const RADIUS = 2.1      // of the pen, in the 32×32 pixels that the digits of the data were scanned to
+const RADIUS = 2.9      // of the pen, in the 32×32 pixels that the digits of the data were scanned to: as much ink as they have
 const LARGEST = 256     // pixels of a picture's longer side
 const say = (where, text) => { root.querySelector(where).textContent = text }
 const bytes = n => n.toLocaleString('en') + ' B'
@@ -13,14 +13,14 @@ root.innerHTML = `
 <div class="cards">
   <div class="card">
     <canvas class="pad" width="280" height="280" tabindex="0" role="img" aria-describedby="pad-help" aria-label="Drawing area for a digit"></canvas>
-    <p id="pad-help">Draw a digit with mouse, finger or pen. With the keyboard: arrow keys move the pen, space puts it down or lifts it, Delete clears.</p>
+    <p id="pad-help">Draw a digit with mouse, finger or pen (a 7 with its bar: those of the data have one). With the keyboard: arrow keys move the pen, space puts it down or lifts it, Delete clears.</p>
     <div class="row"><button type="button" class="clear">Clear</button></div>
     <div class="row pick" role="group" aria-label="Digits that the networks were not trained on"></div>
   </div>
   <div class="card">
     <div class="row"><canvas class="seen" width="8" height="8" role="img" aria-label="What the networks see: 8 by 8 pixels of 17 greys"></canvas><span>what the networks see: 8 × 8 pixels</span></div>
     <div class="wide"><table><caption>Answers, computed here in integers</caption>
-      <thead><tr><th scope="col">weights</th><th scope="col">answer</th><th scope="col">sure</th><th scope="col">network</th><th scope="col">ONNX file</th><th scope="col">time</th></tr></thead>
+      <thead><tr><th scope="col">weights</th><th scope="col">answer</th><th scope="col">time</th><th scope="col">network</th><th scope="col">ONNX file</th><th scope="col">sure</th></tr></thead>
       <tbody aria-live="polite"></tbody></table></div>
     <p class="status digits-status" role="status"></p>
   </div>
@@ -106,7 +106,7 @@ function lines(c, strokes, to, width) {
 function pixels() {
   const all = strokes.flat(), xs = all.map(p => p.x), ys = all.map(p => p.y)
   const left = Math.min(...xs), right = Math.max(...xs), top = Math.min(...ys), bottom = Math.max(...ys)
-  const room = 32 - 2*RADIUS, scale = Math.min(room/Math.max(bottom - top, 30), (26 - 2*RADIUS)/Math.max(right - left, 1)), stretch = Math.min(room/Math.max(bottom - top, 1)/scale, 1.6)
+  const room = 32 - 2*RADIUS, scale = Math.min(room/Math.max(bottom - top, 30), (25 - 2*RADIUS)/Math.max(right - left, 1)), stretch = Math.min(room/Math.max(bottom - top, 1)/scale, 1.6)
   const c = new OffscreenCanvas(256, 256).getContext('2d', {willReadFrequently: true})
   c.fillStyle = '#fff'; c.fillRect(0, 0, 256, 256)
   lines(c, strokes, p => ({x: 8*(16 + (p.x - (left + right)/2)*scale), y: 8*(16 + (p.y - (top + bottom)/2)*scale*(bottom - top > 30 ? stretch : 1))}), 16*RADIUS)
@@ -132,7 +132,7 @@ const answer = newest(async greys => {
   body.replaceChildren(...rows.map(([bits, {y, ms}]) => {
     const best = y.indexOf(Math.max(...y)), sure = 1/y.reduce((s, v) => s + Math.exp(v - y[best]), 0), r = row('digits', bits), tr = document.createElement('tr')
     tr.dataset.bits = bits; tr.dataset.scores = JSON.stringify(Array.from(y))
-    tr.innerHTML = `<th scope="row">${bits} bits</th><td class="answer">${best}</td><td>${Math.round(100*sure)} %</td><td>${bytes(r.bytes)}</td><td>${bytes(r.onnx_bytes)}</td><td>${ms.toFixed(2)} ms</td>`
+    tr.innerHTML = `<th scope="row">${bits} bits</th><td class="answer">${best}</td><td>${ms.toFixed(1)} ms</td><td>${bytes(r.bytes)}</td><td>${bytes(r.onnx_bytes)}</td><td>${Math.round(100*sure)} %</td>`
     return tr
   }))
   body.dataset.greys = JSON.stringify(greys)

@@ -4,3 +4,4 @@ from repq.method.operations import *
 from repq.method.blocks import *
 from repq.method.published import *
 from repq.method.pieces import *
+from repq.method.recent import *

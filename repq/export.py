@@ -11,12 +11,13 @@ from repq.deploy.onnx_operations import *
 from repq.deploy.tflite_writer import *
 from repq.deploy.tflite_operations import *
 from repq.deploy.export import *
+from repq.deploy.comparison import *
 from repq.deploy.tflite import *
 from repq.deploy.qonnx_writer import *
 from repq.deploy.torch_writer import *
 from repq.deploy.openvino import *
-from repq.deploy.executorch import *
 from repq.deploy.runtimes import *
+from repq.deploy.executorch import *
 from repq.deploy.integer_network import IntegerNetwork
 from repq.deploy.integer_files import load_integers, save_integers
 from repq.deploy.integers import to_integer

@@ -7,6 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from browser import browser, find_browser
+from page import build
 from readme import ROOT, directives, lines, out_of_step
 
 BIN = Path(sys.executable).parent   # not resolved: the environment's, not the interpreter's it was made from
@@ -56,14 +58,16 @@ def export():
     return f"{sum(exported(p.relative_to(ROOT)) for p in LIB.rglob('*.py')) - 1} modules in step with their notebooks"
 
 def warnings_kept():
-    "Notebooks whose outputs hold what went to stderr: warnings, with folders of the machine that they were run on."
+    "Notebooks whose outputs hold what went to stderr, warnings, or folders of the machine that they were run on."
     def outputs(p): return [o for c in json.loads((NBS/p).read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
-    return [str(p) for p in notebooks() if any(o.get('name') == 'stderr' for o in outputs(p))]
+    def said(o): return lines(o.get('text', '')) + ''.join(lines(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))
+    def of_the_machine(o): return o.get('name') == 'stderr' or re.search(r'(?<![\w.])/(tmp|home|root|Users)/|/site-packages/|\w+Warning: ', said(o))
+    return [str(p) for p in notebooks() if any(of_the_machine(o) for o in outputs(p))]
 
 def clean():
     "Notebooks hold no metadata or execution counts that nbdev_clean would take out, and no warnings of the machine they were run on."
     if differ := in_copy('nbdev_clean'): raise Failed('not clean: ' + ', '.join(differ) + '\nRun `make export`.')
-    if kept := warnings_kept(): raise Failed('outputs on stderr are kept in ' + ', '.join(kept) + '\nSilence the warning, or delete the output.')
+    if kept := warnings_kept(): raise Failed('outputs on stderr, warnings or paths of this machine are kept in ' + ', '.join(kept) + '\nSilence the warning, or delete the output.')
     return f'{len(notebooks())} notebooks clean'
 
 def lint():
@@ -108,7 +112,7 @@ def render():
     listed, there = sidebar(config['website']['sidebar']['contents']), [p.as_posix() for p in notebooks()]
     if wrong := sorted(set(listed) ^ set(there)):
         raise Failed('the sidebar in _quarto.yml and the notebooks differ: ' + ', '.join(f"{p} ({'not a notebook' if p in listed else 'not listed'})" for p in wrong))
-    try: run(sys.executable, '-c', f"from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers={workers()}, force=True)", quiet=True)
+    try: run(sys.executable, ROOT/'scripts'/'pages.py', workers(), quiet=True)
     except Failed as e:
         said = re.sub(r'(?s)^.*?(?=^Exception: Error in notebook)', '', str(e), flags=re.M)     # without nbdev's traceback
         raise Failed(f'{said}\nTo document a module nbdev executes exported cells and every cell with an import, no others: '
@@ -127,7 +131,8 @@ def render():
         nbconvert(site)
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(site, DOCS)
-    return by
+    with_runtime = build(DOCS/'run')
+    return by + ('' if with_runtime else ' (the page that runs has no runtime: make runtime fetches it)')
 
 def nbconvert(site):
     "Bare pages, so that links can be checked where neither renderer runs."
@@ -145,11 +150,12 @@ class Page(HTMLParser):
     "The links that a page makes and the anchors that it offers."
     def __init__(self, text):
         super().__init__()
-        self.links, self.anchors = set(), set()
+        self.links, self.anchors, self.silent = set(), set(), []
         self.feed(text)
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         self.anchors |= {a[k] for k in ('id', 'name') if a.get(k)}
+        if tag == 'img' and not (a.get('alt') or '').strip() and a.get('aria-hidden') != 'true': self.silent.append((a.get('src') or '')[:40])
         if tag not in ('base', 'meta'): self.links |= {a[k] for k in ('href', 'src') if a.get(k)}
 
 def github_page(path):
@@ -196,14 +202,49 @@ def check_links(anchors=True):
         raise Failed('broken links:\n' + '\n'.join(f'  {p.relative_to(ROOT)}: {l} ({why})' for p, l, why in wrong))
     return len(pages), len(found)
 
+def check_pictures():
+    "Every picture has an alternative text."
+    silent = {p: s for p in sorted(DOCS.rglob('*.html')) if (s := Page(p.read_text(encoding='utf-8')).silent)}
+    if silent: raise Failed('pictures without alternative text (`#| fig-alt:` in the cell):\n' + '\n'.join(f'  {p.relative_to(DOCS)}: {len(s)}, {s[0]}' for p, s in silent.items()))
+
+# of a page as it is laid out: is it wider than the window, and which lines of code end outside their box?
+LAYOUT = """(width => {
+  const wide = document.documentElement.scrollWidth, res = []
+  if (wide > width + 1) {       // a phone's own innerWidth grows with what is too wide
+    const out = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > width + 1).map(e => e.tagName.toLowerCase() + '.' + e.className).slice(-1)
+    res.push(`scrolls sideways, ${wide} pixels, as far as ${out}`)
+  }
+  const cut = [...document.querySelectorAll('pre.sourceCode, pre:has(> code.sourceCode), pre:has(> code[class*=language-]), .cell-code pre')].filter(e => [e, ...e.querySelectorAll('code')].some(b => b.scrollWidth > b.clientWidth + 1 && getComputedStyle(b).display != 'inline'))
+  if (cut.length) res.push(`${cut.length} blocks of code are cut off, the first: ${cut[0].innerText.slice(0, 60)}`)
+  return res
+})"""
+
+def check_layout(widths=(390, 1280)):
+    "No page scrolls sideways or cuts code off, on a phone and on a desk; says how many were looked at"
+    if not find_browser(): return 'not laid out: no Chromium is installed (REPQ_BROWSER, or chromium on PATH)'
+    wrong, pages = [], sorted(DOCS.rglob('*.html'))
+    with browser() as tab:
+        tab.send('Network.enable'); tab.send('Network.setBlockedURLs', urls=['http://*', 'https://*'])     # what a page has from elsewhere is not waited for
+        for p in pages:
+            tab.open(p.resolve().as_uri())
+            for width in widths:
+                tab.size(width, phone=width < 768)
+                wrong += [f'{p.relative_to(DOCS)} at {width} pixels {w}' for w in tab.js(f'{LAYOUT}({width})')]
+    if wrong: raise Failed('layout:\n' + '\n'.join(f'  {w}' for w in wrong))
+    return f'{len(pages)} pages laid out at {" and ".join(map(str, widths))} pixels, nothing cut off'
+
 def docs():
-    "The documentation renders, and its links resolve."
+    "The documentation renders, its links resolve, its pictures have alternative texts, and nothing is cut off."
     by = render()
     missing = [str(p) for p in notebooks() if not (DOCS/p.with_suffix('.html')).exists() and not
                any(k.exists() for k, v in output_names().items() if v == DOCS/p.with_suffix('.html'))]
     if missing: raise Failed('no page was rendered for ' + ', '.join(missing))
     n, links = check_links(anchors='nbconvert' not in by)     # whose anchors are spelled otherwise
-    return f'{len(notebooks())} pages in _docs/ rendered by {by}; {links} links on {n} pages and markdown files resolve (those that lead elsewhere are not followed)'
+    laid_out = 'not laid out'
+    if 'nbconvert' not in by:
+        check_pictures()
+        laid_out = check_layout()
+    return f'{len(notebooks())} pages in _docs/ rendered by {by}; {links} links on {n} pages and markdown files resolve (those that lead elsewhere are not followed); {laid_out}'
 
 def pytest(*args):
     "The integration tests; their own closing line has the count."

@@ -1,6 +1,6 @@
 """The page of the site that runs: networks of our own runs, computed in integers by the visitor's browser.
 `page.py train` trains them (some minutes) into runs/page and writes page/networks/; `page.py build FOLDER` writes all that the page needs."""
-import argparse, base64, gzip, io, json, os, shutil, sys, tempfile
+import argparse, base64, gzip, io, json, os, shutil, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,16 +25,31 @@ def photo_input():
     from repq.training.pairs import embedded_photos, load_pairs
     return load_pairs(embedded_photos()[-2:-1])[0].lr[None].float()/128
 
-def train(out, quick=False):
-    "Train the runs into the folder `out`, and write their integer networks"
-    from repq.training.demo import SR_DEMO, demo
-    def tell(done, of, text, name):
-        if name: print(f'{name}: done ({done:.0f} of {of})', flush=True)
-    for kind, job in dict(digits=DIGITS, photos=SR_DEMO).items(): demo(Path(out)/kind, quick=quick, on_progress=tell, **job)
+def recipes(kind, quick=False):
+    "Run name -> (recipe, name of the run that it starts from): those of the demo; pictures need one epoch after full precision"
+    from dataclasses import replace
+    from repq.training.demo import SR_DEMO, demo_recipes
+    if kind == 'digits': return demo_recipes(quick=quick, **DIGITS)
+    found = demo_recipes(quick=quick, **SR_DEMO)
+    return {n: (replace(r, epochs=1) if init or quick else r, init) for n, (r, init) in found.items()}
+
+def train_one(job, tell):
+    from repq.training.studies import train_job
+    return train_job(*job, tell)
+
+def train(out, quick=False, jobs=None):
+    "Train the runs into the folder `out`, so many at a time; finished ones are kept"
+    from repq.training.processes import side_by_side, workers_for
+    from repq.training.studies import Job
+    for kind in 'digits', 'photos':
+        todo = recipes(kind, quick)
+        def tell(name, share, row):
+            if row: print(f'{kind}/{name}: done', flush=True)
+        side_by_side(train_one, {n: (Path(out)/kind, Job(n, r, init)) for n, (r, init) in todo.items()}, {n: init for n, (_, init) in todo.items()},
+                     workers_for(len(todo)) if jobs is None else jobs, None, tell)
 
 def save_networks(out, folder=NETWORKS):
     "The integer networks of the runs in `out`, and what is said of them"
-    import torch
     from repq.deploy.integer_files import save_integers
     from repq.deploy.integers import to_integer
     from repq.training.run_folders import load_run, read_rows
@@ -50,7 +65,7 @@ def save_networks(out, folder=NETWORKS):
             save_integers(net, file)
             own = dict(file=file.name, kind=kind, bits=bits, model=recipe.model, method=recipe.method, epochs=recipe.epochs, bytes=file.stat().st_size)
             if kind == 'digits': own |= dict(stats=info['stats'], accuracy=(net(x).argmax(1) == y).float().mean().item(), images=len(y))
-            else: own |= dict(psnr=row['psnr'])
+            else: own |= dict(psnr=row['psnr'], bicubic_psnr=row['bicubic_psnr'])
             rows.append(own)
     (folder/'networks.json').write_text(json.dumps(rows, indent=1) + '\n')
     return rows
@@ -64,12 +79,8 @@ def networks(folder=NETWORKS):
 
 def levels(stats):
     "What a network takes for each grey level 0..16 of the digits, as their batches have it"
-    import torch
-    from repq.training.loader import ImageDL, embedded_digits
-    digits = embedded_digits()[1]
-    mean, std = (torch.tensor(s, dtype=torch.float32).view(1, -1, 1, 1) for s in stats)
-    x, y = digit_images(stats)
-    grey = digits.x[:len(x)]
+    from repq.training.loader import embedded_digits
+    x, grey = digit_images(stats)[0], embedded_digits()[1].x
     res = {int(g): float(x[grey == g][0]) for g in grey.unique()}
     return [res[round(v*255/16)] for v in range(17)]
 
@@ -138,13 +149,14 @@ def main(argv):
     t = verbs.add_parser('train')
     t.add_argument('--out', default=ROOT/'runs'/'page', type=Path)
     t.add_argument('--quick', action='store_true', help='one epoch a run: to see that everything works')
+    t.add_argument('--jobs', type=int, help='runs at a time: one for each core if left out; 0: one after another')
     t.add_argument('--networks', default=NETWORKS, type=Path, help='where the integer networks go')
     b = verbs.add_parser('build')
     b.add_argument('out', type=Path)
     args = parser.parse_args(argv)
     if args.verb == 'build': print(f"{args.out}: the page{'' if build(args.out) else ', without the runtime (make runtime)'}")
     else:
-        train(args.out, args.quick)
+        train(args.out, args.quick, args.jobs)
         for r in save_networks(args.out, args.networks): print(r['file'], f"{r['bytes']:,} bytes", f"{r['accuracy']:.2%}" if 'accuracy' in r else r['psnr'])
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import torch
 from hypothesis import HealthCheck, settings, strategies as st
 from torch import nn
-from repq.blocks import ACBlock, Block, DepthwiseFilter, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale, conv_bn
+from repq.blocks import (ACBlock, Block, Conv3XC, DepthwiseFilter, DilatedReparam, DiverseBranchBlock, IdentityConv, LearnableRep, MobileOneBlock, QARepVGGBlock, RepMixer, RepSRBlock,
+                         RepVGGBlock, RepVGGDW, Scale, conv_bn)
 from repq.ecb import ECB
 from repq.kernels import Geometry
 from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
@@ -110,7 +111,8 @@ def nested_middle(c):
 
 def identity(c): return _block([nn.Sequential(nn.BatchNorm2d(c.ins), nn.Identity()), nn.Sequential(nn.Identity())], c)
 
-PUBLISHED = dict(repvgg=RepVGGBlock, acnet=ACBlock, dbb=DiverseBranchBlock, mobileone=lambda *a: MobileOneBlock(*a, num_conv_branches=2), qarepvgg=QARepVGGBlock, repsr=RepSRBlock, orepa=OREPA, ecb=ECB)
+PUBLISHED = dict(repvgg=RepVGGBlock, acnet=ACBlock, dbb=DiverseBranchBlock, mobileone=lambda *a: MobileOneBlock(*a, num_conv_branches=2), qarepvgg=QARepVGGBlock, repsr=RepSRBlock, orepa=OREPA, ecb=ECB,
+                 repmixer=RepMixer, repvggdw=RepVGGDW, dilated=DilatedReparam, conv3xc=Conv3XC, learnable=lambda *a: LearnableRep(*a, num_conv_branches=2))
 ALL_BLOCKS = {**PUBLISHED, 'orepa1x1': lambda i, o, k, *a: OREPA1x1(i, o, 1, *a), 'orepa_large': lambda i, o, k, *a: OREPALargeKernel(i, o, 5, *a)} # these two at their own kernel size
 
 def published(cls): return lambda c: cls(*c.args())

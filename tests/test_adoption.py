@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.utils import prune
 from repq.blocks import Block
 from repq.surgery import adopt, calibrate, deploy, original_state_dict, quantize, registered
+from repq.integers import check_integers
 from helpers import close, randomize
 
 class ConvNorm(nn.Module):
@@ -48,13 +49,38 @@ class RepC3(nn.Module): # RT-DETR
     def __init__(self, c): super().__init__(); self.cv1, self.cv2, self.m = ConvNorm(c, c), ConvNorm(c, c), nn.Sequential(RepConvN(c), RepConvN(c))
     def forward(self, x): return self.m(self.cv1(x)) + self.cv2(x)
 
+class QARep(nn.Module): # YOLO-NAS: an identity of a class of its own, a convolution for later that is not called
+    class Residual(nn.Module):
+        def forward(self, x): return x
+    def __init__(self, c): super().__init__(); self.dense, self.point, self.identity, self.post, self.alpha = ConvNorm(c, c, 3), nn.Conv2d(c, c, 1), QARep.Residual(), nn.BatchNorm2d(c), nn.Parameter(torch.ones(1))
+    def forward(self, x): return torch.relu(self.post(self.dense(x) + self.alpha*self.point(x) + self.identity(x)))
+
+class DilatedReparam(nn.Module): # UniRepLKNet
+    def __init__(self, c):
+        super().__init__()
+        self.lk_origin, self.origin_bn, self.sizes = nn.Conv2d(c, c, 7, padding=3, groups=c, bias=False), nn.BatchNorm2d(c), [(5, 1), (3, 2), (3, 3)]
+        for k, r in self.sizes:
+            setattr(self, f'dil_conv_k{k}_{r}', nn.Conv2d(c, c, k, padding=(r*(k - 1) + 1)//2, dilation=r, groups=c, bias=False)); setattr(self, f'dil_bn_k{k}_{r}', nn.BatchNorm2d(c))
+    def forward(self, x):
+        out = self.origin_bn(self.lk_origin(x))
+        for k, r in self.sizes: out = out + self.__getattr__(f'dil_bn_k{k}_{r}')(self.__getattr__(f'dil_conv_k{k}_{r}')(x))
+        return out
+
+class Implicit(nn.Module): # YOLOR's and YOLOv7's heads: an addend before a 1×1, a factor after it
+    def __init__(self, c): super().__init__(); self.a, self.conv, self.m = nn.Parameter(torch.rand(1, c, 1, 1)), nn.Conv2d(c, c, 1), nn.Parameter(torch.rand(1, c, 1, 1))
+    def forward(self, x): return self.m*self.conv(self.a + x)
+
+class Expanded(nn.Module): # SESR: a linear sequence, wider than what it merges into
+    def __init__(self, c): super().__init__(); self.wide, self.narrow = nn.Conv2d(c, 8*c, 3, padding=1, bias=False), nn.Conv2d(8*c, c, 1)
+    def forward(self, x): return self.narrow(self.wide(x))
+
 class AveragePool(nn.Module): # YOLOv6, DBB without a border in between
     def __init__(self, c): super().__init__(); self.dense, self.avg = ConvNorm(c, c, 3), nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(c))
     def forward(self, x): return torch.relu(self.dense(x) + self.avg(x))
 
 def net(block, c=8): return nn.Sequential(nn.Conv2d(3, c, 3, 2, 1), nn.ReLU(), block, nn.ReLU(), nn.Conv2d(c, 4, 1))
 
-KINDS = dict(repconvn=(RepConvN, 3), strided=(lambda c: RepConvN(c, 2), 3), repvggdw=(RepVGGDW, 3), repvit=(RepVitDW, 3), repmixer=(RepMixer, 3), conv3xc=(Conv3XC, 3), learnable=(LearnableRep, 3), pool=(AveragePool, 3),
+KINDS = dict(qarep=(QARep, 3), dilated=(DilatedReparam, 3), implicit=(Implicit, 3), expanded=(Expanded, 3), repconvn=(RepConvN, 3), strided=(lambda c: RepConvN(c, 2), 3), repvggdw=(RepVGGDW, 3), repvit=(RepVitDW, 3), repmixer=(RepMixer, 3), conv3xc=(Conv3XC, 3), learnable=(LearnableRep, 3), pool=(AveragePool, 3),
              repc3=(RepC3, 6))
 
 @pytest.fixture(autouse=True)
@@ -108,6 +134,100 @@ def test_copies_and_pickles():
         assert torch.equal(m(x), model(x)) and isinstance(m[2], RepConvN)
     with pytest.raises(RuntimeError, match='adopted'): model[2].fuse_convs()
 
+# another way in evaluation
+
+class MergesInEvaluation(nn.Module):
+    "As SPAN's convolution does, in every call"
+    def __init__(self, c, right=True):
+        super().__init__()
+        self.a, self.b, self.merged, self.act, self.right = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), right
+    def forward(self, x):
+        if self.training: return self.act(self.a(x) + self.b(x))
+        self.merged.weight.data = self.a.weight.data + nn.functional.pad(self.b.weight.data, (1, 1, 1, 1))
+        self.merged.bias.data = self.a.bias.data + self.b.bias.data*self.right
+        return self.act(self.merged(x))
+
+def test_merges_in_evaluation():
+    "Training's way is taken in either mode, and the convolution for the other is written back, merged anew"
+    model, x = randomize(net(MergesInEvaluation(8))), torch.randn(4, 3, 12, 12)
+    before = copy.deepcopy(model.state_dict())
+    new = adopt(model, x, verbose=False)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if 'merged' not in k)
+    assert len(registered(new)) == 3 and isinstance(new[2], MergesInEvaluation)
+    same(model, new, x, 1e-5)
+    model.eval()(x) # merges
+    for m in new, quantize(model, 8, 8, verbose=False):
+        back = original_state_dict(m)
+        assert back.keys() == model.state_dict().keys()
+        for k, v in model.state_dict().items(): close(back[k], v, 1e-5)
+    for m in copy.deepcopy(new), pickle.loads(pickle.dumps(new)): close(m.eval()(x), model(x), 1e-5)
+
+def test_another_value_in_evaluation():
+    "What evaluation computes otherwise is another network: it stays"
+    model, x = randomize(net(MergesInEvaluation(8, right=False))), torch.randn(4, 3, 12, 12)
+    new = adopt(model, x, verbose=False)
+    assert not any(isinstance(m, Block) for m in new.modules()) and type(new[2]) is MergesInEvaluation
+    assert torch.equal(new.eval()(x), model.eval()(x))
+
+def test_not_all_of_a_module():
+    "A parameter that is there and not used stays where it is"
+    class Beside(RepVitDW):
+        def __init__(self, c): super().__init__(c); self.unused = nn.Conv2d(c, c, 1)
+    model = net(Beside(8))
+    back = original_state_dict(adopt(model, verbose=False))
+    assert back.keys() == model.state_dict().keys()
+
+# signals and rows
+
+class Signals(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.stem, self.bn = nn.Conv1d(3, c, 5, 2, 2, bias=False), nn.BatchNorm1d(c)
+        self.a, self.na, self.b, self.nb, self.n, self.gamma = nn.Conv1d(c, c, 3, padding=1, bias=False), nn.BatchNorm1d(c), nn.Conv1d(c, c, 1), nn.BatchNorm1d(c), nn.BatchNorm1d(c), nn.Parameter(torch.rand(c, 1))
+        self.head = nn.Linear(c, 5)
+    def forward(self, x):
+        x = self.bn(self.stem(x)).relu()
+        x = ((self.na(self.a(x)) + self.nb(self.b(x)) + self.n(x))*self.gamma).relu()
+        return self.head(x.mean(2))
+
+class Rows(nn.Module):
+    def __init__(self, c): super().__init__(); self.first, self.a, self.na, self.b, self.n, self.last = nn.Linear(6, c), nn.Linear(c, c, bias=False), nn.BatchNorm1d(c), nn.Linear(c, c), nn.BatchNorm1d(c), nn.Linear(c, 4)
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last((self.na(self.a(x)) + self.b(x) + self.n(x)).relu())
+
+class NormFirst(nn.Module): # LeViT's and RepViT's heads
+    def __init__(self, c): super().__init__(); self.first, self.bn, self.drop, self.linear = nn.Linear(6, c), nn.BatchNorm1d(c), nn.Dropout(0.), nn.Linear(c, 4)
+    def forward(self, x): return self.linear(self.drop(self.bn(self.first(x).relu())))
+
+class LowRank(nn.Module): # a LoRA adapter beside its layer, over tokens
+    def __init__(self, c): super().__init__(); self.first, self.base, self.down, self.up = nn.Linear(6, c), nn.Linear(c, c), nn.Linear(c, 2, bias=False), nn.Linear(2, c, bias=False)
+    def forward(self, x): x = self.first(x).relu(); return self.base(x) + self.up(self.down(x))*.5
+
+FLAT = dict(signals=(Signals, 3, (8, 3, 20)), rows=(Rows, 3, (16, 6)), normfirst=(NormFirst, 2, (16, 6)), lowrank=(LowRank, 2, (4, 7, 6)))
+
+@pytest.mark.parametrize('kind', FLAT)
+def test_signals_and_rows(kind):
+    "Conv1d, Linear and BatchNorm1d: one layer per merged layer, to integers"
+    make, layers, shape = FLAT[kind]
+    model, x = randomize(make(8)), torch.randn(*shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        new = adopt(model, x, verbose=False)
+    same(model, new, x)
+    assert len(registered(new)) == layers
+    q = calibrate(quantize(model, 8, 8, verbose=False), [x])
+    for m in new, q:
+        back = original_state_dict(m)
+        assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(v, original_state_dict(new)[k]) for k, v in model.state_dict().items())
+    final = deploy(q, verbose=False)
+    close(final(x), q.eval()(x), 1e-4)
+    assert sum(type(m).__name__ == 'IntegerKernel' for m in final.modules()) == layers
+    assert not check_integers(q, x)
+    q.train()(x).mean().backward() # and it trains
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in q.named_parameters() if 'init' not in n)
+
 # what must stay
 
 class Used(RepConvN):
@@ -130,6 +250,17 @@ class Shared(nn.Module):
 class Tied(nn.Module):
     def __init__(self, c): super().__init__(); self.a, self.b, self.c = nn.Conv2d(c, c, 3, 1, 1), nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1); self.c.weight = self.b.weight
     def forward(self, x): return self.c(torch.relu(self.a(x) + self.b(x)))
+class UnequalStrides(nn.Module):
+    def __init__(self, c): super().__init__(); self.a, self.b = nn.Conv2d(c, c, 3, 2, 1), nn.Conv2d(c, c, 1, 1)
+    def forward(self, x): return self.a(x) + self.b(x)[..., ::2, ::2].contiguous()
+class Broadcast(nn.Module):
+    "Strides that differ where the smaller map has one pixel"
+    def __init__(self, c): super().__init__(); self.a, self.b = nn.Conv2d(c, c, 3, 1, 1), nn.Conv2d(c, c, 1, 99)
+    def forward(self, x): return self.a(x) + self.b(x)
+class SharedModule(nn.Module):
+    "One block in two places"
+    def __init__(self, c): super().__init__(); self.one = RepVitDW(c); self.other = self.one
+    def forward(self, x): return self.other(self.one(x).relu())
 class Modes(nn.Module):
     "Dropped at random in training only"
     def __init__(self, c): super().__init__(); self.a, self.b, self.drop = nn.Conv2d(c, c, 3, 1, 1), nn.Conv2d(c, c, 1), nn.Dropout(.5)
@@ -138,8 +269,8 @@ class Modes(nn.Module):
 def hooked(c): b = RepConvN(c); b.conv1.conv.register_forward_hook(lambda m, i, o: o*2); return b
 def pruned(c): b = RepConvN(c); prune.l1_unstructured(b.conv1.conv, 'weight', .5); return b
 
-STAY = dict(used=Used, strides=Strides, activated=Activated, padded=Padded, shared=Shared, tied=Tied, modes=Modes, hooked=hooked, pruned=pruned)
-NAMED = dict(used='read by', padded='zeros are padded', shared='more than one place', tied='more than one place', modes='fuse', pruned='fuse_convs', activated='reparameterize')
+STAY = dict(unequal=UnequalStrides, broadcast=Broadcast, shared_module=SharedModule, used=Used, strides=Strides, activated=Activated, padded=Padded, shared=Shared, tied=Tied, modes=Modes, hooked=hooked, pruned=pruned)
+NAMED = dict(broadcast='strides of branches differ', shared_module='more than one place', used='read by', padded='zeros are padded', shared='more than one place', tied='more than one place', modes='fuse', pruned='fuse_convs', activated='reparameterize')
 
 @pytest.mark.parametrize('kind', STAY)
 def test_stays_and_is_named(kind, capsys):

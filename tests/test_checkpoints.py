@@ -3,7 +3,7 @@ import copy, pickle
 import pytest, torch
 from torch import nn
 from helpers import ALL_BLOCKS, close, randomize, same_state, states
-from repq.blocks import DiverseBranchBlock, RepVGGBlock
+from repq.blocks import Conv3XC, DiverseBranchBlock, LearnableRep, RepMixer, RepVGGBlock
 from repq.checkpoints import LAYOUTS, convert, from_official, identify, load_official, read_checkpoint, to_official, unwrap, write_checkpoint
 from repq.ecb import ECB
 from repq.models import create_model, list_models, plain_twin, task
@@ -25,6 +25,41 @@ def test_blocks_there_and_back(name, kw):
     conv = block.deploy()
     again = load_official(copy.deepcopy(conv).requires_grad_(False), to_official(conv, layout)) if conv.bias is not None else conv
     same_state(again.state_dict(), conv.state_dict())
+
+def theirs(module, path):
+    "A class of a package that may not be there"
+    return getattr(pytest.importorskip(module), path)
+
+OTHERS = dict( # ours, theirs, without their activation
+    repmixer=(lambda: RepMixer(8, 8, 3, groups=8), lambda: theirs('timm.models.fastvit', 'RepMixer')(8, 3)),
+    conv3xc=(lambda: Conv3XC(8, 12), lambda: theirs('spandrel.architectures.SPAN.__arch.span', 'Conv3XC')(8, 12, gain1=2)),
+    learnable=(lambda: LearnableRep(8, 8, 3, groups=8), lambda: theirs('libreyolo.models.ppocr.backbones', 'LearnableRepLayer')(8, 8, 3, 1, 8, 4)))
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_blocks_of_others_code(kind):
+    "Blocks of today with the weights of the code that they come from, in both modes, there and back"
+    ours, other = OTHERS[kind][0](), randomize(OTHERS[kind][1]())
+    x = torch.randn(2, 8, 9, 9)
+    if kind == 'learnable': other.act = nn.Identity()
+    other.eval()(x) # what merges itself does so now
+    load_official(ours, other.state_dict())
+    for mode in False, True: close(ours.train(mode)(x), other.train(mode)(x), 1e-5)
+    back = to_official(ours.eval(), 'timm' if kind == 'repmixer' else None)
+    other.eval()(x)
+    assert back.keys() == other.state_dict().keys()
+    for k, v in back.items(): close(v, other.state_dict()[k], 1e-5)
+
+@pytest.mark.parametrize('name', ['mobileone_s1', 'mobileone_s4'])
+def test_mobileone_of_timm(name):
+    "The larger ones, the last with squeeze-and-excitation, compute what timm's do"
+    other = randomize(pytest.importorskip('timm').create_model(name, num_classes=5)).eval()
+    ours, origin = from_official(other.state_dict())
+    assert (origin.model, origin.layout) == (name, 'timm')
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad(): close(ours(x), other(x), 1e-4)
+    same_state(to_official(ours, 'timm'), dict(other.state_dict()))
+    authors = to_official(ours)
+    assert ('stage3.19.se.reduce.weight' in authors) == (name == 'mobileone_s4') and 'stage1.0.rbr_scale.conv.weight' in authors
 
 @pytest.mark.parametrize('name', names())
 def test_networks_are_recognized(name):

@@ -25,7 +25,7 @@ class Branching(nn.Module):
 
 class Several(nn.Module):
     "Two inputs, a default, a dictionary out"
-    def __init__(self): super().__init__(); self.a, self.b, self.up, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 4, 2, 2), nn.GELU()
+    def __init__(self): super().__init__(); self.a, self.b, self.up, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 4, 2, 2, dilation=2), nn.GELU()
     def forward(self, x, y, skip=None):
         z = self.act(self.a(x)) + self.b(y).sigmoid()
         if skip is not None: z = z + skip
@@ -152,12 +152,12 @@ def test_read_network_is_one_of_ours(tmp_path):
 
 def test_weights_keep_their_type(tmp_path):
     torch.manual_seed(0)
-    net = quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)), 4, 4, **quiet)
+    net = quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, dilation=2)), 4, 4, **quiet)
     net(torch.randn(2, 3, 8, 8))
     half = deploy(net, **quiet).to(torch.bfloat16)
     save_deployed(half, path := tmp_path/'half.safetensors', **quiet)
     x = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
-    for other in load_deployed(path), load_deployed(path, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3))): same(other(x), half(x))
+    for other in load_deployed(path), load_deployed(path, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, dilation=2))): same(other(x), half(x))
 
 CHANNELS_LAST = {'own': lambda: create_model('ac_resnet18_tiny', 5, 3), 'shuffled': lambda: tv.shufflenet_v2_x0_5(num_classes=5), 'attention': Attention,
                  'plain': lambda: nn.Sequential(nn.Conv2d(3, 8, 1, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding_mode='reflect', padding=1), nn.Flatten(), nn.Linear(4*16*16, 3))}

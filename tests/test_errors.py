@@ -164,7 +164,7 @@ def test_reports_say_what_was_left(capsys):
     assert '1 convolution' in out and 'left: 1' in out and 'centred' in out
 
 def test_reports_name_what_stays_float(capsys):
-    quantize(seq(conv(3, 4, 3), nn.ConvTranspose2d(4, 4, 2, 2), conv(4, 2, 1)), 4, 4)
+    quantize(seq(conv(3, 4, 3), nn.ConvTranspose2d(4, 4, 2, 2, dilation=2), conv(4, 2, 1)), 4, 4)
     assert 'ConvTranspose2d' in capsys.readouterr().out
 
 def test_torchrun_reports_the_line(tmp_path):

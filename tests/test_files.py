@@ -369,6 +369,25 @@ def test_a_report_that_was_killed(runs, tmp_path):
     assert sorted(f.name for f in (tmp_path/'r').iterdir()) == ['accuracy.png', 'history.png', 'notes.txt', 'tradeoff.png']
     assert 'exists' in str(report().exception) and report('--overwrite').exit_code == 0
 
+def test_shards_whose_move_was_killed(tmp_path, monkeypatch):
+    "Between the last file and the move, where their index says whose they are: the same command makes them"
+    monkeypatch.chdir(tmp_path)
+    for s in 'train', 'val':
+        for c in 'ab': (tmp_path/'d'/s/c).mkdir(parents=True); Image.new('RGB', (8, 8)).save(tmp_path/'d'/s/c/'0.png')
+    def cut():
+        network_files.put_in_place = lambda part, out: os.kill(os.getpid(), signal.SIGKILL)
+        run('shard', 'd', 's')
+    killed(cut)
+    assert (tmp_path/'s.part'/'index.json').exists() and not (tmp_path/'s.part'/'.repq').exists()
+    assert run('shard', 'd', 's').exit_code == 0 and sorted(f.name for f in tmp_path.iterdir()) == ['d', 's']
+    shutil.rmtree('s')
+    def cut_before():
+        network_files._put_new = network_files.os.replace = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
+        run('shard', 'd', 's')
+    killed(cut_before) # in the first file, the marker
+    assert [f.suffix for f in (tmp_path/'s.part').iterdir()] == ['.tmp']
+    assert run('shard', 'd', 's').exit_code == 0 and sorted(f.name for f in tmp_path.iterdir()) == ['d', 's']
+
 def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     "Its two halves, the comparison and the layers, too"
     from repq import plots

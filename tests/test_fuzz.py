@@ -166,8 +166,9 @@ def commands(draw):
     for o in draw(st.lists(st.sampled_from(sorted(options)), max_size=2, unique=True)):
         if o in args and o not in SEVERAL: del args[args.index(o):args.index(o) + 2] # what every example has, replaced
         args += [o] if options[o] is None else [o, draw(options[o])]
-    if draw(st.integers(0, 9)) == 0: # twice, or also as a field of the recipe
-        o = draw(st.sampled_from(sorted(o for o in options if options[o] is not None)))
+    valued = sorted(o for o in options if options[o] is not None)
+    if valued and draw(st.integers(0, 9)) == 0: # twice, or also as a field of the recipe
+        o = draw(st.sampled_from(valued))
         args += [o, draw(options[o]), o, draw(options[o])] if args[0] != 'train' or draw(st.booleans()) or o == '--set' else [o, draw(options[o]), '--set', f'{o[2:].replace("-", "_")}={draw(options[o])}']
     return args, place
 

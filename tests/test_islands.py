@@ -2,7 +2,7 @@
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from repq.deploy.integers import tensors_of
-from repq.commands.coverage import compare_file
+from repq.deploy.comparison import compare_file
 from repq.deploy.onnx_writer import onnx_model
 from repq.integers import check_integers, load_integers, save_integers, to_integer
 from repq.surgery import calibrate, quantize
@@ -62,7 +62,7 @@ def own_operation(x): return x.cumsum(1)/4
 torch.fx.wrap('own_operation')
 
 @pytest.mark.parametrize('f', [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), lambda x: x.softmax(1), lambda x: F.normalize(x),
-    Attention(), own, nn.ConvTranspose2d(8, 8, 2, 2)])
+    Attention(), own, nn.ConvTranspose2d(8, 8, 2, 2, dilation=2)])
 def test_islands(f, tmp_path):
     net = check(Between(f), islands=True)
     assert check_integers(ready(Between(f), X), X)

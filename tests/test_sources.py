@@ -108,6 +108,8 @@ class Tied(nn.Module):
     def forward(self, x): return self.net(x)
 class Frozen(Tied):
     def forward(self, x): return super().forward(x).detach()
+class Several(Tied):
+    def forward(self, x): return (super().forward(x),)*2 if self.training else super().forward(x)
 class Evaluated(Tied):
     def forward(self, x):
         assert not self.training, 'only in evaluation mode'
@@ -125,7 +127,7 @@ def test_tied_weights_are_written(own):
 
 def test_what_cannot_train_is_said_before(own):
     Path('own.py').write_text(TIED)
-    for name, says in ('Frozen', 'has no gradient'), ('Evaluated', 'does not take the images of this data in training mode: .*only in evaluation mode'):
+    for name, says in ('Frozen', 'has no gradient'), ('Several', 'gives a tuple in training mode'), ('Evaluated', 'does not take the images of this data in training mode: .*only in evaluation mode'):
         with pytest.raises(ValueError, match=says): train(get_recipe(f'own.py:{name}', 'plain', **TINY), 'x', **KW)
     assert not Path('x').exists() and not Path('x.part').exists()
 
@@ -154,6 +156,8 @@ def test_command_line(own, tmp_path):
     assert 'has no blocks of its own' in said('train', own, '--epochs', 1, *tiny)
     assert "did you mean ACBlock" in said('train', own, '--block', 'ACBlok', *tiny)
     assert 'no effect' in said('train', own, '--block', 'ACBlock', '--method', 'plain', *tiny)
+    assert 'block must be called as RepVGGBlock is' in said('train', own, '--block', 'torch.nn:Conv2d', '--epochs', 1, *tiny)
+    assert 'sys is built into Python' in said('train', 'sys:exit', '--method', 'plain', *tiny)
     assert '--weights and --pretrained' in said('train', own, '--weights', 'w.pth', '--pretrained', *tiny)
     assert 'there is no file none.pth' in said('train', own, '--weights', 'none.pth', *tiny)
     assert 'has no pretrained weights' in said('train', own, '--pretrained', '--method', 'plain', *tiny)

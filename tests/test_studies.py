@@ -2,7 +2,8 @@
 import json
 import pytest
 from repq.recipes import get_recipe
-from repq.plots import clear, labelled, paired, read_figures, results_table, summarize, upgrade
+from repq.networks.schemas import read_csv
+from repq.plots import clear, labelled, paired, paper_figures, read_figures, results_table, summarize, upgrade
 from repq.runs import read_rows
 from repq.studies import Job, Study, best_rate, keep, rate_beyond, study_results
 
@@ -79,6 +80,25 @@ def test_figures_stand_beside_what_they_are_of(tmp_path):
     figures = read_figures(tmp_path/'paper.csv')
     shown = [results_table([r], figures).split('|')[-2].strip() for r in (row(), row(settings=dict(norm_after=True)), row('merged+norm'), row(stage='post-training'))]
     assert shown == ['70.00', '80.00', '80.00', '–']
+
+def test_the_papers_figures_are_those_of_its_tables(shared):
+    quoted = {(r['model'], r['method'], r['weight_bits']): r for r in paper_figures()[1]}
+    names = dict(B100='BSD100', U100='Urban100') # as the paper has them, and as benchmarks are called
+    top1, dB = (read_csv(shared/'reference'/f'table{n}.csv') for n in (2, 3))
+    for r in top1:
+        model, method = r['model'], r['method']
+        if method == 'qarepvgg': model, method = f'qa{model}', 'repq-bn' if r['weight_bits'] == '32' else 'merged'
+        assert quoted[model, method, int(r['weight_bits'])]['accuracy'] == float(r['accuracy'])
+    for r in dB:
+        assert quoted[r['model'], r['method'], int(r['weight_bits'])][names.get(r['benchmark'], r['benchmark'])] == float(r['psnr'])
+    assert len(quoted) == len(top1) + len(dB)//4
+
+def test_a_plain_twin_stands_beside_its_network(tmp_path):
+    (tmp_path/'theirs.csv').write_text('model,method,weight_bits,accuracy\nrepvgg_a0,plain,8,70\nrepvgg_a0,merged,8,80\n')
+    figures = read_figures(tmp_path/'theirs.csv')
+    shown = [results_table([row(m, model=n)], figures).split('|')[-2].strip() for m, n in
+             (('plain', 'repvgg_a0_plain'), ('merged', 'repvgg_a0'), ('merged', 'repvgg_a0_plain'), ('plain', 'repvgg_b0_plain'))]
+    assert shown == ['70.00', '80.00', '–', '–']
 
 def test_differences():
     assert paired({0: 3, 1: 5, 2: 4}, {1: 4, 0: 1}) == [2, 1]

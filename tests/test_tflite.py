@@ -11,9 +11,10 @@ from repq.deploy.integer_network import IntegerNetwork
 from repq.deploy.integer_ops import Step
 from repq.deploy.tflite import run_tflite, tflite_differences, tflite_session, to_tflite
 from repq.deploy.tflite_files import OPERATORS, SCHEMA, TYPES, UNION, decode_tflite, encode_tflite
-from repq.deploy.tflite_writer import Form, tflite_bytes
+from repq.deploy.tflite_writer import Form, TFLiteFile, tflite_bytes
 from repq.integers import load_integers, to_integer
 from repq.models import create_model
+from repq.networks.files import SIGNATURE, made_here
 from repq.surgery import calibrate, quantize, quantize_sums
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -115,6 +116,13 @@ def test_metadata_says_what_is_assumed():
     assert meta['name'] == 'repq' and 'XNNPACK' in said['assumes']['runtime'] and said['repq'].startswith('made by repq')
     for s in net.steps:
         if s.grid: assert said['values'][s.name]['step'] == s.grid.step
+
+def test_a_large_file_is_known_as_repqs(tmp_path):
+    "The remark that lets --overwrite replace it lies at the beginning, whatever follows"
+    g = TFLiteFile({})
+    for _ in range(20): g.constant(np.zeros((2000, 50), np.int8), scale=np.ones(2000, np.float32))
+    (tmp_path/'a.tflite').write_bytes(g.encoded([], [], dict(repq=SIGNATURE, rest='.'*200_000)))
+    assert made_here(tmp_path/'a.tflite')
 
 # Refusals
 

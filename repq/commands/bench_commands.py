@@ -110,14 +110,24 @@ def data_(path: Annotated[str, typer.Argument(metavar='DIR',
                f'{d["psnr_lowest"]:.1f} dB')
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #i720
+_MORE = {
+    'names': 'Networks, as torchvision:resnet18, timm:repvgg_a0, package.module:function or file.py:function. '
+             "All of torchvision's classifiers and segmentation networks and a list of timm's if left out.",
+    'size': 'Pixels of an image, where the network takes them.',
+    'timeout': 'Seconds of the processor for a network: what takes longer is a row with that reason.',
+    'candidates': 'Steps that a quantizer tries, as many as it does if left out. With few, 8 say, it takes less time, '
+                  'and the same becomes integers.',
+    'again': 'Try what failed in the table in --json once more.'}
+
 @bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 --json coverage.json')
-def coverage_(names: Annotated[Optional[List[str]], typer.Argument(help="Networks, as torchvision:resnet18 or timm:repvgg_a0. All of torchvision's classifiers and segmentation networks and a list of timm's if left out.")] = None,
-              size: Annotated[int, typer.Option(help='Pixels of an image, where the network takes them.')] = 64, bits: int = 8,
-              timeout: Annotated[float, typer.Option(help='Seconds for a network: what takes longer is a row with that reason.')] = 600,
-              json: Json = None):
-    "How much of a network becomes integers, and whether ONNX Runtime computes them: a row a network, in a process of its own. A table in --json is continued."
+def coverage_(names: Annotated[Optional[List[str]], typer.Argument(help=_MORE['names'])] = None,
+              size: Annotated[int, typer.Option(help=_MORE['size'])] = 64, bits: int = 8,
+              timeout: Annotated[float, typer.Option(help=_MORE['timeout'])] = 600,
+              candidates: Annotated[Optional[int], typer.Option(help=_MORE['candidates'])] = None,
+              again: Annotated[bool, typer.Option(help=_MORE['again'])] = False, json: Json = None):
+    "How much of a network becomes integers, and whether ONNX Runtime computes them: a row a network. A table in --json is continued."
     from repq.commands.coverage import coverage, summary
-    rows = coverage(names or (), json, size, bits, timeout, typer.echo)
+    rows = coverage(names or (), json, size, bits, timeout, candidates, again, typer.echo)
     typer.echo(', '.join(f'{k}: {v}' for k, v in summary(rows).items()))
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #y101

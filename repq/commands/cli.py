@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
+from .app import Block, NoAdopt, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
 from . import train_commands, bench_commands # noqa: F401 (registers theirs)
 
 # %% ../../nbs/5_commands/06_cli.ipynb #c010
@@ -79,17 +79,22 @@ def list_():
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n004
 @app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')
-def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file of the network's authors or of timm (with --model and --data); or, with --weights or --pretrained, a model as train takes it (with --data).")],
+def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file "
+                                                       "of the network's authors or of timm (with --model "
+                                                       "and --data); or, with --weights or --pretrained, a "
+                                                       "model as train takes it (with --data).")],
              out: Out,
-             ptq: Annotated[bool, typer.Option('--ptq', help='Without training: steps by MinError. With training: repq train --weight-bits 4 --init RUN.')] = False,
+             ptq: Annotated[bool, typer.Option('--ptq', help='Without training: steps by MinError. With '
+                                                             'training: repq train --weight-bits 4 --init RUN.')] = False,
              weight_bits: Annotated[int, typer.Option(help='2 to 16.')] = 8,
              input_bits: Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')] = None,
              batches: Annotated[int, typer.Option(help='Batches of 32 images on which the steps are chosen.')] = 8,
              first_last_bits: Annotated[int, typer.Option(help='0: as all other layers.')] = 8,
-             layer_bits: Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')] = None,
+             layer_bits: Annotated[Optional[str],
+                                   typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')] = None,
              model: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
              data: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
-             block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
+             block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
     "Quantize a full-precision network without training: the baseline of quantization-aware training."
     from repq import deployment, recipes
     if not ptq:
@@ -97,30 +102,48 @@ def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run fol
                          f'repq train MODEL --weight-bits {weight_bits} --init {init} --out {out}')
     layers = layer_bits and recipes.parse_layer_bits(layer_bits)
     init, model = _model_and_weights(init, model, weights, pretrained)
-    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model, data, block)
+    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model,
+                                   data, block, not no_adopt)
     typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
 
+# %% ../../nbs/5_commands/06_cli.ipynb #h942
 def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it begins, the model's name
     "What is quantized: a run or a checkpoint, or a model by name with weights"
     from repq.networks.sources import source_of
     if not weights and not pretrained:
-        if not init.exists() and ':' in str(init) and source_of(str(init)): raise ValueError(f'{init} alone has random weights: give them, --weights FILE or --pretrained')
+        if not init.exists() and ':' in str(init) and source_of(str(init)):
+            raise ValueError(f'{init} alone has random weights: give them, --weights FILE or --pretrained')
         return init, model
     if model: raise ValueError(f'the model is given twice, {init} and --model {model}: leave out --model')
     return begin_with(None, weights, pretrained), str(init)
 
+# %% ../../nbs/5_commands/06_cli.ipynb #h943
 @app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --to tflite')
 def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')],
            out: Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')] = None,
-           format: Annotated[str, typer.Option('--to', '--format', help='onnx: integers that ONNX Runtime computes as such; tflite: bytes for TensorFlow Lite (LiteRT), one image at a time; qonnx: whole numbers of any width, for compilers of hardware; pte: ExecuTorch with XNNPACK; pt2: torch.export, in floats; safetensors: integers packed at their bits.')] = 'onnx',
-           packed: Annotated[bool, typer.Option('--packed', help='ONNX with int4 weights, for size: it runs in floats.')] = False,
-           symmetric: Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as TensorRT has them.')] = False,
-           vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM.')] = False,
-           openvino: Annotated[bool, typer.Option('--openvino', help='ONNX for OpenVINO, which forgets to round before a sum unless the file says so.')] = False,
+           format: Annotated[str, typer.Option('--to', '--format',
+                                               help='onnx: integers that ONNX Runtime computes as such; '
+                                                    'tflite: bytes for TensorFlow Lite (LiteRT), one image '
+                                                    'at a time; qonnx: whole numbers of any width, for compilers of '
+                                                    'hardware; pte: ExecuTorch with XNNPACK; pt2: '
+                                                    'torch.export, in floats; safetensors: integers packed '
+                                                    'at their bits.')] = 'onnx',
+           packed: Annotated[bool, typer.Option('--packed',
+                                                help='ONNX with int4 weights, for size: it runs in floats.')] = False,
+           symmetric: Annotated[bool, typer.Option('--symmetric',
+                                                   help='ONNX with signed bytes and zero-point 0 '
+                                                        'everywhere, as TensorRT has them.')] = False,
+           vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: '
+                                                             'faster, and exact only on processors with '
+                                                             'VNNI and on ARM.')] = False,
+           openvino: Annotated[bool, typer.Option('--openvino',
+                                                  help='ONNX for OpenVINO, which forgets to round before a '
+                                                       'sum unless the file says so.')] = False,
            overwrite: Overwrite = False):
     "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
-    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni, openvino=openvino).items() if chosen]
+    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni,
+                                          openvino=openvino).items() if chosen]
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 

@@ -4,31 +4,34 @@
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i702
 from __future__ import annotations
-import importlib.util, json, subprocess, sys, tempfile, time
+import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
+from contextlib import contextmanager
 from pathlib import Path
-import torch, torch.nn as nn
+from statistics import mean, median
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
+from ..method.quantizers import LSQ
 from ..networks.calibration import calibrate
 from ..networks.changes import copy_model
+from ..networks.graphs import first_line
 from ..networks.sites import find_sites
+from ..networks.sources import from_source, source_of
 from ..networks.surgery import quantize
-from ..deploy.export import onnx_session
-from ..deploy.integer_network import IntegerNetwork
 from ..deploy.integer_ops import find_operation
 from ..deploy.integers import to_integer
 from ..deploy.islands import join_islands
-from ..deploy.onnx_writer import import_onnx, onnx_model
+from ..deploy.comparison import compare_file, island_calls
+from ..deploy.onnx_writer import onnx_model
 from ..method.grids import check_bits
 from ..networks.files import check_output
 from ..networks.models import image_size
 from ..networks.schemas import COVERAGE, check_finite, check_whole, read_json
-from ..networks.sources import source_of
 from ..training.run_folders import write_json
 from ..training.tasks import environment
 
 # %% auto #0
-__all__ = ['TIMM', 'networks', 'check_network', 'make_network', 'compare_file', 'measure', 'coverage', 'line_of', 'summary']
+__all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'coverage', 'line_of', 'summary', 'in_words']
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i705
 TIMM = '''resnet10t resnet26d resnetv2_50 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_26w_4s repvgg_a0 mobileone_s0 fastvit_t8 repvit_m0_9
@@ -45,23 +48,12 @@ def networks() -> list: # of names
     return found + ([f'timm:{n}' for n in TIMM] if importlib.util.find_spec('timm') else [])
 
 def check_network(name:str):
-    "ValueError where neither torchvision nor timm has a network of this name"
+    "ValueError where there is no network of this name"
     from torchvision import models
     s = source_of(name)
-    if s is None or s.kind not in ('torchvision', 'timm'): raise ValueError(f"a network is named as torchvision:resnet18 or timm:repvgg_a0, got '{name}'")
-    if s.kind == 'timm' or s.name not in models.list_models(): image_size(name) # which knows classifiers, and says what was meant
+    if s is None: raise ValueError(f"a network is named as torchvision:resnet18, timm:repvgg_a0 or package.module:function, got '{name}'")
+    if s.kind == 'timm' or s.kind == 'torchvision' and s.name not in models.list_models(): image_size(name) # which knows classifiers, and says what was meant
 
-def make_network(name:str) -> nn.Module:
-    "A network of torchvision or timm by name, with random weights"
-    library, _, own = name.partition(':')
-    torch.manual_seed(0)
-    if library == 'timm':
-        import timm
-        return timm.create_model(own)
-    from torchvision import models
-    extra = {'weights_backbone': None} if own in models.list_models(module=models.segmentation) else {}
-    extra |= {'init_weights': False} if own in ('googlenet', 'inception_v3') else {}
-    return models.get_model(own, weights=None, **extra)
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i707
 _CONVOLUTIONS = ('convolution',)
@@ -77,88 +69,50 @@ def _island_macs(net, values) -> tuple:
     rows = [_macs(lambda: find_operation(s.op).compute(s, *(values[i] for i in s.inputs), grids=None)) for s in net.steps if s.op == 'float']
     return tuple(map(sum, zip(*rows))) if rows else (0, 0)
 
-# %% ../../nbs/5_commands/02b_coverage.ipynb #i709
-def _with_ends(proto, names):
-    "An ONNX model with more outputs"
-    known = {o.name for o in proto.graph.output}
-    for n in dict.fromkeys(names):
-        if n not in known: proto.graph.output.append(import_onnx().ValueInfoProto(name=n))
-    return proto
-
-def compare_file(net:IntegerNetwork, proto, x # images, a tuple of inputs
-                ) -> dict: # values, differing, island_error
-    "ONNX Runtime against the reference: integers as it optimizes the file, islands as the file has them (optimized, what an island gives is rounded before it can be seen)"
-    joined = IntegerNetwork(join_islands(net), net.input, net.output)
-    picks = [s.name for s in joined.steps if s.op == 'pick']
-    read = [s.inputs[0] for s in joined.steps if s.op == 'widen'] # integers that islands read
-    with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp)/'net.onnx'
-        path.write_bytes(_with_ends(proto, [*net.outputs, *picks, *read]).SerializeToString())
-        got = _run_all(onnx_session(path, exact=False), x)
-        plain = _run_all(onnx_session(path, exact=False, optimize=False), x) if picks else {}
-    ends = list(got)[:len(net.outputs)]
-    want = joined.values(*x, given={n: got[n] for n in picks})
-    pairs = [(got[a], want[b]) for a, b in zip(ends, net.outputs)] + [(got[n], want[n]) for n in read]
-    differing, count = sum(int((a.float() != b.float()).sum()) for a, b in pairs), sum(b.numel() for _, b in pairs)
-    return dict(values=count, differing=differing, island_error=_island_error(joined, _at_islands(joined, x, picks, read, plain), plain))
-
-# %% ../../nbs/5_commands/02b_coverage.ipynb #i709p0
-def _at_islands(joined, x, picks, read, got) -> dict: # name -> value
-    "The reference, but for what a session gave into islands and got out of them"
-    given = {n: got[n].int() for n in read if got} | {n: got[n] for n in picks}
-    return joined.values(*x, given=given)
-
-def _run_all(session, x) -> dict: # name -> tensor
-    "All outputs of a session"
-    feed = dict(zip((i.name for i in session.get_inputs()), (v.numpy() for v in x)))
-    order = [o.name for o in session.get_outputs()]
-    return dict(zip(order, map(torch.from_numpy, session.run(order, feed))))
-
-def _island_error(joined, want, got) -> float: # None where there is no island
-    errors = []
-    for s in joined.steps:
-        if s.op != 'island': continue
-        own = find_operation('island').compute(s, *(want[i] for i in s.inputs), grids=None)
-        errors += [float((got[n] - v).abs().max()/v.abs().max().clamp_min(1e-12)) for n, v in own.items()]
-    return max(errors, default=None)
-
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710
 class _Clock:
-    "Seconds of one thing after another"
-    def __init__(self): self.seconds, self.last = {}, time.perf_counter()
+    "Seconds of the processor for one thing after another: other programs may run beside"
+    def __init__(self): self.seconds, self.last = {}, time.process_time()
     def __call__(self, what):
-        now = time.perf_counter()
+        now = time.process_time()
         self.seconds[what], self.last = round(now - self.last, 2), now
 
 def _images(model, size) -> tuple: # images, and the float network's result
-    "Two random images of a size that the network takes: the given one, or its own"
+    "Two random images of a size that the network takes: the given one, twice that, or its own"
     cfg = getattr(model, 'pretrained_cfg', {})
     own = (cfg.get('input_size') or (3, 224, 224))[-1]
-    for s in dict.fromkeys((size, own, 224)):
+    for s in dict.fromkeys((size, 2*size, own, 224)):
         x = torch.randn(2, 3, s, s)
         try:
             with torch.no_grad(): model(x)
             return x
         except (RuntimeError, AssertionError, ValueError): continue
-    raise ValueError(f'{type(model).__name__} takes no images of {size}, {own} or 224 pixels')
+    raise ValueError(f'{type(model).__name__} takes no images of {size}, {2*size}, {own} or 224 pixels')
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710p0
-def measure(name:str, size:int=64, bits:int=8) -> dict:
+def _calibrated(model, x, candidates):
+    "`model` calibrated on `x`, its quantizers trying so many steps (None: as many as they do)"
+    for m in model.modules():
+        if candidates and isinstance(m, LSQ): m.n_candidates = candidates
+    return calibrate(model, [x]).eval()
+
+def measure(name:str, size:int=64, bits:int=8, candidates:int=None) -> dict:
     "A row: what of the network `name` becomes integers, and whether its file computes them"
     torch.manual_seed(0)
-    model = make_network(name).eval()
+    model = from_source(name, any_task=True).eval()
     x, clock = _images(model, size), _Clock()
     calibrate(model, [x]); clock('statistics')
     layers = len(find_sites(model)[0])
     row = dict(network=name, size=x.shape[-1], bits=bits, layers=layers, parameters=sum(p.numel() for p in model.parameters()))
-    q = calibrate(quantize(model, bits, bits, verbose=False), [x]).eval(); clock('quantize')
+    q = quantize(model, bits, bits, verbose=False); clock('quantize')
+    q = _calibrated(q, x, candidates); clock('calibrate')
     row |= dict(blocks=sum(isinstance(m, Block) for m in q.modules()))
     net = to_integer(q, x); clock('integers')
     proto = onnx_model(net, x); clock('onnx')
     values = net.values(x)
     whole, floats = _macs(lambda: copy_model(model)(x)), _island_macs(net, values)
     row |= dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed, file_kb=round(proto.ByteSize()/1e3))
-    row |= dict(islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=_names(net))
+    row |= dict(islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))
     fresh = torch.cat([torch.randn_like(x), x[:1]]) # three images: their number is open
     clock('counting')
     row |= compare_file(net, proto, (fresh,)); clock('compare')
@@ -167,47 +121,87 @@ def measure(name:str, size:int=64, bits:int=8) -> dict:
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710p1
 def _share(whole, floats): return 1. if not whole else round(1 - floats/whole, 5)
 
-def _names(net) -> dict: # what islands compute -> how often
-    res = {}
-    for s in net.steps:
-        if s.op != 'float' or s.params['call'] == 'get_attr': continue
-        p = s.params
-        n = type(p['module']).__name__ if p['call'] == 'call_module' else getattr(p['target'], '__name__', p['target']).split('.')[-1]
-        res[n] = res.get(n, 0) + 1
-    return res
-
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i713
-def _row_of(name, size, bits, timeout) -> dict:
-    "`measure` in a process of its own; what fails is a row with the reason"
-    code = f'import json, warnings; warnings.simplefilter("ignore"); from repq.commands.coverage import measure; print(json.dumps(measure({name!r}, {size}, {bits})))'
-    start = time.perf_counter()
-    try: done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired: return dict(network=name, failed=f'took longer than {timeout:g} seconds')
-    if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
-    said = [l for l in done.stderr.splitlines() if l and not l.startswith(' ')]
-    reason = said[-1][:500] if said else f'ended with {done.returncode}'
-    return dict(network=name, failed=reason, seconds=dict(all=round(time.perf_counter() - start, 2)))
+def _memory_mb() -> float: # 0 where it cannot be asked for
+    "The most memory that this process had"
+    try: import resource
+    except ImportError: return 0. # Windows has none
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+
+@contextmanager
+def _limited(seconds):
+    "TimeoutError after so much time of the processor, where the system can count it"
+    if not hasattr(signal, 'SIGPROF'): yield; return
+    def stop(*_): raise TimeoutError(f'took longer than {seconds:g} seconds')
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try: yield
+    finally: signal.setitimer(signal.ITIMER_PROF, 0)
+
+def serve(most_mb:int=6000):
+    "Measure what is asked for on the standard input, a line a network, until too much memory was in use"
+    out, sys.stdout = sys.stdout, sys.stderr # libraries print
+    for line in sys.stdin:
+        limit, name, *args = json.loads(line)
+        start = time.process_time()
+        try:
+            with _limited(limit): row = measure(name, *args)
+        except Exception as e: row = dict(network=name, failed=first_line(e)[:500], seconds=dict(all=round(time.process_time() - start, 2)))
+        print(json.dumps(row), file=out, flush=True)
+        if _memory_mb() > most_mb: return
+
+class _Server:
+    "A process that measures one network after another; it begins anew after one that took too long or ended it"
+    def __init__(self): self.process = None
+    def start(self):
+        code = 'import warnings; warnings.simplefilter("ignore"); from repq.commands.coverage import serve; serve()'
+        self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def ask(self, name, *args, timeout) -> dict: # timeout: seconds of the processor; thirty times that on the clock, where others use it as well
+        "The row of a network"
+        if self.process is None or self.process.poll() is not None: self.start()
+        clock = threading.Timer(30*timeout, self.process.kill)
+        clock.start()
+        try:
+            print(json.dumps([timeout, name, *args]), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError: line = ''
+        timed_out = not clock.is_alive()
+        clock.cancel()
+        if line: return json.loads(line)
+        return dict(network=name, failed=f'took longer than {timeout:g} seconds' if timed_out else f'its process ended with {self.process.wait()}')
+
+    def stop(self):
+        if self.process is None: return
+        self.process.stdin.close(); self.process.stdout.close()
+        self.process.kill(); self.process.wait()
 
 def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; empty: `networks`
              file=None,          # JSON: rows of earlier are kept, new ones added as they come
              size:int=64,        # pixels of an image, where the network takes them
              bits:int=8,
-             timeout:float=600,  # seconds for a network
+             timeout:float=600,  # seconds of the processor for a network
+             candidates:int=None,# steps that a quantizer tries; None: as many as it does. Few take less time, and the same becomes integers
+             again=False,        # try once more what failed earlier?
              say=print,
             ) -> list: # of rows
-    "Measure networks, one process each"
+    "Measure networks, one after another in a process of their own"
     check_whole('size', size, 1, 16384)
     check_bits(bits)
     check_finite('timeout', timeout)
     if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
     for n in names: check_network(n)
-    names, rows = list(dict.fromkeys(names)) or networks(), _rows(file, bits)
-    known = {r['network'] for r in rows}
-    for n in [n for n in names if n not in known]:
-        rows.append(_row_of(n, size, bits, timeout))
-        say(line_of(rows[-1]))
-        if file is not None: write_json(file, dict(made='made by repq', **environment(), rows=rows), True)
-    return [r for r in rows if r['network'] in names]
+    names = list(dict.fromkeys(names)) or networks()
+    rows = {r['network']: r for r in _rows(file, bits)}
+    todo = [n for n in names if n not in rows or again and 'failed' in rows[n]]
+    server = _Server()
+    try:
+        for i, n in enumerate(todo, 1):
+            rows[n] = server.ask(n, size, bits, candidates, timeout=timeout)
+            say(f'{i} of {len(todo)}: {line_of(rows[n])}')
+            if file is not None: write_json(file, dict(made='made by repq', **environment(), candidates=candidates, rows=list(rows.values())), True)
+    finally: server.stop()
+    return [rows[n] for n in names]
 
 def _rows(file, bits) -> list:
     "The rows of a table that is there"
@@ -235,3 +229,19 @@ def summary(rows) -> dict:
     return dict(networks=len(rows), files=len(done), convolutions_90=sum(r['convolutions'] >= .9 for r in done), without_islands=len(plain),
                 differing=sum(r['differing'] for r in done), differing_without_islands=sum(r['differing'] for r in plain),
                 island_error=max([r['island_error'] for r in done if r['islands']], default=None))
+
+def _median(done, verb) -> str:
+    found = [r['seconds'][verb] for r in done if verb in r['seconds']]
+    return f'{verb} {median(found):.1f} ({max(found):.1f})'
+
+def in_words(rows) -> str: # markdown
+    "What a table of coverage says, with what failed and why"
+    s, done = summary(rows), [r for r in rows if 'failed' not in r]
+    if not done: return f'None of {len(rows)} networks became a file.'
+    plain, shares = [r for r in done if not r['islands']], sorted(r['convolutions'] for r in done)
+    text = [f"**{s['files']} of {s['networks']} networks become files ({s['files']/s['networks']:.0%})**, and in {s['convolutions_90']} of them at least 90 % of the convolutions' multiply-adds are in integers (the least: {shares[0]:.1%}; the mean: {mean(shares):.1%}).",
+            f"{len(plain)} have no island of floating point, and {sum(r['differing'] for r in plain)} of their {sum(r['values'] for r in plain):,} values differ from the reference."]
+    if s['island_error'] is not None: text.append(f"In the {len(done) - len(plain)} others {s['differing'] - s['differing_without_islands']} of {sum(r['values'] for r in done if r['islands']):,} differ, given what the islands gave, and an island differs from torch by {s['island_error']:.0e} of its largest value at most.")
+    text.append('Seconds of the processor, the median and the most: ' + ', '.join(_median(done, v) for v in ('quantize', 'calibrate', 'integers', 'onnx') if any(v in r['seconds'] for r in done)) + '.')
+    failed = [f"- {r['network']}: {r['failed']}" for r in rows if 'failed' in r]
+    return ' '.join(text) + ('\n\nWhat failed:\n\n' + '\n'.join(failed) if failed else '')

@@ -15,6 +15,9 @@ from .. import layer_report, plots, surgery
 from ..networks.schemas import check_whole
 from ..networks.files import SIGNATURE, check_folder, check_output, check_part, locked, making, writing
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
+from ..deploy.comparison import compare_file, island_line
+from ..deploy.onnx_writer import import_onnx
+from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
 from ..deploy.executorch import executorch_bytes, executorch_method, run_executorch
@@ -42,17 +45,17 @@ def _in_batches(recipe, n) -> Recipe:
     "The recipe in batches of `n` images at most, or of as many as it has"
     return replace(recipe, batch_size=min(n, recipe.batch_size))
 
-def _ptq_recipe(init, model, data, block, **bits) -> Recipe:
+def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
-        if model or data or block: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block and --data')
+        if model or data or block or not adopt: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block, --no-adopt and --data')
         first = load_run(init)[0]
         method = 'merged' if METHODS[first.method].reparametrized else 'plain'
         return replace(first, method=method, epochs=0, **bits)
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
-    method = 'merged' if merges(model, block) else 'plain'
-    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block), epochs=0, **bits)
+    method = 'merged' if merges(model, block, adopt) else 'plain'
+    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt), epochs=0, **bits)
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
@@ -61,6 +64,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
                   layer_bits:dict=None, first_last_bits:int=8, # 0: as all other layers
                   model:str=None, data:str=None, # for a checkpoint file, or for 'pretrained' weights
                   block:str=None, # what took the place of each convolution there, see `repq.networks.sources.get_block`
+                  adopt:bool=True, # were the own branches of a network from elsewhere taken over as blocks?
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
     out, t = Path(out), time.perf_counter()
@@ -70,7 +74,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
         raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits} for inputs')
     check_folder(out)
     check_part(out)
-    recipe = _ptq_recipe(init, model, data, block, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
+    recipe = _ptq_recipe(init, model, data, block, adopt, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
                          first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
@@ -99,7 +103,8 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni', 'openvino'): text += _agreement('ONNX Runtime', lambda: onnx_session(part, exact=profile == 'vnni'), run_onnx, net, x)
+        if profile in ('integers', 'vnni', 'openvino'): text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
+        text += _islands(net, part, x)
     return text
 
 def _saturation(path) -> str:
@@ -110,25 +115,42 @@ def _saturation(path) -> str:
     return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
             f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
 
-def _agreement(runtime, opened, run, net, x) -> str: # what it says of the package without it
-    "That a runtime computes what the reference does; ValueError where it does not"
-    try: session = opened()
-    except ImportError as e: return f'; not compared: {e}'
+def _compare_onnx(data, net, x, profile) -> dict:
+    "`compare_file` of an ONNX file that is not yet in its place"
+    return compare_file(net, import_onnx().load_from_string(data), as_inputs(x), exact=profile == 'vnni')
+
+def _islands(net, path, x) -> str:
+    "What is computed in floating point, and what it costs"
+    try: line = island_line(net, path, x)
+    except ImportError: return ''
+    return line and f'; {line}'
+
+def _compare(session, run, net, x) -> dict:
+    "What a session of a runtime gives beside the reference"
     y = net(x)
-    differing, n = (run(session, x) != y).sum().item(), y.numel()
-    if differing:
+    return dict(values=y.numel(), differing=(run(session, x) != y).sum().item())
+
+def _agreement(runtime, compare, x) -> str: # what it says of the package without it
+    "That a runtime computes what the reference does, as `compare()` has it; ValueError where it does not"
+    try: found = compare()
+    except ImportError as e: return f'; not compared: {e}'
+    n, differing, error = found['values'], found['differing'], found.get('island_error')
+    if differing or (error or 0) > .01:
         raise ValueError(f'{runtime} differs from the reference in {differing:,} of {n:,} values on this processor '
                          f'({instructions()}), which it should on none: please report it; nothing was written')
-    return f'; {runtime} equals the integer reference in all {n:,} values of {len(x)} images'
+    text = f'; {runtime} equals the integer reference in all {n:,} values of {len(as_inputs(x)[0])} images'
+    if error is None: return text
+    return f'{text}, given what the islands gave, which differ from torch by {error:.1e} of the largest value at most'
 
 def _one_image(made, runtime, opened, run, compared=None):
-    "The same for a kind of files that are for one image: what makes its bytes, who runs it, on how many images it is compared"
+    "The same for files of one image: what makes their bytes, who runs them, on how many images they are compared"
     def export(model, out, x, profile, overwrite=False) -> str:
-        net = to_integer(model, x)
+        net, some = to_integer(model, x), x[:compared]
         data = made(net, x)
         with writing(out, overwrite) as part:
             part.write_bytes(data)
-            return f'; for one image of {" × ".join(map(str, x.shape[1:]))}' + _agreement(runtime, lambda: opened(part), run, net, x[:compared])
+            found = _agreement(runtime, lambda: _compare(opened(part), run, net, some), some)
+        return f'; for one image of {" × ".join(map(str, x.shape[1:]))}{found}'
     return export
 
 def _export_pt2(model, out, x, profile, overwrite=False) -> str:
@@ -138,7 +160,6 @@ def _export_pt2(model, out, x, profile, overwrite=False) -> str:
 def _export_safetensors(model, out, x, profile, overwrite=False) -> str:
     save_integers(to_integer(model, x), out, overwrite)
     return ''
-
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #d114
 class _Onnx(torch.nn.Module):

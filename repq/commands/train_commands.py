@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Data, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
+from .app import Block, Data, NoAdopt, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
 from ..training.processes import prepare_processes
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c007
@@ -124,28 +124,36 @@ _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a g
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
 @app.command(epilog='Example: repq train repvgg_a0 --data imagenet --method repq-bn --out runs/fp   and then   '
-                    'repq train repvgg_a0 --data imagenet --method repq-bnest --weight-bits 4 --input-bits 4 --init runs/fp --out runs/w4')
-def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function (which runs).')],
+                    'repq train repvgg_a0 --data imagenet --method repq-bnest --weight-bits 4 --input-bits '
+                    '4 --init runs/fp --out runs/w4')
+def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or timm:NAME, '
+                                                    'torchvision:NAME, package.module:function, '
+                                                    'path/to/file.py:function (which runs).')],
           out: Out, data: _AnyData = None, method: _Method = 'repq-bnest', weight_bits: _WeightBits = 32,
           input_bits: _InputBits = None, init: _Init = None, epochs: _Epochs = None, batch_size: Optional[int] = None,
           lr: Optional[float] = None, weight_decay: Optional[float] = None, warmup: _Warmup = None,
           schedule: _Schedule = None, label_smoothing: Optional[float] = None, image_size: Optional[int] = None,
           valid: _Valid = None, seed: int = 0, first_last_bits: _FirstLast = None, layer_bits: _LayerBits = None,
-          per_tensor: _PerTensor = False, full_precision: _FullPrecision = None, scale: _Scale = None, crop: _Crop = None,
+          per_tensor: _PerTensor = False, full_precision: _FullPrecision = None, scale: _Scale = None,
+          crop: _Crop = None,
           iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False,
           checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
           tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
-          recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False, skips: _Skips = 10,
-          block: Block = None, weights: Weights = None, pretrained: Pretrained = False):
+          recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False,
+          skips: _Skips = 10,
+          block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
     "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
     from repq.training.recipes import check_effect
-    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data, epochs=epochs, batch_size=batch_size,
-                     lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, label_smoothing=label_smoothing,
+    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data,
+                     epochs=epochs, batch_size=batch_size,
+                     lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule,
+                     label_smoothing=label_smoothing,
                      image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
                      per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
-                     iterations=iterations, benchmarks=benchmarks, block=block)
+                     iterations=iterations, benchmarks=benchmarks, block=block, adopt=False if no_adopt else None)
     check_effect(recipe, teacher is not None)
-    how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes, keep=keep, skips=skips, teacher=teacher,
+    how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes,
+               keep=keep, skips=skips, teacher=teacher,
                tensorboard=tensorboard, accumulate=accumulate, recompute=recompute, capture=capture)
     text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how)
     if text is not None: typer.echo(text)

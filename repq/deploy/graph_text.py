@@ -8,6 +8,7 @@ import inspect, operator, re
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from ..networks.graphs import first_line, trace_graph
+from ..networks.recording import of_any_size
 
 # %% auto #0
 __all__ = ['encode', 'decode', 'of_torch', 'module_arguments', 'module_text', 'module_from_text', 'check_module',
@@ -114,6 +115,7 @@ def evaluation_graph(model) -> fx.Graph:
     "What `model` computes in evaluation mode"
     try: graph = trace_graph(model, False)
     except Exception as e: raise ValueError(f'it cannot be traced ({first_line(e)})') from None
+    of_any_size(graph)
     for n in [n for n in graph.nodes if n.op == 'placeholder' and n.args and _checks(n) is not None]:
         for d in (*reversed(_checks(n)), n): graph.erase_node(d)
     for n in filter(_drops, graph.nodes):

@@ -13,6 +13,8 @@ from ..method.quantizers import LSQ
 from ..method.layers import RepQLayer
 from ..method.operations import hooked
 from ..networks.graphs import constant_nodes, graph_module, is_norm, norm_rest, BatchNorm
+from ..networks.recording import with_sizes
+from ..networks.convolutions import SameBorder
 from ..networks.sites import find_sites
 from ..networks.changes import modes_kept, obstacles, replace_modules
 from ..networks.surgery import deploy, quantize
@@ -145,18 +147,38 @@ def _plain_norm(m):
     res.load_state_dict({k: v for k, v in m.state_dict().items() if k in res.state_dict()})
     return res
 
+def _border_widths(model, x) -> dict: # border -> (left, right, top, bottom)
+    "How wide borders are on `x` whose width goes with the size of the map"
+    res = {}
+    def note(m, args):
+        if res.setdefault(m, w := m.widths(*args[0].shape[-2:])) != w: raise ValueError(f'a border stands before maps of several sizes, and has {res[m]} and {w} pixels')
+    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, SameBorder)]
+    try:
+        if hooks: _in_evaluation(model, x)
+    finally:
+        for h in hooks: h.remove()
+    return res
+
+def _fixed_borders(model, x) -> tuple: # the model, were there any?
+    "`model` with borders of one width instead"
+    widths = {} if x is None else _border_widths(model, x)
+    return replace_modules(model, {m: nn.ZeroPad2d(w) if any(w) else nn.Identity() for m, w in widths.items()})[0], bool(widths)
+
 def deployed_graph(model, # quantized or deployed
                    x=None # images, or a tuple of inputs
                   ) -> tuple: # the deployed model, its graph, input, output, shapes, whether they go with the size of the images
     "What is to become integers"
-    deployed = _plain_norms(deploy(model, verbose=False).cpu().float()).requires_grad_(False)
+    deployed, borders = _fixed_borders(_plain_norms(deploy(model, verbose=False).cpu().float()).requires_grad_(False), x)
     graph, input, output = trace_deployed(deployed)
     shapes, fixed = ({}, False) if x is None else numbers_for_sizes(deployed, graph, x)
     if x is not None: graph.lint()
-    return deployed, graph, input, output, shapes, fixed
+    return deployed, graph, input, output, shapes, fixed or borders or getattr(graph, 'one_size', False)
 
 def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
     "`to_integer`, with what is in islands"
+    with with_sizes(model, x): return _lowered_on(model, x, symmetric)
+
+def _lowered_on(model, x, symmetric):
     deployed, graph, input, output, shapes, fixed = deployed_graph(model, x)
     values = record_values(deployed, graph, x)
     nodes, refused = read_nodes(graph, deployed, values, shapes)
@@ -205,12 +227,13 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
                    example_input:Tensor=None # (batch, channels, h, w): with images, shapes are known, and the integers are compared with the model
                   ) -> list: # of `Obstacle`; empty where nothing speaks against integers
     "What of `model` will not become integers, with the line of its code and what would do"
-    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()): model = quantize(model, verbose=False)
+    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()): model = quantize(model, verbose=False, example_input=example_input)
     unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
     if example_input is None or unset: static = [Obstacle.of(*row) for row in obstacles(model)]
     if example_input is None or unset and static: return static
     if unset: model = calibrate(copy.deepcopy(model), [example_input])
-    try: return _refused(model, _on_cpu(example_input)) or _tried(model, _on_cpu(example_input))
+    try:
+        with with_sizes(model, example_input): return _refused(model, _on_cpu(example_input)) or _tried(model, _on_cpu(example_input))
     except ValueError as e: return [Obstacle.of('model', str(e))]
 
 def _refused(model, x) -> list:

@@ -60,7 +60,8 @@ def rank_mean(t:Tensor) -> Tensor:
 def rank_moments(mean:Tensor, var:Tensor) -> tuple: # both (channels,)
     "Mean and biased variance over all processes from those of each"
     if processes() == 1: return mean, var
-    m, s = rank_mean(torch.stack([mean, var + mean.square()]).to(torch.float32 if mean.device.type == 'mps' else torch.float64))
+    dtype = torch.float32 if mean.device.type == 'mps' else torch.float64
+    m, s = rank_mean(torch.stack([mean, var + mean.square()]).to(dtype))
     return m.to(mean.dtype), (s - m.square()).clamp_min(0).to(var.dtype)
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c017
@@ -164,7 +165,8 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
     if not kernel.is_identity:
-        return mean_var(kernel.conv(m.x, geometry)) if not (_recompute and torch.is_grad_enabled()) else _recomputed(m.x, kernel, geometry)
+        if _recompute and torch.is_grad_enabled(): return _recomputed(m.x, kernel, geometry)
+        return mean_var(kernel.conv(m.x, geometry))
     if geometry.stride == (1, 1) and geometry.padding == (0, 0): return m.mean_var
     (sh, sw), x = geometry.stride, pad_input(m.x, geometry.padding, geometry.padding_mode)
     return mean_var(x[..., ::sh, ::sw])
@@ -268,7 +270,8 @@ def normalize(kernel:Kernel,
     if statistics == 'estimated': mean, var = m.mean_var
     else: mean, var = (m.cached(tap_means, kernel.kernel_size, geometry), m.mean_var[1])
     if m.noise is not None: var = var + m.noise
-    w, b, mean, var = _FoldEstimated.apply(lift(kernel.weight), kernel.bias, _each_tap(mean, kernel), _each_tap(var, kernel), bn.weight, bn.bias, bn.eps)
+    taps = _each_tap(mean, kernel), _each_tap(var, kernel)
+    w, b, mean, var = _FoldEstimated.apply(lift(kernel.weight), kernel.bias, *taps, bn.weight, bn.bias, bn.eps)
     return Kernel(w, b, kernel.groups), mean, var
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c047

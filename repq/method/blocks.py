@@ -14,7 +14,8 @@ from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, rebase as rebase_bn
-from .operations import BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat, footprint, run
+from .operations import (BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat,
+                                    footprint, run)
 
 # %% auto #0
 __all__ = ['Block']
@@ -59,7 +60,8 @@ class Block(Composite):
     def geometry(self): return Geometry(self.stride, self.padding, self.dilation, self.padding_mode)
 
     def extra_repr(self):
-        return f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, groups={self.groups}'
+        return (f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+                f'padding={self.padding}, groups={self.groups}')
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c018
 @patch
@@ -67,24 +69,29 @@ def _margin(self:Block, name) -> tuple:
     "Pixels by which branch `name` reaches less far than the block, on each side"
     return tuple((k - s)//2*d for k, s, d in zip(self.kernel_size, self._foot[name].size, self.dilation))
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h926
 @patch
 def _set_padding(self:Block, padding, padding_mode):
     for n, f in self._foot.items():
         if any((k - s) % 2 for k, s in zip(self.kernel_size, f.size)):
-            raise ValueError(f"branches cannot be merged: a {f.size} kernel ('{n}') has no centred place in a {self.kernel_size} one")
+            raise ValueError(f"branches cannot be merged: a {f.size} kernel ('{n}') has no centred place "
+                             f"in a {self.kernel_size} one")
     own = {n: tuple(p + m for p, m in zip(f.padding, self._margin(n))) for n, f in self._foot.items()}
     if padding is None:
         if len(set(own.values())) > 1:
-            raise ValueError(f'branches are not aligned: seen as {self.kernel_size[0]}×{self.kernel_size[1]} kernels their paddings are '
+            raise ValueError('branches are not aligned: seen as '
+                             f'{self.kernel_size[0]}×{self.kernel_size[1]} kernels their paddings are '
                              + ', '.join(f"'{n}' {p}" for n, p in own.items()) + '; or give the block a padding and its modules none')
         self.padding = next(iter(own.values()))
     else:
-        if any(any(f.padding) for f in self._foot.values()): raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
+        if any(any(f.padding) for f in self._foot.values()):
+            raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
         self.padding = pair(padding, 'padding')
     modes = {o.padding_mode for b in self.branches.values() for o in flat(b)
-             if isinstance(o, (nn.Conv2d, Block)) and (o.padding_mode != 'zeros' or any(footprint(o)[2]))}
+             if isinstance(o, (nn.Conv2d, nn.Conv1d, Block)) and (o.padding_mode != 'zeros' or any(footprint(o)[2]))}
     if padding_mode is None:
-        if len(modes) > 1: raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
+        if len(modes) > 1:
+            raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
         padding_mode = modes.pop() if modes else 'zeros'
     self.padding_mode = padding_mode
     self.geometry # checks the mode
@@ -95,24 +102,36 @@ def _set_channels(self:Block):
     def first(ops, *names): return next((getattr(o, n) for o in ops for n in names if hasattr(o, n)), None)
     ins, outs, self.groups = set(), set(), 0
     for n, b in self.branches.items():
-        ops = [o.kernel() if hasattr(o, 'kernel') and not isinstance(o, Block) else o for o in flat(b)] # a user's operation shows its kernel
+        ops = [_telling(o) for o in flat(b)]
         _check_chain(n, ops)
-        ins.add(first(ops, 'in_channels', 'num_features')); outs.add(first(ops[::-1], 'out_channels', 'num_features'))
+        ins.add(first(ops, 'in_channels', 'num_features'))
+        outs.add(first(ops[::-1], 'out_channels', 'num_features'))
         self.groups = reduce(gcd, (o.groups for o in ops if hasattr(o, 'groups')), self.groups)
     ins, outs = ins - {None}, outs - {None}
     if len(ins) != 1 or len(outs) != 1:
-        raise ValueError(f'branches cannot be added: they take {sorted(ins)} and give {sorted(outs)} channels' if ins else 'a block needs a branch that tells its channels')
+        raise ValueError(f'branches cannot be added: they take {sorted(ins)} and give {sorted(outs)} channels'
+                         if ins else 'a block needs a branch that tells its channels')
     (self.in_channels,), (self.out_channels,) = ins, outs
     self.groups = self.groups or self.in_channels
     if any(_footprint_is_identity(b) for b in self.branches.values()) and self.in_channels != self.out_channels:
-        raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and {self.out_channels}')
+        raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and '
+                         f'{self.out_channels}')
 
+# %% ../../nbs/1_method/07_blocks.ipynb #h927
+def _telling(op):
+    "What tells the channels of an operation: itself, or its kernel"
+    if isinstance(op, (nn.Conv1d, nn.Linear)): return Kernel.of(op)
+    return op.kernel() if hasattr(op, 'kernel') and not isinstance(op, Block) else op
+
+# %% ../../nbs/1_method/07_blocks.ipynb #h928
 def _check_chain(name, ops):
     "Each operation must take as many channels as the one before gives"
     now = None
     for o in ops:
         takes = getattr(o, 'in_channels', getattr(o, 'num_features', None))
-        if None not in (now, takes) and now != takes: raise ValueError(f"branch '{name}': {type(o).__name__} takes {takes} channels, the operation before gives {now}")
+        if None not in (now, takes) and now != takes:
+            raise ValueError(f"branch '{name}': {type(o).__name__} takes {takes} channels, the operation "
+                             f"before gives {now}")
         now = getattr(o, 'out_channels', getattr(o, 'num_features', now))
 
 def _footprint_is_identity(branch): return all(isinstance(o, POINTWISE) for o in flat(branch))

@@ -56,6 +56,6 @@ def draw_shapes(root, n=40, size=32, splits=('train', 'val')):
                 s = rng.randint(size//4, size//2)
                 l,t = rng.randrange(size-s), rng.randrange(size-s)
                 draw = ImageDraw.Draw(im)
-                (draw.ellipse if cls=='disc' else draw.rectangle)((l, t, l+s, t+s),
-                                                                  fill=tuple(rng.randrange(120, 256) for _ in range(3)))
+                shape = draw.ellipse if cls=='disc' else draw.rectangle
+                shape((l, t, l+s, t+s), fill=tuple(rng.randrange(120, 256) for _ in range(3)))
                 im.save(d/f'{i:03d}.png')

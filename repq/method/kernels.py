@@ -34,20 +34,24 @@ class Geometry:
 
     def __post_init__(self):
         for f in ('stride', 'padding', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f), f))
-        if min(self.stride + self.dilation) < 1: raise ValueError(f'stride and dilation must be 1 or more, got {self.stride} and {self.dilation}')
+        if min(self.stride + self.dilation) < 1:
+            raise ValueError(f'stride and dilation must be 1 or more, got {self.stride} and {self.dilation}')
         if self.padding_mode not in _PAD_MODES:
             raise ValueError(f'padding_mode must be one of {", ".join(_PAD_MODES)}; got {self.padding_mode!r}')
 
     @classmethod
-    def of(cls, conv:nn.Conv2d): # any convolution of torch's
+    def of(cls, conv:nn.Conv2d): # or an `nn.Conv1d`, over maps of height 1, or an `nn.Linear`, over single pixels
         "The geometry of `conv`, with the paddings 'same' and 'valid' turned into numbers"
+        if isinstance(conv, nn.Linear): return cls()
         pad = conv.padding
         if pad == 'valid': pad = 0
         if pad == 'same':
             if any(d*(k-1) % 2 for k, d in zip(conv.kernel_size, conv.dilation)):
-                raise ValueError(f"padding='same' is asymmetric for kernel size {tuple(conv.kernel_size)}: give it in pixels")
+                raise ValueError(f"padding='same' is asymmetric for kernel size {tuple(conv.kernel_size)}: "
+                                 "give it in pixels")
             pad = tuple(d*(k-1)//2 for k, d in zip(conv.kernel_size, conv.dilation))
-        return cls(conv.stride, pad, conv.dilation, conv.padding_mode)
+        stride, pad, dilation = ((n, *v) if isinstance(v, tuple) and len(v) == 1 else v for n, v in ((1, conv.stride), (0, pad), (1, conv.dilation)))
+        return cls(stride, pad, dilation, conv.padding_mode)
 
     def out_size(self,
                  size,        # height and width of the input
@@ -57,6 +61,7 @@ class Geometry:
         return tuple((n + 2*p - d*(k-1) - 1)//s + 1
                      for n, k, s, p, d in zip(size, pair(kernel_size), self.stride, self.padding, self.dilation))
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h920
 _PAD_MODES = dict(zeros='constant', reflect='reflect', replicate='replicate', circular='circular')
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c009
@@ -82,11 +87,14 @@ def _meets_overrun(kernel, geometry) -> bool:
     if not (w.requires_grad and torch.is_grad_enabled()) or w.device.type != 'cpu': return False
     return kernel.groups == 1 and kernel.kernel_size == (1, 1) and w.shape[1] < 16 and max(geometry.stride) > 1 and not any(geometry.padding)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #h921
 class Kernel:
     "A convolution as a value: `weight` (out, in/groups, kh, kw), `bias` (out,) or None for zero, and `groups`"
     def __init__(self, weight:Tensor, bias:Tensor=None, groups:int=1):
-        if weight.dim() != 4: raise ValueError(f'weight must be (out, in/groups, kh, kw), got shape {tuple(weight.shape)}')
-        if weight.shape[0] % groups: raise ValueError(f'{weight.shape[0]} output channels do not divide into {groups} groups')
+        if weight.dim() != 4:
+            raise ValueError(f'weight must be (out, in/groups, kh, kw), got shape {tuple(weight.shape)}')
+        if weight.shape[0] % groups:
+            raise ValueError(f'{weight.shape[0]} output channels do not divide into {groups} groups')
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f'bias must be ({weight.shape[0]},), got {tuple(bias.shape)}')
         self.weight, self.bias, self.groups, self.is_identity = weight, bias, groups, False
@@ -105,13 +113,17 @@ class Kernel:
 
     @classmethod
     def of(cls, conv:nn.Conv2d):
-        "The kernel of one of torch's convolutions (its parameters, not copies)"
-        return cls(conv.weight, conv.bias, conv.groups)
+        """The kernel of one of torch's convolutions, `nn.Conv1d` and `nn.Linear` among them (its parameters,
+        or views of them, not copies)"""
+        w = conv.weight
+        return cls(w if w.ndim == 4 else w.unsqueeze(2) if w.ndim == 3 else w[..., None, None], conv.bias,
+                   getattr(conv, 'groups', 1))
 
     def conv(self, x:Tensor, geometry:Geometry=Geometry()):
         "`x` (batch, in, h, w) convolved with this kernel, in the precision of `x`"
         g = geometry
-        if g.padding_mode != 'zeros' or min(g.padding) < 0: x, g = pad_input(x, g.padding, g.padding_mode), Geometry(g.stride, 0, g.dilation)
+        if g.padding_mode != 'zeros' or min(g.padding) < 0:
+            x, g = pad_input(x, g.padding, g.padding_mode), Geometry(g.stride, 0, g.dilation)
         if _meets_overrun(self, g): x, g = x[..., ::g.stride[0], ::g.stride[1]], Geometry()
         w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, w, b, g.stride, g.padding, g.dilation, self.groups)
@@ -173,7 +185,8 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         g = g.contiguous()
-        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:]))
+        parts = zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:])
+        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in parts)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #h402
 def _sum(kernels, size, groups):

@@ -62,7 +62,8 @@ class RepQLayer(nn.Module):
                  statistics:str=None,
                 ):
         super().__init__()
-        self.block, self.weight_quantizer, self.input_quantizer, self.switching = as_block(block), weight_quantizer, input_quantizer, getattr(block, 'preserve', False)
+        self.block, self.switching = as_block(block), getattr(block, 'preserve', False)
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
         self.integer_bias = False # is the bias rounded to units of the integer accumulator?
         self.input_noise = False # do variances of batch norms inside the block count the input's rounding error?
         self._kept = None # in evaluation: (what it was made of, weight and bias)
@@ -87,7 +88,8 @@ class RepQLayer(nn.Module):
 
     @property
     def stage(self):
-        return 'deployed' if isinstance(self.block, IntegerKernel) else 'quantized' if self.weight_quantizer is not None else 'merged'
+        if isinstance(self.block, IntegerKernel): return 'deployed'
+        return 'merged' if self.weight_quantizer is None else 'quantized'
 
     def __getattr__(self, name): # what code around a layer asks of it: `model.fc.in_features`
         if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride',
@@ -166,10 +168,16 @@ def _made_of(self:RepQLayer):
     return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version, s) for t, s in zip(ts, sums)]
 
 # %% ../../nbs/1_method/11_layers.ipynb #h467
+def _held_on(block) -> torch.device:
+    "The device of a block's tensors"
+    return next(block.parameters(), next(block.buffers(), torch.zeros(()))).device
+
+# %% ../../nbs/1_method/11_layers.ipynb #h933
 @patch
 def evaluation_kernel(self:RepQLayer) -> tuple:
     "Weight and bias from running statistics, kept from one call to the next while gradients are off"
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or next(self.block.parameters(), next(self.block.buffers(), torch.zeros(()))).device.type in ('meta', 'mps'):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if torch.is_grad_enabled() or traced or _held_on(self.block).type in ('meta', 'mps'):
         self._kept = None
         return self.quantized_kernel()
     key = self._made_of()

@@ -99,8 +99,8 @@ def _promising(rows, steps, qn, qp, every=8):
 # %% ../../nbs/1_method/04_minerror.ipynb #h427
 def _prunes(rows, qn, qp, over_ranks):
     "Is the search among candidates what takes time here? In a distributed run all processes would have to agree"
-    return len(rows) == 1 and 2**7 <= qp-qn < 2**10 and 64*(qp-qn+1) <= rows.shape[1] <= 300_000 and not (over_ranks
-                                                                                                          and processes() > 1)
+    if len(rows) != 1 or over_ranks and processes() > 1: return False
+    return 2**7 <= qp-qn < 2**10 and 64*(qp-qn+1) <= rows.shape[1] <= 300_000
 
 # %% ../../nbs/1_method/04_minerror.ipynb #m010
 def _least(rows, steps, qn, qp, skip, over_ranks=False):

@@ -51,28 +51,38 @@ class Composite(nn.Module):
     def _run(self, x, outer): raise NotImplementedError
     def _extend(self, kernel, batch, outer): raise NotImplementedError
 
+# %% ../../nbs/1_method/06_operations.ipynb #h922
 def kernel_owner(op) -> tuple: # of no or one class
-    "The class that gives `op` its method `kernel`: what overrides `forward` below it would compute something else than its kernel says"
+    """The class that gives `op` its method `kernel`:
+    what overrides `forward` below it would compute something else than its kernel says"""
     return tuple(c for c in type(op).__mro__ if 'kernel' in vars(c))[:1]
 
+# %% ../../nbs/1_method/06_operations.ipynb #h923
 def footprint(op) -> tuple:
     "Kernel size, stride, padding and dilation of one operation, as pairs"
-    if hooked(op): raise TypeError(f'{type(op).__name__} has hooks, and what they do would be lost in a merged kernel: take them off, or leave the module out of the block')
+    if hooked(op):
+        raise TypeError(f'{type(op).__name__} has hooks, and what they do would be lost in a merged '
+                        'kernel: take them off, or leave the module out of the block')
     if computes(op, *POINTWISE): return (1, 1), (1, 1), (0, 0), (1, 1)
     if computes(op, nn.AvgPool2d): return pair(op.kernel_size), pair(op.stride), pair(op.padding), (1, 1)
-    if computes(op, nn.Conv2d):
+    if computes(op, nn.Conv2d, nn.Conv1d, nn.Linear):
         g = Geometry.of(op)
-        return op.kernel_size, g.stride, g.padding, g.dilation
+        return op.kernel_size if isinstance(op, nn.Conv2d) else Kernel.of(op).kernel_size, g.stride, g.padding, g.dilation
     if computes(op, *kernel_owner(op)):
         size = getattr(op, 'kernel_size', None) or op.kernel().kernel_size
         return pair(size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
-    own = ', a subclass that computes something else,' if isinstance(op, (*POINTWISE, nn.AvgPool2d, nn.Conv2d, nn.Sequential, *kernel_owner(op))) else ''
+    if isinstance(op, (*POINTWISE, nn.AvgPool2d, nn.Conv2d, nn.Sequential, *kernel_owner(op))):
+        own = ', a subclass that computes something else,'
+    else: own = ''
     raise TypeError(f'{type(op).__name__}{own} cannot be merged: a branch is made of linear operations '
-                    '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a kernel() method); activations stay outside the block')
+                    '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a '
+                    'kernel() method); activations stay outside the block')
 
+# %% ../../nbs/1_method/06_operations.ipynb #h924
 def _linear(op, channels:int, like:Tensor) -> Kernel:
     "The kernel of an operation that has one of its own; `like` gives device and dtype of constants"
-    if isinstance(op, nn.AvgPool2d): return Kernel.average(channels, op.kernel_size, device=like.device, dtype=like.dtype)
+    if isinstance(op, nn.AvgPool2d):
+        return Kernel.average(channels, op.kernel_size, device=like.device, dtype=like.dtype)
     return op.kernel() if hasattr(op, 'kernel') else Kernel.of(op)
 
 # %% ../../nbs/1_method/06_operations.ipynb #c007
@@ -175,9 +185,11 @@ class Batch:
 
 # %% ../../nbs/1_method/06_operations.ipynb #c013
 def _spread(kernel, op, place):
-    own = pair(getattr(op, 'dilation', 1))
+    own = getattr(op, 'dilation', 1)
+    own = (1, *own)[-2:] if isinstance(own, tuple) else pair(own) # of `nn.Conv1d`, horizontally
     return kernel if kernel.kernel_size == (1, 1) or own == place.dilation else kernel.spread(own)
 
+# %% ../../nbs/1_method/06_operations.ipynb #h925
 def extend(op,            # an operation, a `Sequential` of them, or a block
            kernel:Kernel, # so far
            batch:Batch, place:Place) -> Kernel:
@@ -185,7 +197,8 @@ def extend(op,            # an operation, a `Sequential` of them, or a block
     for o in flat(op):
         if isinstance(o, BATCH_NORMS): kernel = batch.normalize(kernel, o, place)
         elif isinstance(o, Composite): kernel = o._extend(kernel, batch, place)
-        elif not isinstance(o, nn.Identity): kernel = kernel.then(_spread(_linear(o, kernel.out_channels, kernel.weight), o, place))
+        elif not isinstance(o, nn.Identity):
+            kernel = kernel.then(_spread(_linear(o, kernel.out_channels, kernel.weight), o, place))
         place = place.after(o)
     return kernel
 

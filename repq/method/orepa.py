@@ -24,7 +24,8 @@ def frequency_prior(channels:int, kernel_size) -> Tensor: # (channels, kh, kw)
     (OREPA's appendix, for any size)"""
     kh, kw = pair(kernel_size)
     o, half = torch.arange(channels, dtype=torch.float64), channels/2
-    down, across = (torch.cos(math.pi*(torch.arange(k, dtype=torch.float64) + .5)*f[:, None]/k) for k, f in ((kh, o + 1), (kw, o + 1 - half)))
+    def wave(k, f): return torch.cos(math.pi*(torch.arange(k, dtype=torch.float64) + .5)*f[:, None]/k)
+    down, across = wave(kh, o + 1), wave(kw, o + 1 - half)
     return torch.where((o < half)[:, None, None], down[:, :, None].expand(-1, -1, kw),
                        across[:, None, :].expand(-1, kh, -1)).float()
 
@@ -112,5 +113,6 @@ def orepa_block(in_channels, out_channels, kernel_size=3, *args, **kwargs) -> On
 def orepa_bn(in_channels, out_channels, kernel_size=3, *args, **kwargs) -> nn.Sequential:
     "`orepa_block` and the batch norm after it, named `conv` and `bn`: what the authors call a block"
     res = nn.Sequential()
-    res.conv, res.bn = orepa_block(in_channels, out_channels, kernel_size, *args, **kwargs), nn.BatchNorm2d(out_channels)
+    res.conv = orepa_block(in_channels, out_channels, kernel_size, *args, **kwargs)
+    res.bn = nn.BatchNorm2d(out_channels)
     return res

@@ -208,7 +208,8 @@ class DiverseBranchBlock(ConvBlock):
              # block
              internal_channels:int=None):
         if internal_channels is None: internal_channels = shape.in_channels*(2 if shape.depthwise else 1)
-        mid, pool = shape.middle(internal_channels, f'internal_channels={internal_channels!r}'), average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
+        mid = shape.middle(internal_channels, f'internal_channels={internal_channels!r}')
+        pool = average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
         if mid == shape.in_channels: first = IdentityConv(mid, groups=shape.groups)
         else: first = shape.conv(1, out_channels=mid, stride=1)
         bn = nn.BatchNorm2d
@@ -222,20 +223,27 @@ class DiverseBranchBlock(ConvBlock):
 # %% ../../nbs/1_method/08_published.ipynb #c040
 @patch
 def _taker(self:Block) -> list:
-    "A full-size convolution and the pointwise operations that follow it, in a branch of the block or of a block in it; nothing if there is none"
+    """A full-size convolution and the pointwise operations that follow it,
+    in a branch of the block or of a block in it; nothing if there is none"""
     for b in self.branches.values():
         first, *rest = flat(b)
         if any(footprint(o)[:2] != ((1, 1), (1, 1)) for o in rest): continue
-        if isinstance(first, Block) and first.kernel_size == self.kernel_size and (found := first._taker()): return found + rest
-        if isinstance(first, nn.Conv2d) and first.kernel_size == self.kernel_size and first.groups == self.groups: return [first, *rest]
+        if isinstance(first, Block) and first.kernel_size == self.kernel_size and (found := first._taker()):
+            return found + rest
+        if isinstance(first, nn.Conv2d) and first.kernel_size == self.kernel_size and first.groups == self.groups:
+            return [first, *rest]
     return []
 
+# %% ../../nbs/1_method/08_published.ipynb #h929
 @patch
 def _holder(self:Block):
-    "The bias that moves the block's own by as much: its own, or the last one behind the convolution; None where there is none"
+    """The bias that moves the block's own by as much: its own, or the last one behind the convolution;
+    None where there is none"""
     if self.bias is not None: return self.bias
-    return next((getattr(o, 'bias', None) for o in self._taker()[::-1] if not isinstance(o, nn.Identity)), None)
+    last = next((getattr(o, 'bias', None) for o in self._taker()[::-1] if not isinstance(o, nn.Identity)), None)
+    return last if last is None or last.numel() == self.out_channels else None # not one number for all
 
+# %% ../../nbs/1_method/08_published.ipynb #h930
 @patch
 def add_rest(self:Block):
     "Add a branch 'rest', a convolution of zeros, unless the block has one that can take any kernel"

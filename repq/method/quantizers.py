@@ -72,7 +72,8 @@ class LSQ(nn.Module):
         super().__init__()
         if channels is not None and not per_channel: raise ValueError(f'channels={channels} needs per_channel=True')
         if channels is not None and channels < 1: raise ValueError(f'channels must be 1 or more, got {channels}')
-        self.bits, self.per_channel, self.channels, self.n_candidates = check_bits(bits), per_channel, channels, n_candidates
+        self.bits, self.per_channel = check_bits(bits), per_channel
+        self.channels, self.n_candidates = channels, n_candidates
         if centred and signed is not True:
             raise ValueError(f'a centred grid has as much below zero as above: signed must be True, got {signed}')
         self.centred = bool(centred)
@@ -237,7 +238,8 @@ def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
 def extra_repr(self:LSQ):
     if self.initialized: step = f'step={self.step.mean():.3g}{" on average" if self.per_channel else ""}'
     else: step = 'not initialized'
-    return f'bits={self.bits}, signed={self.signed}, {"centred, " if self.centred else ""}per_channel={self.per_channel}, {step}'
+    centred = 'centred, ' if self.centred else ''
+    return f'bits={self.bits}, signed={self.signed}, {centred}per_channel={self.per_channel}, {step}'
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c082
 @patch

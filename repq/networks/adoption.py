@@ -5,20 +5,26 @@
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v002
 from __future__ import annotations
 import warnings
+from dataclasses import replace
 import torch, torch.nn as nn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from ..method.kernels import Geometry
 from ..method.blocks import Block
-from ..method.layers import RepQLayer, is_deployed
-from .graphs import first_line, is_layer, trace_graph
+from ..method.layers import FullyConnected, RepQLayer, is_deployed
+from .graphs import constant_nodes, first_line, is_layer, trace_graph
+from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Step, Sum, steps
 from .regions import Search, parallel, take
-from .grafts import MERGERS, adopt_in, is_adopted
+from .making import same_either_way
+from .convolutions import Bordered, plain_convolutions
+from .transposed import transposed_to_phases
+from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
 # %% auto #0
-__all__ = ['merges_itself', 'adopt', 'original_names', 'original_state_dict']
+__all__ = ['LAYERS', 'merges_itself', 'adopt', 'original_names', 'original_state_dict']
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v005
 def _scopes(node) -> list:
@@ -26,8 +32,8 @@ def _scopes(node) -> list:
     names = [name for name, _ in (node.meta.get('nn_module_stack') or {}).values()]
     return names[:-1] if node.op == 'call_module' else names
 
-def _owner(region) -> tuple: # its name, and those of the modules between it and the nodes
-    scopes = [_scopes(n) for n in region.nodes]
+def _owner(nodes) -> tuple: # its name, and those of the modules between it and the nodes
+    scopes = [_scopes(n) for n in nodes]
     common = [s[0] for s in zip(*scopes) if len(set(s)) == 1]
     owner = common[-1] if common else ''
     return owner, {n for s in scopes for n in s[len(common):]}
@@ -36,30 +42,58 @@ def _relative(o, owner):
     "A step or sum as its owner names it"
     if not owner: return o
     if isinstance(o, Sum): return Sum(tuple(tuple(_relative(s, owner) for s in p) for p in o.parts))
-    return Step(o.kind, o.name.removeprefix(f'{owner}.'), o.value)
+    return replace(o, name=o.name.removeprefix(f'{owner}.'))
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v006
 def _searches(model, grow) -> list: # of evaluation and training; Exception where the model cannot be traced
     ties, left = tied(model), {s.name: s.left for s in registered(model) if s.left}
     return [Search(model, mode, grow, ties, left) for mode in (False, True)]
 
+LAYERS = (nn.Conv2d, nn.Conv1d, nn.Linear) # whose sequences and sums merge
+
 def _traceable(model, grow, name='') -> tuple: # ([(name, searches)], [(name, why)])
     "The model, or its largest parts that can be traced"
-    if is_layer(model) or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return [], []
+    if is_layer(model) or not any(isinstance(m, LAYERS) for m in model.modules()): return [], []
     try: return [(name, _searches(model, grow))], []
     except Exception as e: why = first_line(e)
     found = [_traceable(m, grow, f'{name}.{n}'.strip('.')) for n, m in model.named_children()]
     return [p for ps, _ in found for p in ps], [(name or type(model).__name__, why), *(w for _, ws in found for w in ws)]
 
+def _silent(searches) -> set: # names
+    "Modules that leave no node behind: they give what they get"
+    heard = {name for s in searches for n in s.graph.nodes for name, _ in (n.meta.get('nn_module_stack') or {}).values()}
+    return {n for n, _ in searches[0].model.named_modules()} - heard
+
 def _by_owner(searches) -> tuple: # {owner: ([chains], inside)}, left
     taken, left = take(*searches)
-    owners = {}
+    owners, silent = {}, _silent(searches)
     for r in taken:
-        owner, inside = _owner(r)
-        chains, all_inside = owners.setdefault(owner, ([], set()))
+        owner, inside = _owner(r.nodes)
+        chains, all_inside = owners.setdefault(owner, ([], set(silent)))
         chains.append(tuple(_relative(o, owner) for o in r.chain))
-        all_inside |= {n.removeprefix(f'{owner}.') if owner else n for n in inside}
-    return owners, left
+        all_inside |= inside
+    return {o: (chains, {n.removeprefix(f'{o}.') for n in inside if not o or n.startswith(f'{o}.')}) for o, (chains, inside) in owners.items()}, left
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #h232
+def _two_ways(model, searches) -> list: # modules
+    "Modules whose branches only training runs, though evaluation gives the same"
+    (evaluation, training), found = searches, {}
+    only = set(training.calls) - set(evaluation.calls)
+    for r in take(training, training)[0] if only else []:
+        if calls := [n for n in r.nodes if n.target in only]: found[model.get_submodule(_owner(calls)[0])] = training.algebra.reach(r.chain).ins
+    return [m for m, channels in found.items() if _tried(m, channels)]
+
+def _tried(m, channels) -> bool:
+    try: return same_either_way(m, channels)
+    except Exception: return False # it takes something else than one map
+
+def _drop_merged(owner, block, evaluation) -> str: # its name, '' where there is none
+    "Take the convolution that `owner` called in evaluation only out of it, if it is what `block` merges into"
+    same = [n for n in evaluation if (m := owner._modules.get(n)) is not None and type(m) is nn.Conv2d and Geometry.of(m) == block.geometry
+            and (m.in_channels, m.out_channels, m.kernel_size, m.groups) == (block.in_channels, block.out_channels, block.kernel_size, block.groups)]
+    if len(same) != 1: return ''
+    del owner._modules[same[0]]
+    return same[0]
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v007
 def _join(*names): return '.'.join(n for n in names if n)
@@ -67,33 +101,53 @@ def _join(*names): return '.'.join(n for n in names if n)
 def _reads(region) -> str:
     "A region by the module that it is in, or by its modules"
     names = [s.name for s in steps(region.chain) if s.kind == 'conv']
-    return _owner(region)[0] or some(names, 2)
+    return _owner(region.nodes)[0] or some(names, 2)
 
-def _adopt_part(model, name, searches, grow) -> tuple: # (model, blocks, left)
+def _one_way(part, searches, grow) -> tuple: # (searches, {module that goes one way now: (its class, what only evaluation called)})
+    changed, only = {}, set(searches[0].calls) - set(searches[1].calls)
+    names = {m: n for n, m in part.named_modules()}
+    for m in _two_ways(part, searches):
+        cls = type(m)
+        try: go_one_way(m)
+        except Exception: continue # it stays, and why is said in the end
+        changed[m] = cls, [n.removeprefix(f'{names[m]}.') for n in only]
+    return (_searches(part, grow) if changed else searches), changed
+
+def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes its place}, blocks, left)
     "Adopt all regions of the part of the model at `name`, the innermost owners first"
+    part = model.get_submodule(name)
+    searches, changed = _one_way(part, searches, grow)
     owners, left = _by_owner(searches)
-    blocks, left = [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
+    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
     for owner in sorted(owners, key=lambda o: -o.count('.') - bool(o)):
-        place, (chains, inside) = _join(name, owner), owners[owner]
-        m = model.get_submodule(place)
-        try: new, done, not_done = adopt_in(m, chains, inside, grow=grow)
-        except Exception as e: new, done, not_done = m, [], [(c, str(e)) for c in chains]
-        left += [(place or type(m).__name__, why, parallel(c) or sum(s.kind == 'conv' for s in steps(c))) for c, why in not_done]
+        m, (chains, inside) = part.get_submodule(owner), owners[owner]
+        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans)
+        except Exception as e: stands, done, not_done = m, [], [(c, str(e)) for c in chains]
+        left += [(_join(name, owner) or type(m).__name__, why, parallel(c) or sum(s.kind == 'conv' for s in steps(c))) for c, why in not_done]
         for where, block, names in done: block.origin = (where, names)
-        if new is not m: model, _ = replace_modules(model, {m: new})
+        if stands is not m: new[m] = stands
+        if done and m in changed: _, only = changed.pop(m); done[0][1].merged_as = _drop_merged(m, done[0][1], only) if len(done) == 1 else ''
         blocks += [b for _, b, _ in done]
-    return model, blocks, left
+    for m, (cls, _) in changed.items(): m.__class__ = cls # nothing came of it
+    return new, blocks, left
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v012
+def _is_sequence(m) -> bool:
+    "Does `m` compute one thing after the other, no value of two? Then a method to merge has batch norms to fold, no branches"
+    try: graph = trace_graph(m, True)
+    except Exception: return False
+    constants = constant_nodes(graph)
+    return not any(len(set(n.all_input_nodes) - constants) > 1 for n in graph.nodes if n.op.startswith('call') and n not in constants)
+
 def merges_itself(model) -> list: # of (name, method, number of layers)
-    "The smallest modules that have a method of their own to merge and more than one layer to do it with"
+    "The smallest modules that have a method of their own to merge, and branches of more than one layer to do it with"
     found = []
     for n, m in model.named_modules():
         method = next((f for f in MERGERS if callable(getattr(m, f, None))), None)
         inside = any(isinstance(o, Block) or is_adopted(o) for o in m.modules())
         if not n or method is None or is_layer(m) or inside: continue
         plain = [s for s in registered(m) if not isinstance(s.module, (Block, RepQLayer))]
-        if len(plain) > 1: found.append((n, method, len(plain)))
+        if len(plain) > 1 and not _is_sequence(m): found.append((n, method, len(plain)))
     return [f for f in found if not any(o[0].startswith(f'{f[0]}.') for o in found)]
 
 def _warn(left, itself):
@@ -135,21 +189,26 @@ def adopt(model:nn.Module,
           grow=False,           # merge as well what computes more as one convolution?
           inplace=False, verbose=True) -> nn.Module:
     "A copy of `model` in which what merges is a `Block`, with the same parameters; what stays is named"
-    model = working_copy(model, inplace)
+    model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
+    model, plain = plain_convolutions(model)
+    model, transposed, _ = transposed_to_phases(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []
     for name, searches in parts:
-        model, more, stay = _adopt_part(model, name, searches, grow)
+        new, more, stay = _adopt_part(model, name, searches, grow)
+        model, _ = replace_modules(model, new)
         blocks += more; left += stay
     wrong = _still_works(model, not untraced, example_input, want) if blocks else ''
     if wrong:
         _restore(before)
         model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
+    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'convolution')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
+    if transposed: report_change('adopt', verbose, '', f"{plural(len(transposed), 'transposed convolution')} → convolutions and shuffles")
     _report(model, blocks, left, untraced, verbose)
     return model
 
-def _convolutions(block) -> int: return sum(isinstance(m, nn.modules.conv._ConvNd) for m in block.modules())
+def _convolutions(block) -> int: return sum(isinstance(m, LAYERS) for m in block.modules())
 
 def _report(model, blocks, left, untraced, verbose):
     if blocks or left:
@@ -158,28 +217,53 @@ def _report(model, blocks, left, untraced, verbose):
     _warn([] if all('grow=True' in why for _, why, _ in left) else [(n, w, k) for n, w, k in left if 'grow=True' not in w], merges_itself(model))
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v015
+def _layer_keys(layer) -> str: # 'block.', and what is around a layer of torch's within
+    "How the keys of a quantized layer begin that were the keys of what it was made of"
+    if isinstance(layer.block, FullyConnected): return 'block.linear.'
+    b = layer.block
+    return 'block.branches.0.' if type(b) is Block and not hasattr(b, 'origin') and list(b.branches) == ['0'] and b.bias is None else 'block.'
+
+def _plain_name(key, begins) -> str: # begins: {layer: `_layer_keys`}; None for what a quantizer holds
+    "The key or module name without what quantized layers put around"
+    parts = key.split('.')
+    layer = next((p for i in range(len(parts)) if (p := '.'.join(parts[:i])) in begins), None)
+    if layer is None: return key
+    inside = f'{key.removeprefix(layer).lstrip(".")}.'
+    return _join(layer, inside.removeprefix(begins[layer]).strip('.')) if inside.startswith(begins[layer]) else None
+
 def original_names(model:nn.Module) -> dict: # key of the state dict -> key before `adopt` and `quantize`
     "How the tensors of an adopted or quantized model were called; steps of quantizers have no such name"
-    names = {k: k for k in model.state_dict()}
+    begins = {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}
+    moved = {}
     for n, m in model.named_modules():
-        if isinstance(m, RepQLayer):
-            for k in [k for k in names if k.startswith(f'{n}.')]: names[k] = _plain_name(n, k)
+        if not hasattr(m, 'origin'): continue
+        (where, own), place = m.origin, _plain_name(n, begins)
+        owner = place.removesuffix(where).rstrip('.') if where else place
+        moved |= {_join(place, k): _join(owner, v) for k, v in own.items()}
+    plain = {k: _plain_name(k, begins) for k in model.state_dict()}
+    names = {k: moved.get(p, p) for k, p in plain.items() if p is not None}
     for n, m in model.named_modules():
-        if not isinstance(m, Block) or not hasattr(m, 'origin'): continue
-        where, own = m.origin
-        outer = n.removesuffix('.block') if n.endswith('.block') and isinstance(model.get_submodule(n.rpartition('.')[0]), RepQLayer) else n
-        owner = outer.removesuffix(where).rstrip('.') if where else outer
-        names |= {_join(n, k): _join(owner, v) for k, v in own.items()}
-    return {k: v for k, v in names.items() if v is not None}
+        if isinstance(m, Bordered): names = {k: _without_border(v, n) for k, v in names.items()}
+    return names
 
-def _plain_name(layer, key) -> str: # None for what a quantizer holds
-    inside = key.removeprefix(f'{layer}.')
-    for wrapped in ('block.branches.0.', 'block.linear.'):
-        if inside.startswith(wrapped): return _join(layer, inside.removeprefix(wrapped))
-    return key if inside.startswith('block.') else None
+def _without_border(name, module) -> str:
+    "The name of what stands in a convolution that takes its border itself"
+    inside = f'{module}.conv.'
+    return f'{module}.{name.removeprefix(inside)}' if name.startswith(inside) else name
+
+def _merged_once(model) -> dict: # key -> tensor
+    "What adopted modules used to merge into for evaluation, anew"
+    res, begins = {}, {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}
+    for n, m in model.named_modules():
+        if not getattr(m, 'merged_as', ''): continue
+        place = _plain_name(n, begins)
+        owner = _join(place.removesuffix(m.origin[0]).rstrip('.') if m.origin[0] else place, m.merged_as)
+        with torch.no_grad(): res |= {f'{owner}.{k}': v for k, v in zip(('weight', 'bias'), m.kernel()) if v is not None}
+    return res
 
 def original_state_dict(model:nn.Module) -> dict:
     "The state dict of an adopted model under the names that it had before; ValueError where tensors are no longer what they were"
     if (d := next((n for n, m in model.named_modules() if is_deployed(m)), None)) is not None: raise ValueError(f"'{d}' is deployed: its branches are one kernel of integers")
+    if (c := next(((n, m.computed_by) for n, m in model.named_modules() if hasattr(m, 'computed_by')), None)): raise ValueError(f"'{c[0]}' holds a weight that a {c[1]} computed: what it was made of is gone")
     state = model.state_dict()
-    return {original: state[k] for k, original in original_names(model).items()}
+    return {original: state[k] for k, original in original_names(model).items()} | _merged_once(model)

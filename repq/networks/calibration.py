@@ -15,6 +15,7 @@ from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
 from .graphs import is_norm
+from .recording import remember_sizes
 from .graphs import BatchNorm
 from .sites import registered
 from .waiting import at
@@ -22,7 +23,7 @@ from .surgery import WithNorm
 from .changes import modes_kept, unquantized, working_copy
 
 # %% auto #0
-__all__ = ['feed', 'adapt_statistics', 'calibrate']
+__all__ = ['feed', 'adapt_statistics', 'remember_batch', 'calibrate']
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #s105
 def _arguments(model) -> tuple: # (positional parameters of forward, all names, takes any by position?, takes any by keyword?)
@@ -192,6 +193,12 @@ def _restartable(batches) -> tuple: # (what to adapt to, all batches)
     first = list(islice(batches, 1))
     return first, chain(first, batches)
 
+def remember_batch(model, batch, forward=None):
+    "Let `model` remember the sizes of what it takes of a batch, where that are tensors alone"
+    if forward is not None: return
+    if isinstance(batch, (tuple, list)) and batch and not isinstance(batch[0], Mapping): batch = _by_place(model, batch)
+    remember_sizes(model, batch)
+
 @torch.no_grad()
 def calibrate(model:nn.Module,
               batches,      # iterable of batches as loaders give them, see `feed`
@@ -205,6 +212,7 @@ def calibrate(model:nn.Module,
     with _calibrating(model, norms), _averaging(norms) as begin_anew:
         for n, b in enumerate(batches, 1):
             if n == 1: # to set the steps
+                remember_batch(model, b, forward)
                 with _choosing_steps(model): feed(model, b, forward)
                 for m in norms: m.reset_running_stats()
                 begin_anew()

@@ -15,7 +15,7 @@ from . import further_readers # noqa: F401 (sums are read there)
 from .readers import node_name, operation_of
 
 # %% auto #0
-__all__ = ['ADD', 'MOST', 'Step', 'Sum', 'steps', 'channel_constant', 'ends_in', 'linear', 'Region', 'find_chains']
+__all__ = ['NORMS', 'ADD', 'MOST', 'Step', 'Sum', 'steps', 'channel_constant', 'ends_in', 'linear', 'Region', 'find_chains']
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r005
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Step:
     kind: str           # 'conv', 'norm', 'pool', 'scale', 'shift' or 'border'
     name: str = ''      # of the module, or of the parameter or buffer of a scale or shift
     value: tuple = ()   # a scale's or shift's number; kernel size, stride and padding of a pool; a border's width
+    dims: int = None    # of a factor or addend for each channel: behind the channels, 2 in maps, 1 in signals, 0 in rows of features
 
 @dataclass(frozen=True)
 class Sum:
@@ -50,16 +51,23 @@ def _roots(node) -> set:
     "The parameters and buffers that a constant is made of"
     return {node} if node.op == 'get_attr' else {r for i in node.all_input_nodes for r in _roots(i)}
 
-def channel_constant(node, model) -> tuple: # (name, value) of a `Step`, None where it is something else
+def _dims(v) -> int: # ValueError where its values are not those of channels
+    "Dimensions behind the channels where `v` has one value for each, None where it has one for all"
+    if v.numel() == 1: return None
+    for dims in (2, 1, 0):
+        if dims < v.ndim <= (4 if dims == 2 else 3) and v.shape[v.ndim - dims - 1] == v.numel(): return dims
+    raise ValueError(f'values of shape {tuple(v.shape)} are not one for each channel')
+
+def channel_constant(node, model) -> tuple: # (name, value, dims) of a `Step`, None where it is something else
     "Is this a number, or a parameter or buffer with one value for each channel or for all?"
-    if isinstance(node, (int, float)) and not isinstance(node, bool): return '', (float(node),)
+    if isinstance(node, (int, float)) and not isinstance(node, bool): return '', (float(node),), None
     if not isinstance(node, fx.Node) or len(roots := _roots(node)) != 1: return None
     root = next(iter(roots))
     with torch.no_grad(): own, v = _constant(root, model), _constant(node, model)
     if not all(isinstance(t, Tensor) and t.is_floating_point() for t in (own, v)): return None
-    same_memory = v.data_ptr() == own.data_ptr() and v.numel() == own.numel()
-    along_channels = v.numel() == 1 or 3 <= v.ndim <= 4 and v.shape[-3] == v.numel()
-    return (root.target, ()) if same_memory and along_channels else None
+    if v.data_ptr() != own.data_ptr() or v.numel() != own.numel(): return None
+    try: return root.target, (), _dims(v)
+    except ValueError: return None
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r008
 def _drops(node, model) -> bool: # it may be 'same' in evaluation only
@@ -77,11 +85,13 @@ def ends_in(m:BatchNorm) -> bool:
     "Does the class of a batch norm go on with something, an activation say?"
     return not is_norm(m) and not _plain_rest(rest_graph(m), m)
 
+NORMS = (*BATCH_NORMS, nn.BatchNorm1d)
+
 def _module_step(node, m) -> Step: # or None
     if len(node.args) != 1 or node.kwargs or hooked(m): return None
-    if computes(m, nn.Conv2d): return Step('conv', node.target)
-    if isinstance(m, BATCH_NORMS) and m.running_mean is not None and (is_norm(m) or rest_graph(m) is not None): return Step('norm', node.target)
-    if isinstance(m, nn.ZeroPad2d): return _border(m.padding)
+    if computes(m, nn.Conv2d, nn.Conv1d, nn.Linear): return Step('conv', node.target)
+    if isinstance(m, NORMS) and m.running_mean is not None and (is_norm(m) or rest_graph(m) is not None): return Step('norm', node.target)
+    if isinstance(m, (nn.ZeroPad2d, nn.ZeroPad1d)): return _border(m.padding)
     return None
 
 def _border(padding, mode='constant', value=None) -> Step: # or None
@@ -176,5 +186,5 @@ def _direct(node, step, chains) -> dict:
 def _extendable(node, chains, model) -> dict:
     "The chains of a value that others may go on: only the empty one where an activation is a part of the norm that gives it"
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
-    ends = isinstance(m, BATCH_NORMS) and rest_graph(m) is not None and ends_in(m)
+    ends = isinstance(m, NORMS) and rest_graph(m) is not None and ends_in(m)
     return {node: chains[node][node]} if ends else chains[node]

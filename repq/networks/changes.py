@@ -167,7 +167,8 @@ def unquantized(model):
 
 # %% ../../nbs/2_networks/04_changes.ipynb #a102
 def _memory(p):
-    return (p.untyped_storage().data_ptr(), p.storage_offset(), p.shape) if p.device.type != 'meta' and p.numel() else id(p)
+    if p.device.type == 'meta' or not p.numel(): return id(p)
+    return p.untyped_storage().data_ptr(), p.storage_offset(), p.shape
 
 def tied(model:nn.Module) -> dict: # name -> names of the others
     "Layers and modules that share a parameter (a tensor, not a module) with others"
@@ -198,8 +199,11 @@ def without_integers(model, sites, traces) -> list: # of (name, why, line)
     return [(n.target if n.op == 'call_module' else n.name, why, n.meta.get('line', '')) for n, why in whys if why]
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h479
+_UNCLEAR = 'it is not known what it computes: '
+
 def _why_not(node, model, site) -> str:
     "Why the node cannot become integers; '' where nothing speaks against it"
+    if 'unclear' in node.meta: return _UNCLEAR + node.meta['unclear']
     if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, BatchNorm): return _why_not_rest(m)
@@ -224,10 +228,19 @@ def obstacles(model:nn.Module) -> list: # of (name, why, line of the model's cod
 # %% ../../nbs/2_networks/04_changes.ipynb #h481
 def integer_line(rows) -> str:
     "What `quantize` says of them"
+    unclear = [r for r in rows if r[1].startswith(_UNCLEAR)]
+    rest = [r for r in rows if r not in unclear]
+    lines = (_counted(rest, 'will be computed in floating point, between the integers'),
+             _counted(unclear, 'cannot be exported'))
+    return '\n'.join(filter(None, lines))
+
+def _counted(rows, what) -> str: # '' for none
+    "How many operations, what becomes of them, and the first three"
     if not rows: return ''
     shown = '; '.join(f"{n}: {why}" + (f' ({line})' if line else '') for n, why, line in rows[:3])
     more = f' and {len(rows) - 3} more' if len(rows) > 3 else ''
-    return f'quantize: {plural(len(rows), "operation")} cannot become integers (training is not affected; repq.integers.check_integers(model, images) says more): {shown}{more}'
+    return (f'quantize: {plural(len(rows), "operation")} {what} (training is not affected; '
+            f'repq.integers.check_integers(model, images) says more): {shown}{more}')
 
 # %% ../../nbs/2_networks/04_changes.ipynb #q022
 class Rows(nn.Module):

@@ -8,7 +8,7 @@ import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from .. import __version__
-from .schemas import RUN, naming, read_json
+from .schemas import RUN, SHARDS, naming, read_json
 try: import fcntl
 except ImportError: fcntl = None # Windows
 
@@ -146,10 +146,13 @@ def sign_archive(file):
     with zipfile.ZipFile(file, 'a') as z: z.comment = SIGNATURE.encode()
 
 def is_ours(folder) -> bool:
-    "Did repq make this folder? Its marker says so: of a run its recipe.json"
+    "Did repq make this folder? Its marker says so: of a run its recipe.json, of shards their index.json"
     folder = Path(folder)
-    if made_here(folder/MARKER): return True
-    try: return bool(read_json(folder/'recipe.json', RUN))
+    return made_here(folder/MARKER) or _reads(folder/'recipe.json', RUN) or _reads(folder/'index.json', SHARDS)
+
+def _reads(file, schema) -> bool:
+    "Is a JSON file there that is as `schema` says?"
+    try: return bool(read_json(file, schema))
     except (OSError, ValueError): return False
 
 def mark(folder, what:str):
@@ -271,13 +274,17 @@ def _not_ours(folder) -> list:
     own = {f for p in _OWN for f in folder.glob(p) if not f.is_symlink()}
     return sorted(f for f in folder.rglob('*') if f not in own and (f.is_symlink() or not f.is_dir()))
 
+def _begun(folder) -> list:
+    "What a kill leaves before the marker is there: the beginnings of files that repq makes"
+    return [f for n in (MARKER, *_RUN_FILES) for f in _left(folder/n)]
+
 def check_part(out):
     "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} exists and is no folder of repq: move it away, or give another folder than {out}')
     if any((part/'checkpoints').glob('step-*.pt')): raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) of repq train goes on with it; to start anew, delete it')
-    if any(part.iterdir()) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
+    if set(part.iterdir()) - set(_begun(part)) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
     if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
 
 # %% ../../nbs/2_networks/11_files.ipynb #v010

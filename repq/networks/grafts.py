@@ -5,18 +5,20 @@
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q002
 from __future__ import annotations
 import inspect, linecache, re, sys
-from dataclasses import dataclass
-import torch.nn as nn
-from ..method.operations import computes
+from dataclasses import dataclass, replace
+from types import BuiltinFunctionType, FunctionType
+import torch, torch.nn as nn
+from ..method.operations import computes, hooked
 from ..method.blocks import Block
-from .graphs import norm_rest
+from .graphs import BatchNorm, norm_rest, trace_graph
+from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
 from .regions import Search
 from .making import difference, make_block, part_module
 
 # %% auto #0
-__all__ = ['MERGERS', 'adopted_class', 'is_adopted', 'Graft', 'adopt_in']
+__all__ = ['MERGERS', 'adopted_class', 'is_adopted', 'Graft', 'Plan', 'adopt_in', 'go_one_way']
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q011
 MERGERS = ('reparameterize', 'fuse', 'switch_to_deploy', 'fuse_conv', 'fuse_convs', 'convert_to_deploy', 'reparam', 'merge_kernel', 'fuse_repvgg_block', 'get_equivalent_kernel_bias')
@@ -66,6 +68,8 @@ def _sources(graphs) -> tuple: # (code of each, names that they use)
         for n, v in c.globals.items(): names[n] = ('module', v.__name__) if inspect.ismodule(v) else v
     sources = tuple(dict.fromkeys(c.src.strip() + '\n' for c in codes))
     return sources, tuple(names.items())
+
+def _base(m) -> type: return type(m)._made_of[0] if is_adopted(m) else type(m)
 
 def _own_arguments(graph):
     "Let the arguments have the names that the model's own code gives them"
@@ -135,11 +139,21 @@ class Graft:
     "A region of an owner, found in both of its modes, with the block that will stand for it"
     chain: tuple
     regions: list      # of evaluation and training
-    block: Block
+    block: nn.Module   # a `Block` or `Signal`
     names: dict        # the block's keys -> the owner's
     place: str         # where in the owner
     rest: nn.Module    # what the class of the last batch norm goes on with, or None
     rest_place: str
+
+    def of(self, owner, search) -> Graft:
+        "The same with the modules of another owner, made as the first"
+        block, names = make_block(owner, search, self.chain)
+        return replace(self, block=block, names=names, rest=_rest(owner, self.chain))
+
+def _rest(owner, chain) -> nn.Module:
+    "What the class of the last batch norm goes on with, or None"
+    last = owner.get_submodule(chain[-1].name) if isinstance(chain[-1], Step) and chain[-1].kind == 'norm' else None
+    return norm_rest(last) if last is not None and ends_in(last) else None
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p0
 def _find(search, chain):
@@ -153,45 +167,96 @@ def _graft_of(owner, searches, chain, called, tolerance) -> Graft:
     "ValueError where the block would compute something else"
     regions = [_find(s, chain) for s in searches]
     block, names = make_block(owner, searches[0], chain)
-    last = owner.get_submodule(chain[-1].name) if isinstance(chain[-1], Step) and chain[-1].kind == 'norm' else None
-    rest = norm_rest(last) if last is not None and ends_in(last) else None
-    worst = max(difference(part_module(s.graph, r, owner), block, rest) for s, r in zip(searches, regions))
+    rest = _rest(owner, chain)
+    parts = {p.code: p for p in (part_module(s.graph, r, owner) for s, r in zip(searches, regions))} # mostly one and the same
+    worst = max(difference(p, block, rest) for p in parts.values())
     if not worst < tolerance: raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
     return Graft(chain, regions, block, names, _place(owner, chain, called), rest, chain[-1].name if rest is not None else '')
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #h242
+_ATOMS = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
+_TORCHS = {'_parameters', '_buffers', '_modules', 'training', *(n for n in vars(nn.Module()) if 'hook' in n)}
+
+def _frozen(v):
+    "A value that can be compared; TypeError where it is of a kind that is not known"
+    if isinstance(v, _ATOMS): return type(v), v
+    if isinstance(v, (tuple, list)): return type(v), tuple(map(_frozen, v))
+    if isinstance(v, (set, frozenset)): return type(v), frozenset(map(_frozen, v))
+    if isinstance(v, dict): return type(v), tuple((_frozen(k), _frozen(o)) for k, o in v.items())
+    raise TypeError(type(v).__name__)
+
+def _make(owner) -> tuple: # TypeError where it cannot be told
+    "All that decides what an owner computes, but for its weights"
+    numbers = {}
+    def which(o): return numbers.setdefault(id(o), len(numbers))
+    def tensor(t, m): # small buffers may decide where a forward pass goes
+        value = tuple(t.flatten().tolist()) if t is not None and t.numel() < 16 and not isinstance(t, nn.Parameter) and not isinstance(m, BatchNorm) else ()
+        return t if t is None else (which(t), t.shape, t.dtype, t.requires_grad, value)
+    def one(m):
+        if hooked(m): raise TypeError('hooks')
+        tensors = tuple((n, tensor(t, m)) for n, t in (*m._parameters.items(), *m._buffers.items()))
+        return which(m), type(m), tensors, tuple((n, _frozen(v)) for n, v in vars(m).items() if n not in _TORCHS)
+    return tuple((n, one(m)) for n, m in owner.named_modules(remove_duplicate=False))
+
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p1
-def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False) -> tuple: # (what stands for the owner, names, [(chain, why not)])
+@dataclass
+class Plan:
+    "What was found of the owners of one make"
+    search: Search
+    grafts: list    # of the first of them
+    left: list      # (chain, why not)
+    in_sequence: bool = False
+    forward: tuple = None # the class with another forward pass and what that calls; None: the block is all
+
+def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
+             plans:dict=None # of other owners of the same model
+            ) -> tuple:      # (what stands for the owner, [(place, block, names)], [(chain, why not)])
     "Put blocks into `owner` for `chains`; `inside`: the modules between it and their steps, whose forward passes are looked into"
+    plans = {} if plans is None else plans
+    try: key = _make(owner), tuple(chains), frozenset(inside)
+    except TypeError: key = object()
+    if (plan := plans.get(key)) is None: plan = plans[key] = _planned(owner, chains, inside, tolerance, grow)
+    else: plan = replace(plan, grafts=[g.of(owner, plan.search) for g in plan.grafts])
+    if not plan.grafts: return owner, [], plan.left
+    if plan.in_sequence: return owner, _in_sequence(owner, plan.grafts), plan.left
+    if plan.forward is None: return plan.grafts[0].block, [('', plan.grafts[0].block, plan.grafts[0].names)], plan.left
+    _put_in(owner, plan.grafts, *plan.forward)
+    return owner, [(g.place, g.block, g.names) for g in plan.grafts], plan.left
+
+def _planned(owner, chains, inside, tolerance, grow) -> Plan:
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
     if any(s.graph.constants for s in searches): raise ValueError('its forward makes tensors')
+    for s in searches: of_any_size(s.graph)
     grafts, left = [], []
     called = _called(searches, [_find(s, c) for s in searches for c in chains])
     for c in chains:
         try: grafts.append(_graft_of(owner, searches, c, called, tolerance))
         except ValueError as e: left.append((c, str(e)))
-    if not grafts: return owner, [], left
-    if computes(owner, nn.Sequential) and (done := _in_sequence(owner, grafts)): return owner, done, left
-    return _rewritten(owner, searches, grafts), [(g.place, g.block, g.names) for g in grafts], left
+    plan = Plan(searches[0], grafts, left)
+    plan.in_sequence = computes(owner, nn.Sequential) and _fits_sequence(owner, grafts)
+    if grafts and not plan.in_sequence: plan.forward = _forward(owner, searches, grafts)
+    return plan
 
-def _rewritten(owner, searches, grafts):
-    "The owner with another forward pass, or the block that is all of it"
+def _forward(owner, searches, grafts) -> tuple: # or None
+    "A class with another forward pass and what it calls, None where the block is all of the owner"
     for i, s in enumerate(searches):
         for g in grafts: _graft(s.graph, g.regions[i], g.place, g.rest_place)
-    if len(grafts) == 1 and not grafts[0].rest and all(_is_all(s.graph, grafts[0].place) for s in searches):
-        grafts[0].place = ''
-        return grafts[0].block
+    whole = set(owner.state_dict()) == set(grafts[0].names.values()) # is nothing else in it, used or not?
+    if len(grafts) == 1 and whole and not grafts[0].rest and all(_is_all(s.graph, grafts[0].place) for s in searches):
+        return None
     for s in searches: _own_arguments(s.graph)
-    sources, names = _sources([s.graph for s in searches])
-    new = adopted_class(type(owner), sources, names)
     called = {n.target for s in searches for n in s.graph.nodes if n.op in ('call_module', 'get_attr')}
+    return adopted_class(_base(owner), *_sources([s.graph for s in searches])), called
+
+def _put_in(owner, grafts, new, called):
+    "Give `owner` the class `new`, and blocks in the place of what they are made of"
     held = {s.name for g in grafts for s in steps(g.chain) if s.name}
     _take_out(owner, held, called - {g.place for g in grafts} - {g.rest_place for g in grafts})
     for g in grafts:
         _put(owner, g.place, g.block)
         if g.rest: _put(owner, g.rest_place, g.rest)
     owner.__class__ = new
-    return owner
 
 def _put(owner, place, module):
     "Set a module at a place that may have been emptied"
@@ -202,19 +267,22 @@ def _put(owner, place, module):
     owner.get_submodule('.'.join(path))._modules[last] = module
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p2
-def _in_sequence(owner, grafts):
-    "Blocks in the places of first children, identities in those of the others; None where a child is only partly a region's"
-    changes, done = {}, []
+def _children(graft) -> list:
+    "The children of a sequence that a graft is made of"
+    return list(dict.fromkeys(s.name.split('.')[0] for s in steps(graft.chain) if s.name))
+
+def _fits_sequence(owner, grafts) -> bool:
+    "Is each region whole children, one after the other, and nothing beside them?"
+    every = list(owner._modules)
     for g in grafts:
-        children = list(dict.fromkeys(s.name.split('.')[0] for s in steps(g.chain) if s.name))
-        every = list(owner._modules)
-        first, last = every.index(children[0]), every.index(children[-1])
-        whole = every[first:last + 1]
-        if g.rest or children != whole or not _complete(g, whole): return None
-        changes |= {whole[0]: g.block} | {n: same_mode(nn.Identity(), owner) for n in whole[1:]}
-        done.append((whole[0], g.block, g.names))
-    owner._modules.update(changes)
-    return done
+        children = _children(g)
+        if g.rest or children != every[every.index(children[0]):every.index(children[-1]) + 1] or not _complete(g, children): return False
+    return True
+
+def _in_sequence(owner, grafts) -> list: # (place, block, names)
+    "Blocks in the places of first children, identities in those of the others"
+    for g in grafts: owner._modules.update({n: same_mode(nn.Identity(), owner) for n in _children(g)} | {_children(g)[0]: g.block})
+    return [(_children(g)[0], g.block, g.names) for g in grafts]
 
 def _complete(graft, children) -> bool:
     "Do these children compute the region and nothing else?"
@@ -223,3 +291,12 @@ def _complete(graft, children) -> bool:
         belongs = {n for n in graph.nodes if n.op.startswith('call') and (stack := n.meta.get('nn_module_stack')) and next(iter(stack.values()))[0] in children}
         if belongs - r.nodes: return False
     return True
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #h222
+def go_one_way(owner:nn.Module):
+    "Let `owner` compute in either mode what it computes in training"
+    graph = trace_graph(owner, True, leaf=lambda name: True)
+    if graph.constants: raise ValueError('its forward makes tensors')
+    _own_arguments(graph)
+    sources, names = _sources([graph])
+    owner.__class__ = adopted_class(_base(owner), sources, names)

@@ -15,10 +15,11 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
+from .liveness import constant_nodes, live_nodes, readers, shape_nodes
 
 # %% auto #0
-__all__ = ['BatchNorm', 'is_layer', 'is_norm', 'first_line', 'untouched', 'changes', 'resolve_in_place', 'trace_graph',
-           'graph_module', 'shape_nodes', 'live_nodes', 'constant_nodes', 'readers', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
+           'resolve_in_place', 'trace_graph', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -43,12 +44,14 @@ def _loose(v):
     if isinstance(v, Tensor) and not isinstance(v, nn.Parameter): return v.detach().clone()
     return copy.copy(v) if isinstance(v, (dict, list, set, deque)) else v
 
+_TORCHS = set(vars(nn.Module())) - {'_parameters', '_buffers', '_modules'} # hooks and the like
+
 @contextmanager
 def untouched(model):
     "Whatever is done to attributes, buffers and modes of `model` here is undone"
     own = {m: vars(m) for m in model.modules()}
     for m, attrs in own.items():
-        new = {k: _loose(v) for k, v in attrs.items()}
+        new = {k: v if k in _TORCHS else _loose(v) for k, v in attrs.items()}
         if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
         object.__setattr__(m, '__dict__', new)
     try: yield model
@@ -88,23 +91,39 @@ for _name in _OPERATORS: setattr(_Proxy, f'__i{_name}__', _in_place(f'{_name}'))
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a013
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = ('_line', 'create_node', 'create_proxy', 'to_bool', 'f', '__setitem__', 'getattr') # of this chapter, between the model's code and a node
+_OURS = ('code_line', 'holds', 'create_node', 'create_proxy', 'to_bool', 'f', '__setitem__', 'getattr') # of this chapter, between the model's code and a node
+_RECORDS = ('__torch_function__', 'record_') # how functions are called that note what runs
 
 def _is_models(frame) -> bool:
-    "Is this frame neither torch's nor this chapter's?"
-    ours = frame.f_globals.get('__name__') == __name__ and frame.f_code.co_name in _OURS
+    "Is this frame neither torch's nor of what traces?"
+    name = frame.f_code.co_name
+    ours = frame.f_globals.get('__name__') == __name__ and name in _OURS or name.startswith(_RECORDS)
     return not ours and not frame.f_code.co_filename.startswith(_TORCH)
 
-def _line() -> str:
-    "file:number: the innermost line of the model's code"
-    frame = sys._getframe(1)
+def _models_frame(frame):
+    "The innermost frame of the model's code"
     while not _is_models(frame): frame = frame.f_back
-    if frame.f_code is _Tracer.trace.__code__: return '' # a container of torch's called it
+    return frame
+
+def code_line() -> str:
+    "file:number: the innermost line of the model's code"
+    frame = _models_frame(sys._getframe(1))
+    if frame.f_code is _Tracer.trace.__code__ or frame.f_code.co_name == 'run_recorded': return '' # a container of torch's called it
     path, number = Path(frame.f_code.co_filename), frame.f_lineno
     name = 'cell' if 'ipykernel' in str(path) else path.name
     return f'{name}:{number}: {linecache.getline(str(path), number).strip()}'
 
+def holds() -> bool: # or None, where the model's code is at no assertion
+    "The value that lets the assertion hold at which the model's code is"
+    return _asserted(_models_frame(sys._getframe(1)))
+
 # %% ../../nbs/2_networks/01_graphs.ipynb #a014
+def is_single(m, name:str, leaf=None) -> bool:
+    "Is a call of the module `m` a single step? Layers, norms, quantizers, what torch has, and what `leaf` says of its name"
+    if leaf is not None and leaf(name): return True
+    if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
+    return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or getattr(m, 'single_step', False) or fx.Tracer.is_leaf_module(None, m, name)
+
 class _Tracer(fx.Tracer):
     "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
     def __init__(self, buffers:bool=True, # are buffers values?
@@ -116,10 +135,7 @@ class _Tracer(fx.Tracer):
         self._values = {id(t): n for n, t in chain(root.named_parameters(), root.named_buffers() if self.buffers else ())}
         return super().trace(root, concrete_args)
 
-    def is_leaf_module(self, m, qualname):
-        if self.leaf is not None and self.leaf(qualname): return True
-        if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
-        return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or super().is_leaf_module(m, qualname)
+    def is_leaf_module(self, m, qualname): return is_single(m, qualname, self.leaf)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         name = self._values.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
@@ -130,14 +146,12 @@ class _Tracer(fx.Tracer):
     def proxy(self, node): return _Proxy(node, self)
 
     def to_bool(self, obj):
-        frame = inspect.currentframe().f_back
-        while not _is_models(frame): frame = frame.f_back
-        wanted = _asserted(frame)
+        wanted = holds()
         return super().to_bool(obj) if wanted is None else wanted
 
     def create_node(self, *args, **kwargs):
         node = super().create_node(*args, **kwargs)
-        if node.op.startswith('call'): node.meta['line'] = _line()
+        if node.op.startswith('call'): node.meta['line'] = code_line()
         return node
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a020
@@ -146,8 +160,14 @@ _IN_PLACE = {operator.setitem, operator.iconcat, *(getattr(operator, f'i{n}') fo
 def _argument(node, name):
     "What the function of `node` was called with as `name`, None where it has no such parameter"
     if name in node.kwargs: return node.kwargs[name]
-    try: return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
-    except (TypeError, ValueError): return None # of torch's builtins nothing is known; none of them has `inplace`
+    signature = _signature(node.target)
+    try: return signature and signature.bind(*node.args, **node.kwargs).arguments.get(name)
+    except TypeError: return None
+
+@lru_cache(1024)
+def _signature(f): # None of torch's builtins, of which none has `inplace`
+    try: return inspect.signature(f)
+    except (TypeError, ValueError): return None
 
 def changes(node, model) -> fx.Node: # or None
     "The node whose value this one changes in place"
@@ -194,13 +214,19 @@ def _take_effect(node, target, order, same, memory):
             else: reader.meta['unclear'] = f"reads '{other.name}', a view of what '{node.name}' changes in place"
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a016
+TRACERS = [] # of what fx cannot trace: functions of model, mode and `leaf` that give a graph, or None
+
 def trace_graph(model:nn.Module, training:bool,
                 leaf=None, # name of a module -> bool: modules that are single steps, beside layers, norms and what torch has
                ) -> fx.Graph: # its attribute `constants`: tensors that `forward` makes, by name
     "What `model` computes in one mode, arguments with a default left out; each node reads what it sees, whatever is changed in place"
     defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
     try: graph = _trace(model, training, defaults, True, leaf)
-    except Exception: graph = _trace(model, training, defaults, False, leaf)
+    except Exception:
+        try: graph = _trace(model, training, defaults, False, leaf)
+        except Exception:
+            graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
+            if graph is None: raise
     resolve_in_place(graph, model)
     return graph
 
@@ -220,46 +246,6 @@ def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
     try: return fx.GraphModule(model, graph)
     finally:
         for n in graph.constants: delattr(model, n)
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #a027
-_ASKS = {'shape', 'ndim', 'dtype', 'device', 'layout', 'is_cuda', 'requires_grad', 'names', 'itemsize'}
-_ASKED = {'size', 'dim', 'ndimension', 'numel', 'nelement', 'stride', 'is_contiguous', 'is_floating_point', 'get_device', 'element_size', 'nelement', '__len__'}
-
-def _is_shape(node, shapes) -> bool:
-    if node.op == 'call_method': return node.target in _ASKED or node.args[0] in shapes
-    if node.op != 'call_function': return False
-    if node.target is torch._assert: return True
-    if node.target is builtins.getattr and node.args[1] in _ASKS: return True
-    plain = getattr(node.target, '__module__', '') in ('_operator', 'builtins', 'math', 'torch.functional') or node.target in (torch.Size,)
-    return plain and bool(node.all_input_nodes) and all(i in shapes for i in node.all_input_nodes)
-
-def shape_nodes(graph) -> set:
-    "Nodes that are sizes, or computed from sizes alone"
-    res = set()
-    for n in graph.nodes:
-        if _is_shape(n, res): res.add(n)
-    return res
-
-def live_nodes(graph) -> set:
-    "Nodes whose values reach the output, the output included"
-    shapes, res = shape_nodes(graph), set()
-    todo = [n for n in graph.nodes if n.op == 'output']
-    while todo:
-        n = todo.pop()
-        if n in res or n in shapes: continue
-        res.add(n); todo += n.all_input_nodes
-    return res
-
-def constant_nodes(graph) -> set:
-    "Parameters, buffers and tensors that `forward` makes, and what is computed from them alone"
-    res = set()
-    for n in graph.nodes:
-        if n.op == 'get_attr' or n.op.startswith('call') and n.all_input_nodes and all(i in res for i in n.all_input_nodes): res.add(n)
-    return res
-
-def readers(node, live) -> list:
-    "Who reads the value of `node`, each once"
-    return [r for r in node.users if r in live]
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a046
 _rests = {} # what modules of one make are known to do; a trace a module would take longer than the network's own

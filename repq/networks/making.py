@@ -4,23 +4,27 @@
 
 # %% ../../nbs/2_networks/04d_making.ipynb #m002
 from __future__ import annotations
-import copy, re
+import copy, operator, re
 from collections import OrderedDict
+from itertools import chain
 import torch, torch.nn as nn
-from torch import fx
+from torch import Tensor, fx
+from torch.func import functional_call
 from ..method.blocks import Block
-from ..method.pieces import Affine, Border
+from ..method.pieces import Affine, Border, LinearBlock, Signal
+from ..method.layers import RepQLayer
 from .graphs import BatchNorm, is_norm
+from .changes import modes_kept
 from .chains import Step, Sum, steps
-from .regions import Search
+from .regions import Search, is_trivial
 
 # %% auto #0
-__all__ = ['plain_norm', 'make_block', 'part_module', 'difference']
+__all__ = ['plain_norm', 'make_block', 'part_module', 'difference', 'same_either_way']
 
 # %% ../../nbs/2_networks/04d_making.ipynb #q005
 def plain_norm(bn:BatchNorm) -> nn.BatchNorm2d:
-    "`bn`, or a batch norm of torch's own with its parameters, buffers and settings"
-    if is_norm(bn): return bn
+    "`bn`, or a batch norm of torch's own, over maps, with its parameters, buffers and settings"
+    if is_norm(bn) and not isinstance(bn, nn.BatchNorm1d): return bn
     base = nn.SyncBatchNorm if isinstance(bn, nn.SyncBatchNorm) else nn.BatchNorm2d
     new = base(bn.num_features, bn.eps, bn.momentum, affine=False, track_running_stats=False)
     new.affine, new.track_running_stats = bn.affine, bn.track_running_stats
@@ -77,6 +81,11 @@ class _Maker:
             ops[name] = Block(self.branches(o, f'{place}.branches')) if isinstance(o, Sum) else self._operation(o, self.algebra.reach(chain[:i]).outs or self.channels, place)
         return nn.Identity() if not ops else next(iter(ops.values())) if len(ops) == 1 else nn.Sequential(ops)
 
+    def all_branches(self, chain, path) -> dict:
+        "The branches of a block for a whole chain"
+        if len(chain) == 1 and isinstance(chain[0], Sum): return self.branches(chain[0], path)
+        return dict(branch=self.branch(chain, f'{path}.branch'))
+
     def branches(self, total, path) -> dict:
         res, inside = {}, _common([s.name for s in steps([total]) if s.name])
         for p in total.parts:
@@ -86,12 +95,18 @@ class _Maker:
         return res
 
 # %% ../../nbs/2_networks/04d_making.ipynb #q006p0
-def make_block(owner:nn.Module, search:Search, chain) -> tuple: # (block, {its state dict's keys: the keys of `owner`})
+def _signal(maker, chain) -> Signal:
+    "A block over signals; the norm of a lone convolution stays a layer of its own"
+    alone = is_trivial(chain) and chain[1:] and chain[-1].kind == 'norm'
+    block = Block(maker.all_branches(chain[:-1] if alone else chain, 'block.branches'))
+    return Signal(block, maker._operation(chain[-1], None, 'norm') if alone else None)
+
+def make_block(owner:nn.Module, search:Search, chain) -> tuple: # (`Block` or `Signal`, {its state dict's keys: the keys of `owner`})
     "A block of the modules and parameters of `owner` that computes `chain`; ValueError where it cannot be one"
-    maker = _Maker(owner, search.algebra, search.algebra.reach(chain).ins)
-    if len(chain) == 1 and isinstance(chain[0], Sum): branches = maker.branches(chain[0], 'branches')
-    else: branches = dict(branch=maker.branch(chain, 'branches.branch'))
-    block = Block(branches)
+    reach = search.algebra.reach(chain)
+    maker = _Maker(owner, search.algebra, reach.ins)
+    if reach.dims == 1: block = _signal(maker, chain)
+    else: block = (Block if reach.dims else LinearBlock)(maker.all_branches(chain, 'branches'))
     like = next(owner.get_submodule(s.name) for s in steps(chain) if s.kind == 'conv')
     own = set(like.modules()) | {owner.get_submodule(s.name) for s in steps(chain) if s.kind in ('conv', 'norm')}
     for m in block.modules():
@@ -112,27 +127,54 @@ def part_module(graph, region, model) -> fx.GraphModule:
     res.output(copied(region.root))
     return fx.GraphModule(model, res)
 
-@torch.no_grad()
-def _randomize(module, generator):
-    for p in module.parameters(): p.uniform_(-1, 1, generator=generator)
-    for m in module.modules():
-        if not isinstance(m, BatchNorm): continue
-        m.running_mean.uniform_(-1, 1, generator=generator); m.running_var.uniform_(.5, 2, generator=generator)
+def _random_state(module, generator) -> dict:
+    "A tensor on the CPU for each parameter and buffer of `module`, one for those that are the same: random, but for constants"
+    seen = {}
+    def made(name, t):
+        new = t.detach().to('cpu', torch.float32 if t.is_floating_point() and t.dtype != torch.float64 else t.dtype, copy=True)
+        if isinstance(t, nn.Parameter) or name.endswith('running_mean'): new.uniform_(-1, 1, generator=generator)
+        elif name.endswith('running_var'): new.uniform_(.5, 2, generator=generator)
+        return new
+    res = {}
+    for name, t in chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+        if id(t) not in seen: seen[id(t)] = made(name, t)
+        res[name] = seen[id(t)]
+    return res
+
+def _input(block, dtype) -> Tensor:
+    "An uninitialised batch for a block"
+    b = block.block if isinstance(block, Signal) else block
+    if isinstance(b, LinearBlock): return torch.empty(8, b.in_channels, dtype=dtype)
+    size = [(k - 1)*d + 1 + 2*s for k, d, s in zip(b.kernel_size, b.dilation, b.stride)]
+    return torch.empty(2, b.in_channels, *(size[1:] if b is not block else size), dtype=dtype)
 
 @torch.no_grad()
-def difference(part:nn.Module, block:Block, rest:nn.Module=None) -> float: # relative to the largest value
-    "By how much a block differs from what it is to replace, in either mode, at random parameters and input"
-    g = torch.Generator().manual_seed(0)
-    part, block, rest = both = copy.deepcopy(nn.ModuleList([part, block, rest or nn.Identity()])).cpu()
-    _randomize(both, g)
-    if next(both.parameters()).dtype != torch.float64: both.float()
-    size = [(k - 1)*d + 1 + 2*s for k, d, s in zip(block.kernel_size, block.dilation, block.stride)]
-    x, worst = torch.empty(2, block.in_channels, *size, dtype=next(both.parameters()).dtype).uniform_(-1, 1, generator=g), 0.
-    for mode in False, True:
-        both.train(mode)
-        want = part(x)
-        for y in block(x), block.convolve(x, *block.kernel(x if mode else None)):
-            y = rest(y)
-            if y.shape != want.shape: return float('inf')
-            worst = max(worst, ((y - want).abs().max()/want.abs().max().clamp_min(1e-30)).item())
+def difference(part:nn.Module, block:nn.Module, rest:nn.Module=None) -> float: # relative to the largest value
+    "By how much a `Block` or `Signal` differs from what it is to replace, in either mode, at random parameters and input"
+    g, worst = torch.Generator().manual_seed(0), 0.
+    merged = Signal(RepQLayer(block.block), block.norm) if isinstance(block, Signal) else RepQLayer(block)
+    rest = rest or nn.Identity()
+    both = nn.ModuleList([part, nn.Sequential(block, rest), nn.Sequential(merged, rest)])
+    state = _random_state(both, g)
+    x = _input(block, next(t.dtype for t in state.values() if t.is_floating_point())).uniform_(-1, 1, generator=g)
+    def given(i): return functional_call(both[i], {n.removeprefix(f'{i}.'): t for n, t in state.items() if n.startswith(f'{i}.')}, (x,))
+    with modes_kept(both):
+        for mode in False, True:
+            both.train(mode)
+            want, *others = map(given, range(3))
+            for y in others:
+                if y.shape != want.shape: return float('inf')
+                worst = max(worst, ((y - want).abs().max()/want.abs().max().clamp_min(1e-30)).item())
     return worst
+
+# %% ../../nbs/2_networks/04d_making.ipynb #h212
+@torch.no_grad()
+def same_either_way(module:nn.Module, channels:int, tolerance=1e-3) -> bool:
+    "Does `module`, in evaluation, give the maps that its forward pass for training gives, what is inside being in evaluation mode?"
+    g, m = torch.Generator().manual_seed(0), copy.deepcopy(module).cpu().float().train() # it may change itself
+    for t in _random_state(m, g).items(): operator.attrgetter(t[0])(m).data.copy_(t[1])
+    x = torch.empty(2, channels, 16, 16).uniform_(-1, 1, generator=g)
+    want = m.eval()(x)
+    m.training = True
+    got = m(x)
+    return want.shape == got.shape and ((got - want).abs().max() <= tolerance*want.abs().max()).item()

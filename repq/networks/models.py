@@ -5,7 +5,7 @@
 # %% ../../nbs/2_networks/09_models.ipynb #c002
 from __future__ import annotations
 from functools import partial
-import torch.nn as nn
+import torch.nn as nn, torch.nn.functional as F
 from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock, conv_bn, same_padding
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
@@ -14,8 +14,8 @@ from .registry import entry
 from .sources import from_source, source_of, source_size
 
 # %% auto #0
-__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'MobileOne', 'biased_conv', 'ECBSR', 'plain_twin',
-           'image_size', 'task', 'create_model']
+__all__ = ['plain_conv', 'unit', 'RepVGG', 'BasicBlock', 'ResNet18', 'SqueezeExcite', 'MobileOne', 'biased_conv', 'ECBSR',
+           'plain_twin', 'image_size', 'task', 'create_model']
 
 # %% ../../nbs/2_networks/09_models.ipynb #c005
 def plain_conv(in_channels, out_channels, kernel_size=3, stride=1, groups=1) -> nn.Sequential:
@@ -23,10 +23,13 @@ def plain_conv(in_channels, out_channels, kernel_size=3, stride=1, groups=1) -> 
     return conv_bn(in_channels, out_channels, kernel_size, stride, same_padding(kernel_size), groups=groups)
 
 def unit(block, in_channels, out_channels, stride=1, kernel_size=3, act=None, # None: ReLU
+         se:nn.Module=None,          # between the two
          **kwargs) -> nn.Sequential: # of `block`
     "A block with its activation, named `conv` and `act`"
     res = nn.Sequential()
-    res.conv, res.act = block(in_channels, out_channels, kernel_size, stride, **kwargs), act or nn.ReLU(inplace=True)
+    res.conv = block(in_channels, out_channels, kernel_size, stride, **kwargs)
+    if se is not None: res.se = se
+    res.act = act or nn.ReLU(inplace=True)
     return res
 
 # %% ../../nbs/2_networks/09_models.ipynb #c007
@@ -77,19 +80,29 @@ class ResNet18(nn.Sequential):
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, num_classes)
 
 # %% ../../nbs/2_networks/09_models.ipynb #n002
+class SqueezeExcite(nn.Module):
+    "Channels times a gate that is computed from their means: 1×1, ReLU, 1×1, sigmoid (Hu et al. 2018)"
+    def __init__(self, channels, ratio=1/16):
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, int(channels*ratio), 1), nn.Conv2d(int(channels*ratio), channels, 1)
+
+    def forward(self, x): return x*self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+
 class MobileOne(nn.Sequential):
-    "MobileOne (Vasu et al. 2023) without squeeze-and-excite: depthwise and pointwise units; (batch, in_channels, h, w) -> (batch, num_classes)"
+    "MobileOne (Vasu et al. 2023): depthwise and pointwise units; (batch, in_channels, h, w) -> (batch, num_classes)"
     def __init__(self, depths, widths, # per stage; a stage has two units for each count of depth
                  block=partial(MobileOneBlock, num_conv_branches=4), num_classes=1000, in_channels=3,
                  stem=MobileOneBlock,  # the block of the first unit
-                 strides=(2, 2, 2, 2, 2)): # of the stem and of each stage's first unit
+                 strides=(2, 2, 2, 2, 2), # of the stem and of each stage's first unit
+                 gated=(0, 0, 0, 0)): # per stage: of so many depths, the last, both units have squeeze-and-excitation
         super().__init__()
         c = min(64, widths[0])
         self.stem, self.stages = unit(stem, in_channels, c, strides[0]), nn.Sequential()
-        for depth, width, stride in zip(depths, widths, strides[1:]):
+        for depth, width, stride, gates in zip(depths, widths, strides[1:], gated):
             stage = nn.Sequential()
             for i in range(depth):
-                stage.extend([unit(block, c, c, 1 if i else stride, groups=c), unit(block, c, width, kernel_size=1)])
+                first, second = map(SqueezeExcite, (c, width)) if i >= depth - gates else (None, None)
+                stage.extend([unit(block, c, c, 1 if i else stride, se=first, groups=c), unit(block, c, width, kernel_size=1, se=second)])
                 c = width
             self.stages.append(stage)
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, num_classes)
@@ -114,7 +127,7 @@ class ECBSR(nn.Module):
 
 # %% ../../nbs/2_networks/09_models.ipynb #c011
 _NETWORKS = {c.__name__: c for c in (RepVGG, ResNet18, MobileOne, ECBSR)}
-_BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB)}
+_BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, MobileOneBlock, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB)}
 
 # %% ../../nbs/2_networks/09_models.ipynb #c012
 def plain_twin(name:str) -> str:

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/12_official.ipynb #c002
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import torch, torch.nn as nn
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..method.blocks import Block
 from ..method.published import ACBlock, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale
 from ..method.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from ..method.ecb import ECB
+from ..method.recent import Conv3XC, DilatedReparam, LearnableRep, RepMixer, RepVGGDW
 from .models import ECBSR, MobileOne, RepVGG, ResNet18
 from .graphs import BatchNorm
 
@@ -27,10 +28,11 @@ class Entry:
     decode: callable = None  # official tensor -> tuple of our tensors; None: the tensor itself
     encode: callable = None  # our tensors -> official tensor
     constant: Tensor = None  # what an official constant must be
+    computed: bool = False   # is the constant computed from the others, so that what a file says of it doesn't count?
 
     def moved(self, ours:str, official:str):
         "The same entry within a larger module"
-        return Entry(_join(official, self.official), tuple(_join(ours, k) for k in self.ours), self.decode, self.encode, self.constant)
+        return replace(self, official=_join(official, self.official), ours=tuple(_join(ours, k) for k in self.ours))
 
 def _join(*names): return '.'.join(n for n in names if n)
 
@@ -106,12 +108,41 @@ def _ecb(b):
         if kind in b.branches: res += filter_(kind, name)
     return res + _unplaced(b, res)
 
+# %% ../../nbs/2_networks/12_official.ipynb #h402
+def _repmixer(b, mixer=partial(_mobileone), norm='rbr_skip', scale='layer_scale'):
+    if 'mixed' not in b.branches: return [e.moved('', 'mixer') for e in mixer(b)] # without identities
+    inner = [e.moved('branches.mixed.sum', 'mixer') for e in mixer(b.branches.mixed.sum) if not e.ours[0].startswith('branches.norm.')]
+    factor = Entry(scale, ('branches.mixed.scale.weight',), lambda s: (s.flatten(),), lambda s: s.view(-1, 1, 1))
+    norms = [Entry(f'norm.{norm}.{k}', (f'branches.mixed.sum.branches.norm.0.{k}',)) for k in b.branches.mixed.sum.branches.norm[0].state_dict()]
+    return [factor, *norms, *inner, *_unplaced(b, [factor, *norms, *inner])]
+def _timm_repmixer(b): return _repmixer(b, _timm_mobileone, 'identity', 'layer_scale.gamma')
+
+def _repvggdw(b): return _renamed(b, {'branches.conv': 'conv', 'branches.conv1': 'conv1'})
+
+def _dilated(b):
+    small = [n for n in b.branches if n not in ('origin', 'rest')]
+    return _renamed(b, {'branches.origin.conv': 'lk_origin', 'branches.origin.bn': 'origin_bn'} | {f'branches.{n}.{m}': f'dil_{m}_{n}' for n in small for m in ('conv', 'bn')})
+
+@torch.no_grad()
+def _span(b):
+    merged = [Entry(f'eval_conv.{n}', (), constant=v, computed=True) for n, v in zip(('weight', 'bias'), b.kernel())]
+    return _renamed(b, {'branches.conv': 'conv', 'branches.sk': 'sk'}) + merged
+
+def _learnable(b):
+    names = {'conv': 'conv_kxk.', 'scale': 'conv_1x1', 'skip': 'identity'}
+    inner = {f'branches.post.sum.branches.{n}': names.get(n, f'conv_kxk.{n.removeprefix("conv")}') for n in b.branches.post.sum.branches}
+    return _renamed(b, inner | {'branches.post.affine.weight': 'lab.scale', 'branches.post.affine.bias': 'lab.bias'})
+
 # %% ../../nbs/2_networks/12_official.ipynb #c012
-def _staged(model, stem, stage, head): # RepVGG and MobileOne
+def _staged(model, stem, stage, head, gates): # RepVGG and MobileOne; gates: our names of a gate's layers -> official ones
     "(our place, official place, kind) of the parts of a network of stages"
     yield 'stem.conv', stem, 'block'
     for s, units in enumerate(model.stages):
-        for i in range(len(units)): yield f'stages.{s}.{i}.conv', stage.format(s=s, next=s + 1, i=i), 'block'
+        for i, unit in enumerate(units):
+            place = stage.format(s=s, next=s + 1, i=i)
+            yield f'stages.{s}.{i}.conv', place, 'block'
+            if hasattr(unit, 'se'):
+                for ours, official in gates.items(): yield f'stages.{s}.{i}.se.{ours}', f'{place}.{official}', 'part'
     yield 'head', head, 'part'
 
 def _residual(model, stem, stem_kind, after_conv1, shortcut_kind): # ResNet-18
@@ -137,21 +168,26 @@ class Layout:
     networks: dict   # network class -> parts of a network
     merged: callable # (height and width of a kernel) -> name of a merged convolution
 
-_numbered = partial(_staged, stem='stage0', stage='stage{next}.{i}', head='linear')
-_timm = partial(_staged, stem='stem', stage='stages.{s}.{i}', head='head.fc')
+_numbered = partial(_staged, stem='stage0', stage='stage{next}.{i}', head='linear', gates=dict(reduce='se.reduce', expand='se.expand'))
+_timm = partial(_staged, stem='stem', stage='stages.{s}.{i}', head='head.fc', gates=dict(reduce='attn.fc1', expand='attn.fc2'))
 _orepa_merged = lambda k: 'or1x1_reparam' if max(k) == 1 else 'or_large_reparam' if max(k) >= 7 else 'orepa_reparam'
 
 LAYOUTS = dict(
     repvgg    = Layout("RepVGG, its authors'", {RepVGGBlock: _repvgg}, {RepVGG: _numbered}, lambda k: 'rbr_reparam'),
     qarepvgg  = Layout("QARepVGG, its authors'", {QARepVGGBlock: _qarepvgg}, {RepVGG: _numbered}, lambda k: 'rbr_reparam'),
     mobileone = Layout("MobileOne, its authors'", {MobileOneBlock: _mobileone}, {MobileOne: _numbered}, lambda k: 'reparam_conv'),
-    timm      = Layout("timm's", {RepVGGBlock: _timm_repvgg, MobileOneBlock: _timm_mobileone}, {RepVGG: _timm, MobileOne: _timm}, lambda k: 'reparam_conv'),
+    timm      = Layout("timm's", {RepVGGBlock: _timm_repvgg, MobileOneBlock: _timm_mobileone, RepMixer: _timm_repmixer}, {RepVGG: _timm, MobileOne: _timm}, lambda k: 'reparam_conv'),
     acnet     = Layout("ACNet, its authors'", {ACBlock: _acnet}, {ResNet18: partial(_residual, stem='conv1', stem_kind='conv_bn', after_conv1='.acb', shortcut_kind='conv_bn')}, lambda k: 'fused_conv'),
     orepa     = Layout("OREPA, its authors'", {OREPA: _orepa, OREPA1x1: _orepa1x1, OREPALargeKernel: _orepa_large}, {ResNet18: partial(_residual, stem='stage0.conv1', stem_kind='block', after_conv1='', shortcut_kind='plain')}, _orepa_merged),
     orepa_large = Layout("OREPA's large kernel, its authors'", {}, {}, lambda k: 'or_large_reparam'), # of any size, deployed
     ecbsr     = Layout("ECBSR, its authors'", {ECB: _ecb}, {ECBSR: _backbone}, lambda k: 'conv3x3'),
     dbb       = Layout("DBB, its authors'", {DiverseBranchBlock: _dbb}, {}, lambda k: 'dbb_reparam'),
-    repsr     = Layout('RepSR, unofficial', {RepSRBlock: _repsr}, {}, lambda k: 'rep_conv'))
+    repsr     = Layout('RepSR, unofficial', {RepSRBlock: _repsr}, {}, lambda k: 'rep_conv'),
+    fastvit   = Layout("FastViT, its authors'", {RepMixer: _repmixer}, {}, lambda k: 'reparam_conv'),
+    yolov10   = Layout("YOLOv10, its authors'", {RepVGGDW: _repvggdw}, {}, lambda k: 'conv'),
+    unireplknet = Layout("UniRepLKNet, its authors'", {DilatedReparam: _dilated}, {}, lambda k: 'lk_origin'),
+    span      = Layout("SPAN, its authors'", {Conv3XC: _span}, {}, lambda k: 'eval_conv'),
+    pplcnet   = Layout('PP-LCNetV3, in PyTorch', {LearnableRep: _learnable}, {}, lambda k: 'reparam_conv'))
 
 # %% ../../nbs/2_networks/12_official.ipynb #c015
 def _part(layout, m, kind) -> list:
@@ -167,7 +203,7 @@ def _part(layout, m, kind) -> list:
         res = [e.moved(n, '') for e in entries]
         for n, o in rest: res += [e.moved(n, 'bn' if isinstance(o, BatchNorm) else 'act') for e in _same(o)]
         return res
-    if type(m) is nn.Conv2d: return [e.moved('', 'conv' if kind in ('plain', 'conv_bn') else layout.merged(m.kernel_size)) for e in _same(m)]
+    if type(m) is nn.Conv2d and kind != 'part': return [e.moved('', 'conv' if kind in ('plain', 'conv_bn') else layout.merged(m.kernel_size)) for e in _same(m)]
     return _same(m) if kind == 'part' else None
 
 def entries_of(module, layout:Layout) -> list:

@@ -17,7 +17,7 @@ from .graphs import BatchNorm
 from .sites import find_sites, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
-from .calibration import adapt_statistics, calibrate, feed
+from .calibration import adapt_statistics, calibrate, feed, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
 from .schemas import check_whole, unusable
@@ -207,7 +207,9 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
                 own=True # take blocks that the model has already over?
                ) -> nn.Module:
     "A copy of `model` whose own branches are blocks, and with `block`, if there is one, in the place of each other convolution"
-    if isinstance(block, str): block = get_block(block)
+    if isinstance(block, str):
+        try: return reparametrize(model, get_block(block), inplace=inplace, verbose=verbose, adopt=own)
+        except TypeError as e: raise ValueError(f'{block} is no block: {e}') from e
     if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose, adopt=own)
     return adopt(model, inplace=inplace, verbose=verbose) if own else working_copy(model, inplace)
 
@@ -221,9 +223,9 @@ def _blocks(model) -> Counter: # class -> how many
     blocks = [getattr(s.module, 'block', s.module) for s in registered(model)]
     return Counter(type(b).__name__ for b in blocks if isinstance(b, Block))
 
-def merges(name:str, block:str=None) -> bool:
+def merges(name:str, block:str=None, adopt=True) -> bool: # adopt: are its own taken over?
     "Has the network of this name blocks that merge, given ones or its own?"
-    return bool(block) or not source_of(name) or bool(_blocks(with_blocks(create_model(name))))
+    return bool(block) or not source_of(name) or adopt and bool(_blocks(with_blocks(create_model(name))))
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j051
 def load_state(model:nn.Module, state:dict, what:str):
@@ -240,7 +242,8 @@ def _names(state) -> set: return {n for n in state if not n.endswith('num_batche
 def assembled(model, state:dict, # None: as it was made
               block, name:str,
               blocks:bool,       # does it train blocks?
-              anew:bool          # may a head of other classes begin anew?
+              anew:bool,         # may a head of other classes begin anew?
+              adopt=True         # take blocks that it has already over?
              ) -> tuple:         # the network, and the state dict if it is one of the network with blocks
     "A network from elsewhere with its weights, and then with its blocks"
     own = model.state_dict()
@@ -249,7 +252,7 @@ def assembled(model, state:dict, # None: as it was made
         load_state(model, with_own_head(own, state, name, anew), name)
         state = None
     if blocks:
-        model = with_blocks(model, block, inplace=True)
+        model = with_blocks(model, block, inplace=True, own=adopt)
         if not _blocks(model): raise ValueError(f'{name} has no blocks of its own to train: give it some (--block ACBlock, block=), or take method plain')
     if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
         raise ValueError(f'the weights are not of {name}: {differences({k: v.shape for k, v in own.items()}, state)}')
@@ -312,6 +315,7 @@ def prepare(model:nn.Module,
     bar, statistics = _Progress(3*images, verbose), kwargs.get('statistics')
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
+        remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _to_adapt(model)

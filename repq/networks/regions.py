@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import gcd
-from ..method.kernels import Geometry
+import torch.nn as nn
+from ..method.kernels import Geometry, Kernel
 from .graphs import constant_nodes, trace_graph
 from .chains import Region, Step, Sum, find_chains, linear, steps
 
@@ -24,6 +25,7 @@ class Reach:
     dilations: frozenset = frozenset()
     shifted: bool = False             # may zeros become something else?
     normed: bool = False              # is there a batch norm?
+    dims: int = None                  # behind the channels: 2 maps, 1 signals, 0 rows; None: any
 
     @property
     def channels(self): return self.groups or self.outs or self.ins
@@ -57,7 +59,7 @@ def _added(parts) -> Reach:
     extent = tuple(max(p.extent[i] for p in parts) for i in (0, 1))
     _one([tuple(2*q - e for q, e in zip(p.padding, p.extent)) for p in parts], 'positions of branches')
     return Reach(ins, outs, gcd(*(p.groups for p in parts)), extent, _one([p.stride for p in parts], 'strides of branches'), max(parts, key=lambda p: p.extent).padding,
-                 frozenset().union(*(p.dilations for p in parts)), any(p.shifted for p in parts), any(p.normed for p in parts))
+                 frozenset().union(*(p.dilations for p in parts)), any(p.shifted for p in parts), any(p.normed for p in parts), _one([p.dims for p in parts], 'dimensions of branches'))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r015
 class Algebra:
@@ -77,19 +79,20 @@ class Algebra:
         r, last = self.reach(chain[:-1]), chain[-1]
         if isinstance(last, Sum):
             s = _added([self.reach(p) for p in last.parts])
-            return replace(_followed(r, s.ins, s.outs, s.groups, s.extent, s.stride, s.padding, None), dilations=r.dilations | s.dilations, shifted=r.shifted or s.shifted, normed=r.normed or s.normed)
+            return replace(_followed(r, s.ins, s.outs, s.groups, s.extent, s.stride, s.padding, None), dilations=r.dilations | s.dilations, shifted=r.shifted or s.shifted, normed=r.normed or s.normed,
+                           dims=_one((r.dims, s.dims), 'dimensions'))
         if last.kind == 'conv': return self._after_conv(r, self.model.get_submodule(last.name))
         if last.kind == 'pool': return _followed(r, r.outs, r.outs, 0, *last.value, (1, 1))
         if last.kind == 'border': return _followed(r, r.outs, r.outs, 0, (1, 1), (1, 1), last.value, (1, 1))
         channels = self.model.get_submodule(last.name).num_features if last.kind == 'norm' else r.outs
         r = _followed(r, channels, channels, 0, (1, 1), (1, 1), (0, 0), (1, 1))
-        return replace(r, shifted=r.shifted or last.kind != 'scale', normed=r.normed or last.kind == 'norm')
+        return replace(r, shifted=r.shifted or last.kind != 'scale', normed=r.normed or last.kind == 'norm', dims=_one((r.dims, last.dims), 'dimensions'))
 
     def _after_conv(self, r, m):
-        g = Geometry.of(m)
-        extent = tuple(d*(k - 1) + 1 for d, k in zip(g.dilation, m.kernel_size))
-        r = _followed(r, m.in_channels, m.out_channels, m.groups, extent, g.stride, g.padding, g.dilation)
-        return replace(r, shifted=r.shifted or m.bias is not None)
+        g, k = Geometry.of(m), Kernel.of(m)
+        extent = tuple(d*(n - 1) + 1 for d, n in zip(g.dilation, k.kernel_size))
+        r = _followed(r, k.in_channels, k.out_channels, k.groups, extent, g.stride, g.padding, g.dilation)
+        return replace(r, shifted=r.shifted or m.bias is not None, dims=_one((r.dims, m.weight.ndim - 2), 'dimensions'))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r016
 def _step_cost(step, model, channels) -> tuple: # multiplications per output position, weights
@@ -122,13 +125,12 @@ def grows(algebra:Algebra, chain) -> bool:
     return any(m > a for m, a in zip(_merged_cost(chain, algebra.reach(chain)), apart(algebra, chain)))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r019
-def is_trivial(chain, grow=False) -> bool:
-    "Nothing to merge: no convolution, one and its batch norm, or a sequence that nothing is added to, nothing learned scales, and nobody asked for"
-    convs = sum(s.kind == 'conv' for s in steps(chain))
-    if not convs or any(isinstance(o, Sum) for o in chain): return not convs
-    if grow and convs > 1: return False
-    kinds, learned = [s.kind for s in chain], any(s.kind in ('scale', 'shift') and s.name for s in chain)
-    return convs > 1 or kinds[0] != 'conv' or not learned
+def is_trivial(chain) -> bool:
+    "Nothing to merge: no convolution, or one and its batch norm"
+    kinds = [s.kind for s in steps(chain)]
+    if 'conv' not in kinds: return True
+    before, learned = kinds[:kinds.index('conv')], any(s.kind in ('scale', 'shift') and s.name for s in steps(chain))
+    return kinds.count('conv') == 1 and not learned and 'norm' not in before and not any(isinstance(o, Sum) for o in chain)
 
 def parallel(chain) -> int:
     "How many convolutions stand beside another in the last step, a sum"
@@ -149,6 +151,14 @@ class Search:
         self.chains, self.constants = find_chains(self.graph, model), constant_nodes(self.graph)
         self.calls = Counter(n.target for n in self.graph.nodes if n.op == 'call_module')
         self.all = {r.chain for found in self.chains.values() for r in found.values()}
+
+    def is_candidate(self, region:Region) -> bool:
+        "Is there something to merge, or a convolution of signals? A batch norm goes with what is before it where that is linear as well"
+        signals = any(s.kind == 'conv' and isinstance(self.model.get_submodule(s.name), nn.Conv1d) for s in steps(region.chain))
+        if is_trivial(region.chain) and not signals: return False
+        first = region.chain[0]
+        if not isinstance(first, Step): return True
+        return not (first.kind == 'norm' and len(self.chains[region.base]) > 1 or first.kind in ('scale', 'shift') and not first.name) # an image's scale is no block's
 
     def why_not(self, region:Region) -> str: # '' where it can be one convolution
         "What speaks against `region`"
@@ -185,7 +195,7 @@ def take(search:Search, other:Search) -> tuple: # regions, and (region, why) of 
         if node in covered or search.passes_on(node): continue
         whys = {}
         for r in sorted(search.chains[node].values(), key=lambda r: (-size(r.chain), len(r.nodes))):
-            if is_trivial(r.chain, search.grow): continue
+            if not search.is_candidate(r): continue
             whys[r] = search.why_not(r) if r.chain in other.all else 'evaluation and training compute something else'
             if not whys[r]: break
         r = next((r for r, why in whys.items() if not why), None)

@@ -12,6 +12,7 @@ __all__ = ['list_models', 'entry', 'plain_twin', 'image_size', 'task']
 
 # %% ../../nbs/2_networks/08b_registry.ipynb #q305
 def _repvgg(depths, widths, **kw): return 'RepVGG', 224, dict(depths=depths, widths=widths, **kw)
+def _mobileone(widths, **kw): return 'MobileOne', 224, dict(depths=(2, 8, 10, 1), widths=widths, **kw)
 _A, _B, _SMALL, _TINY = (2, 4, 14, 1), (4, 6, 16, 1), dict(strides=(2, 1, 2, 2)), dict(strides=(1, 1, 2, 2))
 _CONFIGS = dict( # shape -> suffix -> network, image size, arguments
     repvgg_a0 = {'': _repvgg(_A, (48, 96, 192, 1280)),
@@ -27,18 +28,24 @@ _CONFIGS = dict( # shape -> suffix -> network, image size, arguments
     repvgg_b1g2 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=2)},
     repvgg_b1g4 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=4)},
     resnet18 = {'': ('ResNet18', 224, {}), '_small': ('ResNet18', 32, dict(width=16, small=True)), '_tiny': ('ResNet18', 8, dict(width=8, small=True))},
-    mobileone_s0 = {'': ('MobileOne', 224, dict(depths=(2, 8, 10, 1), widths=(48, 128, 256, 1024))),
+    mobileone_s0 = {'': _mobileone((48, 128, 256, 1024)),
                     '_small': ('MobileOne', 32, dict(depths=(2, 3, 3), widths=(24, 48, 96), **_SMALL)),
                     '_tiny': ('MobileOne', 8, dict(depths=(2, 2, 3), widths=(12, 24, 48), **_TINY))},
+    mobileone_s1 = {'': _mobileone((96, 192, 512, 1280))},
+    mobileone_s2 = {'': _mobileone((96, 256, 640, 2048))},
+    mobileone_s3 = {'': _mobileone((128, 320, 768, 2048))},
+    mobileone_s4 = {'': _mobileone((192, 448, 896, 2048), gated=(0, 0, 5, 1))},
     ecbsr_m4c8 = {'': ('ECBSR', 64, {})})
 
 _REPVGGS = [n for n in _CONFIGS if n.startswith('repvgg')]
+_MOBILEONES = [n for n in _CONFIGS if n.startswith('mobileone')]
 _PLAIN = dict(block='plain_conv')
 _FAMILIES = dict( # name -> shape, arguments, plain twin
     **{n: (n, dict(block='RepVGGBlock'), f'{n}_plain') for n in _REPVGGS}, **{f'{n}_plain': (n, _PLAIN, None) for n in _REPVGGS},
     qarepvgg_a0 = ('repvgg_a0', dict(block='QARepVGGBlock'), 'repvgg_a0_plain'), qarepvgg_b0 = ('repvgg_b0', dict(block='QARepVGGBlock'), 'repvgg_b0_plain'),
     ac_resnet18 = ('resnet18', dict(block='ACBlock'), 'resnet18'), orepa_resnet18 = ('resnet18', dict(block='orepa_bn', stem='orepa_bn'), 'resnet18'), resnet18 = ('resnet18', _PLAIN, None),
-    mobileone_s0 = ('mobileone_s0', {}, 'mobileone_s0_plain'), mobileone_s0_plain = ('mobileone_s0', dict(stem='plain_conv', **_PLAIN), None),
+    mobileone_s0 = ('mobileone_s0', {}, 'mobileone_s0_plain'), **{n: (n, dict(block='MobileOneBlock'), f'{n}_plain') for n in _MOBILEONES[1:]},
+    **{f'{n}_plain': (n, dict(stem='plain_conv', **_PLAIN), None) for n in _MOBILEONES},
     ecbsr_m4c8 = ('ecbsr_m4c8', dict(block='ECB'), 'plainsr_m4c8'), plainsr_m4c8 = ('ecbsr_m4c8', dict(block='biased_conv'), None))
 _MODELS = {family + suffix: (network, size, {**config, **kwargs}, (twin or family) + suffix)
            for family, (shape, kwargs, twin) in _FAMILIES.items() for suffix, (network, size, config) in _CONFIGS[shape].items()}

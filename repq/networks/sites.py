@@ -11,15 +11,16 @@ from torch import Tensor, fx
 from torch.nn.utils import parametrize
 from ..method.operations import hooked
 from ..method.blocks import Block
-from ..method.layers import FullyConnected, RepQLayer
+from ..method.layers import RepQLayer
 from .graphs import first_line, is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
-from . import further_readers, readers as basic_readers
+from . import further_readers, readers as basic_readers, recording
 from .readers import nonnegative
 
 READERS = [basic_readers, further_readers] # chapters of readers: they are there because they are imported here
+TRACING = [recording] # and what traces where fx cannot
 
 # %% auto #0
-__all__ = ['READERS', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
+__all__ = ['READERS', 'TRACING', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c005
 @dataclass
@@ -66,8 +67,8 @@ class _Trace:
 
 def is_linear(m) -> bool:
     "Is this layer fully connected, in any form?"
-    if isinstance(m, RepQLayer): return m.block.geometry is None or isinstance(m.block, (nn.Linear, FullyConnected))
-    return isinstance(m, (nn.Linear, FullyConnected))
+    m = m.block if isinstance(m, RepQLayer) else m
+    return isinstance(m, nn.Linear) or getattr(m, 'geometry', m) is None
 
 def _can_absorb(layer, bn) -> bool:
     "Can the batch norm `bn` go into the kernel of `layer`, whose output it reads?"

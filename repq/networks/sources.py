@@ -14,6 +14,7 @@ import torch, torch.nn as nn
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
+from ..method.recent import Conv3XC, DilatedReparam, LearnableRep, RepMixer, RepVGGDW
 
 # %% auto #0
 __all__ = ['BLOCKS', 'Source', 'source_of', 'from_source', 'source_size', 'pretrained_state', 'code_of', 'check_code',
@@ -55,8 +56,8 @@ def _library(kind):
     if find_spec(kind) is None: raise ImportError(f'models of {kind} need the package {kind}: pip install {kind}')
     return importlib.import_module('torchvision.models' if kind == 'torchvision' else kind)
 
-def _check_library(s:Source):
-    "The library of a source, if it knows the network"
+def _check_library(s:Source, any_task=False):
+    "The library of a source, if it knows the network; `any_task`: not classifiers alone"
     lib = _library(s.kind)
     if s.kind == 'timm':
         if s.name.startswith(('hf-hub:', 'hf_hub:')): return lib
@@ -64,16 +65,17 @@ def _check_library(s:Source):
         if not known: raise ValueError(_nearest('timm', [*lib.list_models(), *lib.list_pretrained()], s.name))
         return lib
     classifiers = lib.list_models(module=lib)
-    if s.name in classifiers: return lib
+    if s.name in classifiers or any_task and s.name in lib.list_models(): return lib
     if s.name in lib.list_models(): raise ValueError(f'torchvision:{s.name} is no classifier: {lib.get_model_builder(s.name).__module__.split(".")[2]} is not a task known here')
     raise ValueError(_nearest('torchvision', classifiers, s.name))
 
-def _of_library(s:Source, num_classes, in_channels, weights=None) -> nn.Module: # weights: True for pretrained ones
+def _of_library(s:Source, num_classes, in_channels, weights=None, any_task=False) -> nn.Module: # weights: True for pretrained ones
     "A network of timm or torchvision"
-    lib, kw = _check_library(s), {} if num_classes is None else dict(num_classes=num_classes)
+    lib, kw = _check_library(s, any_task), {} if num_classes is None else dict(num_classes=num_classes)
     if s.kind == 'timm': return lib.create_model(s.name, pretrained=bool(weights), **kw, **({} if in_channels is None else dict(in_chans=in_channels)))
     if in_channels not in (None, 3): raise ValueError(f"torchvision's networks take 3 channels, the images have {in_channels}: timm's take any number, and so may a function of your own")
     takes = inspect.signature(lib.get_model_builder(s.name)).parameters
+    if 'weights_backbone' in takes: kw |= dict(weights_backbone=None)
     if s.name in ('inception_v3', 'googlenet'): kw |= dict(aux_logits=bool(weights), init_weights=not weights) # without classifiers aside, which only training would run
     return lib.get_model(s.name, weights='DEFAULT' if weights else None, **kw) if takes else lib.get_model(s.name)
 
@@ -144,11 +146,13 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     return model
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j116
-def from_source(name:str, num_classes:int=None, in_channels:int=None) -> nn.Module:
+def from_source(name:str, num_classes:int=None, in_channels:int=None,
+                any_task=False, # not classifiers alone?
+               ) -> nn.Module:
     "The network that a name with a colon stands for, freshly initialised"
     s = source_of(name)
     if s.kind in ('module', 'file'): return _of_code(s, num_classes, in_channels)
-    try: return _of_library(s, num_classes, in_channels)
+    try: return _of_library(s, num_classes, in_channels, any_task=any_task)
     except (ValueError, ImportError): raise
     except Exception as e: raise ValueError(f'{name} cannot be made for {num_classes} classes and {in_channels} channels ({_error(e)})') from e
 
@@ -197,7 +201,7 @@ def check_code(name:str, recorded:dict, where):
     if recorded.get('sha256') != _digest(file): warnings.warn(f'{file} has changed since {where} was written')
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j122
-BLOCKS = {b.__name__: b for b in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, OREPA, OREPALargeKernel, ECB)}
+BLOCKS = {b.__name__: b for b in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, OREPA, OREPALargeKernel, ECB, RepMixer, RepVGGDW, DilatedReparam, Conv3XC, LearnableRep)}
 
 def get_block(name:str): # -> a class, or a function that is called as RepVGGBlock is
     "A block by name: of `BLOCKS`, or package.module:function, or path/to/file.py:function"

@@ -9,6 +9,7 @@ from torch import fx
 from ..method.quantizers import LSQ
 from ..method.layers import QUANTIZERS, RepQLayer
 from .graphs import constant_nodes, graph_module, is_layer, live_nodes, readers, trace_graph
+from .recording import of_any_size
 from .readers import nonnegative, module_of, operation_of, moves, stays_float
 from .graphs import BatchNorm
 from .sites import is_linear
@@ -54,7 +55,7 @@ def _one_graph(model) -> fx.Graph:
     text = [[(n.op, n.target, str(n.args), str(n.kwargs)) for n in g.nodes] for g in graphs]
     for a, b in zip(*text):
         if a != b: raise ValueError(f"the model computes {b[1]}{b[2]} in training and {a[1]}{a[2]} in evaluation: to quantize its sums it has to be one graph (modules like nn.Dropout are)")
-    return graphs[1]
+    return of_any_size(graphs[1])
 
 def quantize_sums(model:nn.Module, # quantized
                   bits:int=8,      # 2..8

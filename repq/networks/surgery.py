@@ -13,11 +13,12 @@ from ..method.grids import check_bits
 from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
-from ..method.layers import QUANTIZERS, FullyConnected, RepQLayer, copy_quantizer, is_deployed
+from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
 from .graphs import constant_nodes, live_nodes, readers, trace_graph
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
-from .sites import find_sites, is_composite, registered, survey
+from .recording import remember_sizes
+from .sites import find_sites, is_composite, is_linear, registered, survey
 from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs, without_hooks,
                                    without_integers, without_norm, working_copy)
@@ -31,15 +32,15 @@ def _called(block) -> str: # a class, a function, or a `partial` of one
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h700
 def _new_block(conv, block) -> Block:
-    "`block` with the geometry of `conv`; ValueError if it gives something else"
+    "`block` with the geometry of `conv`; TypeError if it gives something else"
     g = Geometry.of(conv)
     try: new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation,
                      conv.groups, g.padding_mode)
     except TypeError as e:
         said = ' '.join(str(e).split())
-        raise ValueError(f'block must be called as RepVGGBlock is; {_called(block)} says: {said}') from e
+        raise TypeError(f'block must be called as RepVGGBlock is; {_called(block)} says: {said}') from e
     if not isinstance(new, Block):
-        raise ValueError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
+        raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
     return new.to(conv.weight)
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h701
@@ -87,9 +88,9 @@ def _globally_pooled(model, traces) -> set:
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h704
 def reparametrize(model:nn.Module,
-                  block=RepVGGBlock,   # called as block(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+                  block=RepVGGBlock,   # called as `nn.Conv2d` is, but for the bias
                   init='preserve',     # 'preserve': compute what the convolutions did; 'paper': the block's own initial values
-                  where=None,          # (name, conv) -> bool: which convolutions; None: all that the block can replace, but for those after global pooling, where a map is one pixel
+                  where=None,          # (name, conv) -> bool: which ones; None: all that it can replace, but after global pooling
                   inplace=False, verbose=True,
                   adopt=True,          # take blocks that the model has already over first? See `repq.surgery.adopt`
                  ) -> nn.Module:
@@ -227,12 +228,13 @@ def quantize(model:nn.Module,
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
              centred=False,            # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`? Where a kernel holds an identity, they lose less
              where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
+             example_input=None,       # a batch, where the model decides by its size and cannot be traced without
              adopt=True,               # take blocks that the model has already over first? See `repq.surgery.adopt`
             ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight, steps set by MinError on the first batch"
     for b in (weight_bits, input_bits) + (() if first_last_bits is None else (first_last_bits,)): check_bits(b)
     if statistics is not None: get_statistics(statistics)
-    model = working_copy(model, inplace)
+    model = remember_sizes(working_copy(model, inplace), example_input)
     if adopt: model = adopt_blocks(model, inplace=True, verbose=verbose)
     sites, traces, untraced = survey(model)
     if not sites: raise ValueError(f'{type(model).__name__} has nothing to quantize: no Conv2d, Linear or block')
@@ -357,7 +359,7 @@ def add_norms(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
     model = working_copy(model, inplace)
     sites, untraced = find_sites(model)
     if untraced: raise ValueError(f'the model cannot be traced ({untraced}): which layers have a batch norm after them is not known')
-    todo = [s for s in sites if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not s.left and s.bn is None and not isinstance(s.module.block, FullyConnected)]
+    todo = [s for s in sites if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not s.left and s.bn is None and not is_linear(s.module)]
     model, hooks = replace_modules(model, {s.module: same_mode(WithNorm(s.module), s.module) for s in todo})
     report_change('add_norms', verbose, '', f'a batch norm after {plural(len(todo), "layer")}', hooks=hooks)
     return model

@@ -104,8 +104,8 @@ def _read_cache(path, mark, n, size):
             if (f.metadata() or {}).get('fingerprint') != mark: return None
             x,ok = f.get_tensor('x'),f.get_tensor('ok')
     except (OSError, SafetensorError): return None # half of one
-    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3) and (x.shape[2:]==(size, size)
-                                                                             if size else x[0].numel() > 0)
+    images = x.dtype==torch.uint8 and x.ndim==4 and x.shape[:2]==(n, 3)
+    if images: images = x.shape[2:]==(size, size) if size else x[0].numel() > 0
     return (x, ok.bool()) if images and ok.dtype==torch.uint8 and ok.shape==(n,) else None
 
 # %% ../../nbs/3_training/05_data.ipynb #h516
@@ -126,7 +126,8 @@ def decode_cached(
 ) -> tuple: # x (n, 3, h, w) uint8, ok (n,) bool
     "`decode_images`, or what it returned last time if the files are still the same"
     folder = Path(folder).resolve()
-    path = cache_dir()/f'{folder.parent.name}-{folder.name}-{hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:12]}.safetensors'
+    digest = hashlib.sha256(f'{folder} {size}'.encode()).hexdigest()[:12]
+    path = cache_dir()/f'{folder.parent.name}-{folder.name}-{digest}.safetensors'
     mark = fingerprint(files, size)
     if (kept := _read_cache(path, mark, len(files), size)) is not None:
         tolerate([files[i] for i in (~kept[1]).nonzero()[:,0]], len(files))

@@ -17,12 +17,14 @@ def subfolders(path) -> list:
     "Sorted names of the folders in `path`, without hidden ones"
     return sorted(o.name for o in _scan(path) if os.path.isdir(o) and not o.name.startswith('.'))
 
+# %% ../../nbs/3_training/03_folders.ipynb #h934
 def _scan(folder) -> list:
     "What is in a folder"
     try:
         with os.scandir(folder) as found: return list(found)
     except OSError as e:
-        raise type(e)(f'{"no permission to read the folder" if isinstance(e, PermissionError) else e.strerror + ":"} {folder}') from None
+        what = 'no permission to read the folder' if isinstance(e, PermissionError) else f'{e.strerror}:'
+        raise type(e)(f'{what} {folder}') from None
 
 # %% ../../nbs/3_training/03_folders.ipynb #h499
 def _counted_elsewhere(folder, split) -> bool:

@@ -214,7 +214,8 @@ def _kept_index(path, tars) -> tuple:
     """The index of others' shards, as it was made last time if they are the same;
     of those that it tells of none may be missing or cut off"""
     name = path.resolve()
-    file,mark = cache_dir()/f'{name.parent.name}-{name.name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}.index.json',fingerprint(tars)
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    file,mark = cache_dir()/f'{name.parent.name}-{name.name}-{digest}.index.json',fingerprint(tars)
     try: kept = _check_index(read_json(file, SHARDS), file)
     except (OSError, ValueError): kept = None # none there, or damaged
     for o in kept['splits'].values() if kept else ():
@@ -255,7 +256,8 @@ def read_shards(
         for s in o['shards']: _whole_shard(Path(path)/s['file'], s['bytes'], made)
         rows = sorted((c, n, os.path.join(path, s['file']), start, length) for s in o['shards']
                       for n,c,start,length in s['images'])
-        res[split] = [Packed(f'{tar}/{n}', tar, start, length) for _,n,tar,start,length in rows], torch.tensor([r[0] for r in rows]), o['classes']
+        files = [Packed(f'{tar}/{n}', tar, start, length) for _,n,tar,start,length in rows]
+        res[split] = files, torch.tensor([r[0] for r in rows]), o['classes']
     return res
 
 # %% ../../nbs/3_training/04_packed.ipynb #h513

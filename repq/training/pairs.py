@@ -195,7 +195,8 @@ def large_enough(pairs, least, problems=(), what='images', why='the crop') -> li
     small = [f'{p.name}: {p.hr.shape[2]}×{p.hr.shape[1]} pixels, smaller than {why} of {least}'
              for p in pairs if min(p.hr.shape[-2:]) < least]
     bad = [*problems, *small]
-    text = f'{len(bad)} of {len(pairs) + len(problems)} {what} cannot be used: ' + '; '.join(bad[:3]) + (f'; and {len(bad) - 3} more' if len(bad) > 3 else '')
+    more = f'; and {len(bad) - 3} more' if len(bad) > 3 else ''
+    text = f'{len(bad)} of {len(pairs) + len(problems)} {what} cannot be used: ' + '; '.join(bad[:3]) + more
     if len(small) == len(pairs): raise ValueError(text)
     if bad: warnings.warn(text)
     return [p for p in pairs if min(p.hr.shape[-2:]) >= least] if small else pairs

@@ -141,7 +141,8 @@ class DataParallel(Callback):
         if self.training: self.learn.loss = rank_mean(self.loss.detach())
     def after_validate(self):
         for m in [self.recorder.loss, *self.metrics]:
-            m.total, m.count = reduce_ranks(torch.tensor([m.total, m.count], dtype=torch.float64, device=self.dls.device), 'SUM').tolist()
+            both = torch.tensor([m.total, m.count], dtype=torch.float64, device=self.dls.device)
+            m.total, m.count = reduce_ranks(both, 'SUM').tolist()
 
 # %% ../../nbs/3_training/11_parallel.ipynb #n012
 class Accumulate(Callback):

@@ -111,9 +111,8 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
 # %% ../../nbs/3_training/22_plans.ipynb #h650
 def _summary(recipe) -> str:
     "What a run consists of, and what the paper reports for it"
-    paper = paper_figure(recipe)
-    return f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}' + (f'; the paper: {paper}'
-                                                                                          if paper else '')
+    text, paper = f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}', paper_figure(recipe)
+    return f'{text}; the paper: {paper}' if paper else text
 
 def _cost(recipe, rate, measured) -> str:
     "Hours in words"
@@ -206,7 +205,8 @@ def _lines(run:Run, start:Start, learn) -> list:
 
 # %% ../../nbs/3_training/22_plans.ipynb #h654
 def plan(recipe:Recipe, out, init=None, accumulate:int=1, teacher=None, resume=False, minutes:float=15., keep:int=2,
-         skips:int=10, tensorboard=False, timing:int=5, recompute=False, capture=False) -> str: # None in all processes of torchrun but the first
+         skips:int=10, tensorboard=False, timing:int=5, recompute=False,
+         capture=False) -> str: # None in all processes of torchrun but the first
     "All that `repq.runs.train` would do, in lines, after the same checks; nothing is written"
     if rank_distrib(): return None
     run = Run(recipe, out, init, timing=timing, resume=resume, minutes=minutes, keep=keep, skips=skips, teacher=teacher,

@@ -76,7 +76,7 @@ def _two_axes(ax):
     return ax
 
 # %% ../../nbs/3_training/16_plots.ipynb #h604
-def plot_history(rows,    # of history.csv: dicts with epoch, train_loss, valid_loss, accuracy or psnr; or a dict of such lists by name
+def plot_history(rows,    # of history.csv: epoch, train_loss, valid_loss, accuracy or psnr; or a dict of such lists by name
                  ax=None, # two axes, for loss and accuracy
                  results=None): # name -> row of results.json: colours are then by method, line styles by width
     """Loss and accuracy (or PSNR) per epoch: of one run training loss too, of several the validation loss;

@@ -105,6 +105,8 @@ def _check(r):
     image_size(r.model) # which knows the models
     if r.block: get_block(r.block) # which knows the blocks
     if r.block and not METHODS[r.method].reparametrized: raise ValueError(f'block={r.block!r} has no effect on method {r.method!r}, which trains the network without blocks')
+    if not r.adopt and not source_of(r.model): raise ValueError(f'adopt=False is for networks from elsewhere: {r.model} is made of blocks to begin with')
+    if not r.adopt and not r.block and METHODS[r.method].reparametrized: raise ValueError(f'with adopt=False {r.model} has no blocks, and method {r.method!r} trains blocks: give some, block="RepVGGBlock" (--block), or take method plain')
     for n, allowed in _RANGES.items(): _check_range(n, getattr(r, n), allowed)
     for n, known in _CHOICES.items():
         if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
@@ -148,6 +150,7 @@ class Training:
 class Recipe(Training):
     "Everything needed to repeat a training run"
     block: str = None              # what takes the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
+    adopt: bool = True             # of a network from elsewhere: are its own branches taken over as blocks, see `repq.surgery.adopt`?
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
@@ -318,7 +321,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
     method = METHODS[recipe.method]
     if recipe.block or source_of(recipe.model):
-        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized)
+        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized, recipe.adopt)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "

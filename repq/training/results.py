@@ -183,7 +183,7 @@ def _figure(row, measured) -> dict:
                 **{k: float(row[k]) for k in measured if row[k].strip()})
 
 # %% ../../nbs/3_training/13_results.ipynb #h587
-def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model, to tell networks apart
+def read_figures(path # CSV: method, weight_bits, accuracy in percent or a column per benchmark in dB; optionally model
                 ) -> tuple: # name of the file without suffix, rows
     "Figures to be shown beside one's own, a paper's for example; ValueError for what is missing or no number"
     rows = read_csv(path)

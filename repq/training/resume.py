@@ -149,7 +149,8 @@ class Checkpoints(Callback):
                  minutes:float=15., # 0: after every batch
                  keep:int=2,        # how many of the newest
                  state:dict=None):  # of `read_state`
-        self.folder, self.minutes, self.n_kept, self.start, self.ask_rng = Path(folder), minutes, keep, state or {}, False
+        self.folder, self.minutes, self.n_kept = Path(folder), minutes, keep
+        self.start, self.ask_rng = state or {}, False
         self.stopping, self.began, self.last = False, time.monotonic(), time.monotonic()
 
     def after_batch(self):

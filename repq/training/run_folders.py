@@ -106,47 +106,61 @@ def read_rows(path) -> list:
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r214
 def official_state(recipe:Recipe, file) -> dict:
-    "The weights in an official checkpoint, or in one that `repq convert` wrote, as stage one of `recipe` would have left them"
+    """The weights in an official checkpoint, or in one that `repq convert` wrote,
+    as stage one of `recipe` would have left them"""
     state = read_checkpoint(file)
     if source_of(recipe.model): return state # by the names of that network, as `build` checks
     if any('.branches.' in k for k in state): return state # ours: `build` checks it
     model, origin = from_official(state)
-    if origin.deployed: raise ValueError(f'{file} is {origin}: training goes on from the training form, which has the branches')
+    if origin.deployed:
+        raise ValueError(f'{file} is {origin}: training goes on from the training form, which has the branches')
     if origin.model != recipe.network:
         raise ValueError(f"{file} is {origin}, method '{recipe.method}' on {recipe.model} needs {recipe.network}")
     return model.state_dict()
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h935
 PRETRAINED = 'pretrained' # in the place of a run: the weights that a network's library has
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h936
 def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
     "The state dict that the quantized stage starts from, and the recipe with what that run fixes"
     if init is None and recipe.quantized:
-        raise ValueError('the quantized stage starts from a full-precision run: give it as init (--init RUN). Train one first: '
+        raise ValueError('the quantized stage starts from a full-precision run: give it as init (--init '
+                         'RUN). Train one first: '
                          f'repq train {recipe.model} --data {recipe.data} --method {recipe.method} --out RUN')
     if init is None: return None, recipe
     if str(init) == PRETRAINED: return pretrained_state(recipe.model), recipe
-    if Path(init).is_file(): return official_state(recipe, init), recipe if source_of(recipe.model) else _trained(recipe, 'branched', init)
+    if Path(init).is_file():
+        return official_state(recipe, init), recipe if source_of(recipe.model) else _trained(recipe, 'branched', init)
     first, model, info = load_run(init)
     if first.quantized:
         raise ValueError(f'{init} is a quantized run ({first.weight_bits} bits); init must be a full-precision one')
     if first.network != recipe.network:
-        raise ValueError(f"{init} is {first.network}, method '{recipe.method}' on {recipe.model} needs {recipe.network}: "
+        raise ValueError(f"{init} is {first.network}, method '{recipe.method}' on {recipe.model} needs "
+                         f"{recipe.network}: "
                          'give another init or model')
-    if first.block != recipe.block or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
-        raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: give the same --block, and a method that fits')
+    adopted = (first.block, first.adopt) == (recipe.block, recipe.adopt)
+    if not adopted or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
+        raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: '
+                         'give the same --block and --no-adopt, and a method that fits')
     return model.state_dict(), _trained(recipe, first.full_precision, init)
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h937
 def _trained(recipe, how, init) -> Recipe:
-    "The recipe whose blocks were trained as those of `init`; ValueError where something else is asked for than that, or than the usual"
+    """The recipe whose blocks were trained as those of `init`;
+    ValueError where something else is asked for than that, or than the usual"""
     usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, recipe.input_bits).full_precision
     if recipe.full_precision not in (how, usual):
-        raise ValueError(f'{init} has blocks that were trained {how}, and full_precision is {recipe.full_precision!r}: leave it out, the start decides')
+        raise ValueError(f'{init} has blocks that were trained {how}, and full_precision is '
+                         f'{recipe.full_precision!r}: leave it out, the start decides')
     return replace(recipe, full_precision=how)
 
+# %% ../../nbs/3_training/18_run_folders.ipynb #h938
 def _blocks_of(recipe) -> str:
     "Which blocks a recipe trains, in words"
     if not METHODS[recipe.method].reparametrized: return f'no blocks (method {recipe.method})'
-    return f'the block {recipe.block}' if recipe.block else "the network's own blocks"
+    if not recipe.block: return "the network's own blocks"
+    return f'the block {recipe.block}' + ('' if recipe.adopt else ', its own branches not taken over')
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #r217
 def differing(path, recipe:Recipe, asked:dict) -> str:

@@ -154,6 +154,7 @@ def _check_exact(recipe, model):
     raise ValueError('recompute is for exact statistics, which no layer takes '
                      f'(method {recipe.method} at {recipe.weight_bits} bits): leave it out')
 
+# %% ../../nbs/3_training/21_runs.ipynb #h939
 def _guides(run, info) -> list: # of callbacks
     "A teacher, and TensorBoard, where they are asked for"
     cbs = []
@@ -242,11 +243,15 @@ def _check_numbers(recipe, model):
         raise FloatingPointError(f'before training begins {text}: at {recipe.weight_bits} bits, with batch '
                                  'norms inside blocks, norm_after, input_noise and bound_steps prevent it')
 
+# %% ../../nbs/3_training/21_runs.ipynb #h940
 @torch.enable_grad()
 def _check_trains(recipe, model, x):
     "ValueError where the network stops in training mode, or gives what has no gradient"
     with naming_input(model, 'the images of this data in training mode'): y = model.train()(x)
-    if not y.requires_grad: raise ValueError(f'{recipe.network} gives what has no gradient: is all of it frozen, or detached?')
+    if not isinstance(y, torch.Tensor):
+        raise ValueError(f'{recipe.network} gives a {type(y).__name__} in training mode, where one tensor is expected')
+    if not y.requires_grad:
+        raise ValueError(f'{recipe.network} gives what has no gradient: is all of it frozen, or detached?')
 
 def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"

@@ -103,7 +103,8 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
         if not pairs:
             raise ValueError(f'{path} has one image only that can be read: give more, or validation images '
                              'of their own (benchmarks)')
-        tests, pairs = {'held out': large_enough(held, **measured, what='validation images')}, large_enough(pairs, crop, what='training images')
+        tests = {'held out': large_enough(held, **measured, what='validation images')}
+        pairs = large_enough(pairs, crop, what='training images')
     train = PairDL(Crops(pairs, iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
     dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False,
                                        drop_last=False), **({} if device is None else dict(device=device)))
@@ -144,22 +145,28 @@ def psnr(x:Tensor, y:Tensor, # (..., h, w) in grey levels
     if min(y.shape[-2:]) <= 2*shave:
         raise ValueError(f'an image of {tuple(y.shape[-2:])} has nothing left after shaving {shave} pixels '
                          'at each side')
-    x, y = ((t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave] for t in (x.clamp(0, 255), y))
+    def inner(t):
+        return (t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
+    x, y = inner(x.clamp(0, 255)), inner(y)
     return 10*math.log10(255**2/max((x - y).square().mean().item(), 1e-10))
 
 # %% ../../nbs/3_training/08_superres.ipynb #h535
 def ssim(x:Tensor, y:Tensor, shave:int=2) -> float: # as `psnr`, rounded
     "Structural similarity (Wang et al. 2004) of the luminance, by scikit-image"
     from skimage.metrics import structural_similarity
-    x, y = (t.round().squeeze()[shave:t.shape[-2] - shave, shave:t.shape[-1] - shave].double().cpu().numpy() for t in (x.clamp(0, 255), y))
+    def inner(t):
+        inside = t.round().squeeze()[shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
+        return inside.double().cpu().numpy()
+    x, y = inner(x.clamp(0, 255)), inner(y)
     return float(structural_similarity(x, y, data_range=255, gaussian_weights=True, sigma=1.5,
                                        use_sample_covariance=False))
 
 # %% ../../nbs/3_training/08_superres.ipynb #h536
 @torch.no_grad()
-def evaluate_pairs(f, # (1, 1, h, w) -> (1, 1, scale·h, scale·w): a network in evaluation mode, or a function; None: bicubic
-                   # psnr, psnr_rounded (dB) and ssim, means over images
-                   pairs:list, device='cpu', with_ssim=False) -> dict:
+def evaluate_pairs(f,          # a network in evaluation mode, or a function of (1, 1, h, w); None: bicubic
+                   pairs:list, device='cpu',
+                   with_ssim=False
+                  ) -> dict:   # psnr, psnr_rounded (dB) and ssim, means over images
     "How near `f` of the small images comes to the large ones"
     rows = []
     for p in heard(pairs, 'evaluation, images'):

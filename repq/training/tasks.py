@@ -41,8 +41,8 @@ def evaluate(model:nn.Module, batches) -> float:
 # %% ../../nbs/3_training/17_tasks.ipynb #r109
 def psnrs(model, deployed,  # the network as trained and as deployed
           benchmarks:dict,  # name -> list of `repq.superres.Pair`
-          # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean over its images}
-          device='cpu') -> dict:
+          device='cpu'
+         ) -> dict:         # psnr, psnr_rounded, ssim, merged_psnr, bicubic_psnr: {benchmark: mean of its images}
     "Measures of a super-resolution network on benchmarks, as trained and as deployed, and bicubic's"
     model.eval()
     deployed.to(device)
