@@ -10,15 +10,15 @@ const bytes = n => n.toLocaleString('en') + ' B'
 
 root.innerHTML = `
 <h2 id="a-digit" class="anchored">A digit</h2>
-<div class="cards">
-  <div class="card">
+<div class="rq-cards">
+  <div class="rq-card">
     <canvas class="pad" width="280" height="280" tabindex="0" role="img" aria-describedby="pad-help" aria-label="Drawing area for a digit"></canvas>
     <p id="pad-help">Draw a digit with mouse, finger or pen (a 7 with its bar: those of the data have one). With the keyboard: arrow keys move the pen, space puts it down or lifts it, Delete clears.</p>
-    <div class="row"><button type="button" class="clear">Clear</button></div>
-    <div class="row pick" role="group" aria-label="Digits that the networks were not trained on"></div>
+    <div class="rq-row"><button type="button" class="clear">Clear</button></div>
+    <div class="rq-row pick" role="group" aria-label="Digits that the networks were not trained on"></div>
   </div>
-  <div class="card">
-    <div class="row"><canvas class="seen" width="8" height="8" role="img" aria-label="What the networks see: 8 by 8 pixels of 17 greys"></canvas><span>what the networks see: 8 × 8 pixels</span></div>
+  <div class="rq-card">
+    <div class="rq-row"><canvas class="seen" width="8" height="8" role="img" aria-label="What the networks see: 8 by 8 pixels of 17 greys"></canvas><span>what the networks see: 8 × 8 pixels</span></div>
     <div class="wide"><table><caption>Answers, computed here in integers</caption>
       <thead><tr><th scope="col">weights</th><th scope="col">answer</th><th scope="col">time</th><th scope="col">network</th><th scope="col">ONNX file</th><th scope="col">sure</th></tr></thead>
       <tbody aria-live="polite"></tbody></table></div>
@@ -26,13 +26,13 @@ root.innerHTML = `
   </div>
 </div>
 <h2 id="a-picture" class="anchored">A picture, twice as large</h2>
-<div class="row">
+<div class="rq-row">
   <label>Your picture, which stays on this device: <input type="file" class="photo" accept="image/*"></label>
   <button type="button" class="sample">Take the cat</button>
   <fieldset><legend>bits of the weights</legend></fieldset>
 </div>
 <p class="status photo-status" role="status"></p>
-<div class="cards">
+<div class="rq-cards">
   <figure><canvas class="smooth" width="256" height="256" role="img" aria-label="The picture as the browser enlarges it"></canvas><figcaption>as the browser enlarges it</figcaption></figure>
   <figure><canvas class="sharp" width="256" height="256" role="img" aria-label="The picture as the network enlarges it"></canvas><figcaption>as the network does</figcaption></figure>
 </div>`

@@ -82,7 +82,7 @@ class Tab:
 
     def place(self, selector):
         "(left, top, width, height) of an element, scrolled into view"
-        return self.js(f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height] }})(document.querySelector({json.dumps(selector)}))")
+        return self.js(f"(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height] }})(document.querySelector({json.dumps(selector)}))")
 
     def click(self, selector):
         x, y, w, h = self.place(selector)
