@@ -4,11 +4,11 @@
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i702
 from __future__ import annotations
-import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
+import importlib.util, json, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
-import torch, torch.nn as nn
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ

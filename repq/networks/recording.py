@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from ..method.layers import QUANTIZERS, RepQLayer
 from ..method.blocks import Block
-from .graphs import ASKED, ASKS, TRACERS, BatchNorm, code_line, holds, is_single, untouched
+from .graphs import ASKED, ASKS, TRACERS, code_line, holds, is_single, untouched
 
 # %% auto #0
 __all__ = ['remember_sizes', 'with_sizes', 'Unrecorded', 'run_recorded', 'record_graph', 'of_any_size']
