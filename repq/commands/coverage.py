@@ -4,7 +4,7 @@
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i702
 from __future__ import annotations
-import importlib.util, json, signal, subprocess, sys, tempfile, threading, time
+import importlib.util, json, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
