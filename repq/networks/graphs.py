@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
-from .liveness import live_nodes, readers, shape_nodes
+from .liveness import live_nodes, readers
 
 # %% auto #0
 __all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
