@@ -15,7 +15,7 @@ from ..method.layers import FullyConnected, RepQLayer, is_deployed
 from .graphs import constant_nodes, first_line, is_layer, trace_graph
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
-from .chains import Step, Sum, steps
+from .chains import Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
 import torch, torch.nn as nn
 from ..method.operations import computes, hooked
-from ..method.blocks import Block
 from .graphs import BatchNorm, norm_rest, trace_graph
 from .changes import same_mode
 from .chains import Step, ends_in, steps
