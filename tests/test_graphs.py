@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from helpers import randomize
 from repq.blocks import Block, RepVGGBlock
-from repq.graphs import norm_rest
+from repq.graphs import graph_module, norm_rest, trace_graph
 from repq.integers import check_integers, to_integer
 from repq.surgery import calibrate, deploy, find_sites, quantize, quantize_sums, reparametrize, tied
 
@@ -283,3 +283,14 @@ def test_quantize_says_what_will_not_become_integers(capsys):
     quantize(net(statement), 8, 8)
     assert 'floating point' not in capsys.readouterr().out
     quantize(torchvision.models.resnet18(), 8, 8); assert 'floating point' not in capsys.readouterr().out
+
+def test_lists_of_pieces():
+    "`list(x.chunk(2, 1))` and what is done with it, as in the YOLO family"
+    class Pieces(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 4, 1)
+        def forward(self, x):
+            y = list(self.a(x).chunk(2, 1))
+            y.extend(self.b(y[-1]) for _ in range(1))
+            return torch.cat(y + list(x.split([1, 3], 1)), 1)
+    m, x = Pieces().eval(), torch.randn(2, 4, 5, 5)
+    assert torch.equal(graph_module(m, trace_graph(m, False))(x), m(x))
