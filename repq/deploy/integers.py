@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from ..method.quantizers import LSQ
 from ..method.layers import RepQLayer
 from ..method.operations import hooked
-from ..networks.graphs import constant_nodes, graph_module, is_norm, norm_rest, BatchNorm
+from ..networks.liveness import constant_nodes
+from ..networks.graphs import graph_module, is_norm, norm_rest, BatchNorm
 from ..networks.recording import with_sizes
 from ..networks.convolutions import SameBorder
 from ..networks.sites import find_sites

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from ..method.batchnorm import fold, running_stats
 from ..method.operations import computes, hooked
 from ..method.layers import QUANTIZERS, is_deployed
-from ..networks.graphs import constant_nodes, graph_module, is_layer, is_norm, live_nodes, shape_nodes, trace_graph, BatchNorm
+from ..networks.liveness import constant_nodes, live_nodes, shape_nodes
+from ..networks.graphs import graph_module, is_layer, is_norm, trace_graph, BatchNorm
 from ..networks.readers import KINDS, node_name, read, why_not_integer
 from .integer_grids import Grid
 from .integer_ops import Builder, find_operation

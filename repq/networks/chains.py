@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch, torch.nn as nn
 from torch import Tensor, fx
 from ..method.operations import BATCH_NORMS, computes, hooked
-from .graphs import BatchNorm, constant_nodes, is_norm, rest_graph
+from .liveness import constant_nodes
+from .graphs import BatchNorm, is_norm, rest_graph
 from . import further_readers # noqa: F401 (sums are read there)
 from .readers import node_name, operation_of
 

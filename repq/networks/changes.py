@@ -15,7 +15,8 @@ from torch.nn.parameter import UninitializedParameter
 from ..method.quantizers import LSQ
 from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, RepQLayer
-from .graphs import constant_nodes, is_norm, live_nodes, norm_rest, rest_graph
+from .liveness import constant_nodes, live_nodes
+from .graphs import is_norm, norm_rest, rest_graph
 from .readers import read, why_not_integer
 from .graphs import BatchNorm
 from .sites import registered, survey

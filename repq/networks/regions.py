@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from math import gcd
 import torch.nn as nn
 from ..method.kernels import Geometry, Kernel
-from .graphs import constant_nodes, trace_graph
+from .liveness import constant_nodes
+from .graphs import trace_graph
 from .chains import Region, Step, Sum, find_chains, linear, steps
 
 # %% auto #0

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
-from .graphs import first_line, is_layer, is_norm, live_nodes, readers, rest_graph, trace_graph, BatchNorm
+from .liveness import live_nodes, readers
+from .graphs import first_line, is_layer, is_norm, rest_graph, trace_graph, BatchNorm
 from . import further_readers, readers as basic_readers, recording
 from .readers import nonnegative
 

@@ -8,7 +8,8 @@ import torch.nn as nn
 from torch import fx
 from ..method.quantizers import LSQ
 from ..method.layers import QUANTIZERS, RepQLayer
-from .graphs import constant_nodes, graph_module, is_layer, live_nodes, readers, trace_graph
+from .liveness import constant_nodes, live_nodes, readers
+from .graphs import graph_module, is_layer, trace_graph
 from .recording import of_any_size
 from .readers import nonnegative, module_of, operation_of, moves, stays_float
 from .graphs import BatchNorm

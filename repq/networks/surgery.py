@@ -14,7 +14,8 @@ from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
-from .graphs import constant_nodes, live_nodes, readers, trace_graph
+from .liveness import constant_nodes, live_nodes, readers
+from .graphs import trace_graph
 from .readers import module_of, operation_of, moves
 from .graphs import BatchNorm
 from .recording import remember_sizes
