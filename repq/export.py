@@ -2,7 +2,7 @@
 
 The module can be called: after `import repq`, `repq.export(model, 'model.onnx', images)` is `repq.export.export(...)`."""
 # ruff: noqa: F401, F403, F405
-import sys as _sys
+import sys as _sys, warnings as _warnings
 from inspect import signature as _signature
 from repq.networks.costs import *
 from repq.deploy.targets import *
@@ -24,7 +24,9 @@ from repq.deploy.integers import to_integer
 
 def export(model, path, images, profile='integers', overwrite=True):
     "`repq.deployment.export_model`: write the deployed `model` to a file, .onnx, .tflite, .pte, .qonnx, .pt2 or .safetensors"
-    from repq.commands.deployment import export_model # which brings data and training
+    with _warnings.catch_warnings(): # it brings data and training, and with them fastai, which calls what torch deprecates
+        _warnings.simplefilter('ignore')
+        from repq.commands.deployment import export_model
     return export_model(model, path, images, profile, overwrite)
 
 class _Callable(type(_sys)):

@@ -35,9 +35,10 @@ def test_from_full_precision_to_a_file(fp, tmp_path):
     assert 'model-vnni.onnx' in text and 'layers can saturate on x86 without VNNI (unless loaded with session.x64quantprecision=1)' in text and 'equals the integer reference in all 640 values' in text
 
 def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
-    from repq.commands import deployment
+    from repq.deploy import comparison
     post_training(fp, tmp_path/'ptq')
-    monkeypatch.setattr(deployment, 'run_onnx', lambda session, x: run_onnx(session, x) + 1)
+    given = comparison._run_all
+    monkeypatch.setattr(comparison, '_run_all', lambda *args: {n: v + 1 for n, v in given(*args).items()})
     with pytest.raises(ValueError, match='differs from the reference in 640 of 640'): export_run(tmp_path/'ptq')
     assert sorted(p.name for p in (tmp_path/'ptq').iterdir()) == ['model.safetensors', 'recipe.json', 'results.json']
 
@@ -68,7 +69,8 @@ def test_tensorflow_lite(fp, tmp_path, monkeypatch):
     assert torch.equal(y, run_onnx(onnx_session(tmp_path/'ptq'/'model.onnx'), x)) and len(set(y.argmax(1).tolist())) > 5
     with pytest.raises(FileExistsError): export_run(tmp_path/'ptq', format='tflite')
     deployment.export_model(model, tmp_path/'ptq.tflite', [(x[:8], None)])
-    monkeypatch.setattr(deployment, 'run_tflite', lambda session, x: run_tflite(session, x) + 1)
+    compare = deployment._compare
+    monkeypatch.setattr(deployment, '_compare', lambda session, run, *args: compare(session, lambda *a: run(*a) + 1, *args))
     with pytest.raises(ValueError, match='LiteRT with XNNPACK differs from the reference in 640 of 640'): export_run(tmp_path/'ptq', tmp_path/'wrong.tflite', 'tflite')
     assert not (tmp_path/'wrong.tflite').exists()
     with pytest.raises(ValueError, match='packed is a profile of ONNX files'): export_run(tmp_path/'ptq', tmp_path/'a.tflite', 'tflite', 'packed')

@@ -16,6 +16,7 @@ from ..method.kernels import Geometry
 from ..method.grids import check_bits, grid
 from ..method.layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block, is_deployed
 from ..method.blocks import Block
+from ..networks.adoption import adopt
 from ..networks.surgery import WithNorm, deploy
 from ..networks.changes import without_norm
 from ..networks.checkpoints import differences, write_checkpoint
@@ -283,6 +284,13 @@ def _into(header, tensors, model) -> nn.Module:
     model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False, assign=True)
     return model[0] if header['alone'] else model
 
+def _into_plain(header, tensors, model) -> nn.Module:
+    "`_into` the model as it is or, as `quantize` does first, with its branches taken over as blocks"
+    try: return _into(header, tensors, model)
+    except ValueError as e:
+        try: return _into(header, tensors, adopt(model, verbose=False))
+        except ValueError: raise e from None
+
 _DAMAGE = KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError # what making a network of a wrong file can raise
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #v024
@@ -293,7 +301,7 @@ def load_deployed(path,               # written by `save_deployed`
     if not isinstance(model, (nn.Module, type(None))): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     header, tensors = _read(path)
     if model is None and header.get('graph') is None: raise ValueError(f'{path} holds no graph: give the network in plain form, load_deployed(path, model)')
-    try: return (_alone(header, tensors) if model is None else _into(header, tensors, model)).eval()
+    try: return (_alone(header, tensors) if model is None else _into_plain(header, tensors, model)).eval()
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     except _DAMAGE as e:
         raise ValueError(f'{path} is damaged ({first_line(e)})') from None

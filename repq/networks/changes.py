@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c002
 from __future__ import annotations
-import copy
+import copy, operator
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
@@ -209,8 +209,13 @@ def _why_not(node, model, site) -> str:
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, BatchNorm): return _why_not_rest(m)
     if isinstance(m, QUANTIZERS): return ''
-    try: return why_not_integer(read(node, model))
+    try: o = read(node, model)
     except ValueError as e: return str(e)
+    return '' if o.kind == 'parts' and _one_by_one(node) else why_not_integer(o)
+
+def _one_by_one(node) -> bool:
+    "Are the parts of a value taken one by one? Each is a slice then"
+    return all(u.target is operator.getitem and isinstance(u.args[1], int) for u in node.users)
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h480
 def _why_not_rest(bn) -> str:
