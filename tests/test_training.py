@@ -555,9 +555,9 @@ class Standardized(nn.Conv2d):
     def forward(self, x): return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
 
 def test_subclasses():
-    net = nn.Sequential(Derived(3, 4, 3), Standardized(4, 2, 3))
-    assert [type(m) for m in quantize(net, 8, 8, adopt=False, **quiet)] == [RepQLayer, Standardized]
-    assert [type(m) for m in quantize(net, 8, 8, **quiet)] == [RepQLayer, RepQLayer] # a weight that goes with nothing but parameters
+    net = nn.Sequential(Derived(3, 4, 3), nn.ReLU(), Standardized(4, 2, 3))
+    assert [type(m) for m in quantize(net, 8, 8, adopt=False, **quiet)] == [RepQLayer, nn.ReLU, Standardized]
+    assert [type(m) for m in quantize(net, 8, 8, **quiet)] == [RepQLayer, nn.ReLU, RepQLayer] # a weight that goes with nothing but parameters
 
 class ByKeyword(nn.Module):
     def __init__(self): super().__init__(); self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
