@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 import torch
+from ..networks.changes import plural, some
 from .integer_network import IntegerNetwork
 from .integer_ops import find_operation
 from .islands import join_islands
@@ -83,6 +84,6 @@ def island_line(net:IntegerNetwork, path, x) -> str: # '' where there are none
     n = sum(s.op == 'island' for s in join_islands(net))
     if not n: return ''
     calls = sorted(island_calls(net).items(), key=lambda c: -c[1])
-    named = ', '.join(f'{k} {name}' for name, k in calls[:4]) + (f' and {len(calls) - 4} more' if len(calls) > 4 else '')
+    named = some([f'{k} {name}' for name, k in calls], 4)
     share = f', {island_share(path, x):.0%} of its time on one thread' if len(net.inputs) == 1 else ''
-    return f'{n} {"island" if n == 1 else "islands"} in floating point ({named}){share}'
+    return f'{plural(n, "island")} in floating point ({named}){share}'

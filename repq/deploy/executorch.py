@@ -5,6 +5,7 @@
 # %% ../../nbs/4_deploy/12d_executorch.ipynb #x402
 from __future__ import annotations
 import logging, warnings
+from contextlib import contextmanager
 import torch, torch.nn as nn
 from torch import Tensor
 from ..networks.files import SIGNATURE, check_output, writing
@@ -14,7 +15,7 @@ from .integers import to_integer
 from .torch_writer import torch_graph
 
 # %% auto #0
-__all__ = ['executorch_bytes', 'to_executorch', 'executorch_method', 'run_executorch']
+__all__ = ['without_logs', 'executorch_bytes', 'to_executorch', 'executorch_method', 'run_executorch']
 
 # %% ../../nbs/4_deploy/12d_executorch.ipynb #x405
 def _package():
@@ -27,16 +28,22 @@ def _package():
     except ImportError: raise ImportError("ExecuTorch files need the package executorch: pip install 'repq[executorch]'") from None
     return XnnpackPartitioner, to_edge_transform_and_lower
 
+@contextmanager
+def without_logs():
+    "Nothing below an error is logged meanwhile, by whatever library"
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try: yield
+    finally: logging.disable(before)
+
 def executorch_bytes(net:IntegerNetwork, x:Tensor, # (batch, channels, h, w): an image of it tells shapes
                      rounded:bool=True             # False: the same network without any rounding of activations
                     ) -> bytes:
     "The .pte file of an integer network"
     Partitioner, lower = _package()
     program = torch.export.export(torch_graph(net, x, rounded), (x[:1],))
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try: return lower(program, partitioner=[Partitioner()]).to_executorch().buffer + SIGNATURE.encode()
-    finally: logging.disable(before)
+    with without_logs():
+        return lower(program, partitioner=[Partitioner()]).to_executorch().buffer + SIGNATURE.encode()
 
 def to_executorch(model:nn.Module,      # quantized, its steps initialised; or deployed
                   path,                 # the file to be written

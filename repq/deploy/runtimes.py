@@ -4,7 +4,7 @@
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x502
 from __future__ import annotations
-import io, logging, statistics, tempfile, time, warnings
+import io, statistics, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +15,12 @@ import torch, torch.nn as nn
 from torch import Tensor
 from .integers import to_integer
 from .export import check_saturation, onnx_session, run_onnx
-from .executorch import executorch_bytes, executorch_method, run_executorch
+from .executorch import executorch_bytes, executorch_method, run_executorch, without_logs
 from .onnx_writer import onnx_model
 from .openvino import openvino_model, run_openvino
 from .qonnx_writer import qonnx_model, qonnx_session, run_qonnx
-from .tflite import run_tflite, tflite_session, to_tflite
+from .tflite import run_tflite, tflite_session
+from .tflite_writer import tflite_bytes
 from .torch_writer import torch_graph
 
 # %% auto #0
@@ -37,6 +38,10 @@ class Case:
 
     @cached_property
     def net(self): return to_integer(self.model, self.images)
+
+    @cached_property
+    def reference(self) -> Tensor: # what the integers give
+        return self.net(self.images)
 
     def onnx(self, profile) -> Path:
         "The ONNX file of a profile"
@@ -94,10 +99,8 @@ class _Batches:
 @candidate('ONNX Runtime', 'its static quantization')
 def _ort_static(case):
     q, out = need('onnxruntime.quantization', 'export'), case.folder/'static.onnx'
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try: q.quantize_static(str(case.onnx('floats')), str(out), _Batches(case.net.inputs[0], case.batches), per_channel=True)
-    finally: logging.disable(before)
+    with without_logs():
+        q.quantize_static(str(case.onnx('floats')), str(out), _Batches(case.net.inputs[0], case.batches), per_channel=True)
     return _onnx(case, out)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x509
@@ -119,7 +122,7 @@ def _ov_nncf(case):
 @candidate('LiteRT', 'tflite', exact=True)
 def _litert(case):
     path = case.folder/'net.tflite'
-    to_tflite(case.model, path, case.images)
+    path.write_bytes(tflite_bytes(case.net, case.images))
     session = tflite_session(path, case.threads)
     return lambda x: run_tflite(session, x)
 
@@ -193,8 +196,7 @@ def _faithful(c, case, outputs, want) -> dict:
     y = torch.cat(outputs)
     res = dict(agreement=round((y.argmax(1) == want.argmax(1)).float().mean().item(), 4) if y.ndim == 2 else None, error=round(((y - want).norm()/want.norm()).item(), 6))
     if not c.exact: return res
-    reference = case.net(case.images)
-    differing = ((y - reference).abs() > 1e-6*reference.abs().max()).sum().item()
+    differing = ((y - case.reference).abs() > 1e-6*case.reference.abs().max()).sum().item()
     return dict(differing=differing, values=y.numel(), **res)
 
 def _turns(runs:dict, x, rounds) -> dict: # name -> seconds of each round
