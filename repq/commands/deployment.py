@@ -21,7 +21,7 @@ from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
 from ..deploy.executorch import executorch_bytes, executorch_method, run_executorch
-from ..deploy.qonnx_writer import qonnx_model, qonnx_session, run_qonnx
+from ..deploy.qonnx_writer import qonnx_bytes, qonnx_session, run_qonnx
 from ..deploy.tflite import run_tflite, tflite_session
 from ..deploy.tflite_writer import tflite_bytes
 from ..training.recipes import METHODS, Recipe, build, get_recipe
@@ -194,7 +194,7 @@ class DeviceFile:
     usual: str = 'model'    # its name in a run's folder
 
 TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
-               qonnx=DeviceFile('.qonnx', _one_image(lambda *net: qonnx_model(*net).SerializeToString(), 'qonnx', qonnx_session, run_qonnx, 2)),
+               qonnx=DeviceFile('.qonnx', _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)),
                pte=DeviceFile('.pte', _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)),
                pt2=DeviceFile('.pt2', _export_pt2),
                safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))

@@ -8,10 +8,10 @@ import logging, warnings
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from torch import Tensor
-from ..networks.files import SIGNATURE, check_output, writing
+from ..networks.files import SIGNATURE
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
-from .integers import to_integer
+from .targets import write_target
 from .torch_writer import torch_graph
 
 # %% auto #0
@@ -51,12 +51,7 @@ def to_executorch(model:nn.Module,      # quantized, its steps initialised; or d
                   overwrite:bool=True,  # a file that repq made?
                  ) -> IntegerNetwork: # what the file computes
     "Write `model` to an ExecuTorch file for XNNPACK, for one image at a time"
-    check_output(path, overwrite)
-    example_input = example_input.cpu().float()
-    net = to_integer(model, example_input)
-    data = executorch_bytes(net, example_input)
-    with writing(path, overwrite) as part: part.write_bytes(data)
-    return net
+    return write_target(model, path, example_input, executorch_bytes, overwrite)
 
 # %% ../../nbs/4_deploy/12d_executorch.ipynb #x406
 def executorch_method(path):

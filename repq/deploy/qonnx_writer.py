@@ -8,19 +8,18 @@ from dataclasses import replace
 import numpy as np
 import torch, torch.nn as nn
 from torch import Tensor
-from ..networks.files import SIGNATURE, check_output, writing
+from ..networks.files import SIGNATURE
 from ..networks.schemas import regular
 from .integer_grids import Grid, layer_factor
 from .integer_network import IntegerNetwork
-from .integers import to_integer
 from .onnx_writer import ONNX, OnnxGraph, Profile, import_onnx, layer_sums, on_grid
 from . import onnx_operations
-from .targets import Target, Value
+from .targets import Target, Value, write_target
 
 INHERITED = [onnx_operations] # chapters of writers: they are there because they are imported here
 
 # %% auto #0
-__all__ = ['INHERITED', 'QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'to_qonnx',
+__all__ = ['INHERITED', 'QONNX_DOMAIN', 'QONNX', 'fewest_bits', 'ends_of', 'QonnxGraph', 'qonnx_model', 'qonnx_bytes', 'to_qonnx',
            'qonnx_session', 'run_qonnx']
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x105
@@ -122,18 +121,17 @@ def qonnx_model(net:IntegerNetwork, x): # (batch, channels, h, w), or a tuple of
     onnx.checker.check_model(model)
     return model
 
+def qonnx_bytes(net:IntegerNetwork, x) -> bytes:
+    "`qonnx_model` as a file has it"
+    return qonnx_model(net, x).SerializeToString()
+
 def to_qonnx(model:nn.Module,      # quantized, its steps initialised; or deployed
              path,                 # the file to be written
              example_input:Tensor, # (batch, channels, h, w): images as the model takes them; of their size the file is
              overwrite:bool=True,  # a file that repq made?
             ) -> IntegerNetwork: # what the file computes
     "Write `model` to a QONNX file, for one image at a time"
-    check_output(path, overwrite)
-    example_input = example_input.cpu()
-    net = to_integer(model, example_input)
-    data = qonnx_model(net, example_input).SerializeToString()
-    with writing(path, overwrite) as part: part.write_bytes(data)
-    return net
+    return write_target(model, path, example_input, qonnx_bytes, overwrite)
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x115
 def qonnx_session(path):

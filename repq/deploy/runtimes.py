@@ -18,7 +18,7 @@ from .export import check_saturation, onnx_session, run_onnx
 from .executorch import executorch_bytes, executorch_method, run_executorch, without_logs
 from .onnx_writer import onnx_model
 from .openvino import openvino_model, run_openvino
-from .qonnx_writer import qonnx_model, qonnx_session, run_qonnx
+from .qonnx_writer import qonnx_bytes, qonnx_session, run_qonnx
 from .tflite import run_tflite, tflite_session
 from .tflite_writer import tflite_bytes
 from .torch_writer import torch_graph
@@ -171,7 +171,7 @@ def _torch_pt2e(case):
 @candidate('qonnx', 'QONNX', exact=True, timed=False)
 def _qonnx(case):
     path = case.folder/'net.qonnx'
-    path.write_bytes(qonnx_model(case.net, case.images).SerializeToString())
+    path.write_bytes(qonnx_bytes(case.net, case.images))
     session = qonnx_session(path)
     return lambda x: run_qonnx(session, x)
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from .integer_grids import Grid
 from .integer_ops import Step
 from .integer_network import IntegerNetwork
+from .integers import to_integer
+from .sizes import as_inputs
+from ..networks.files import check_output, writing
 
 # %% auto #0
-__all__ = ['Value', 'Target']
+__all__ = ['Value', 'Target', 'write_target']
 
 # %% ../../nbs/4_deploy/10_targets.ipynb #o705
 @dataclass(frozen=True)
@@ -60,3 +63,19 @@ class Target:
             result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
             made[s.name] = Value(result, grids[s.name], shapes[s.name])
         return made
+
+# %% ../../nbs/4_deploy/10_targets.ipynb #o713
+def write_target(model,         # quantized, its steps initialised; or deployed
+                 path,          # the file to be written
+                 example_input, # (batch, channels, h, w): images as the model takes them, or a tuple of inputs
+                 made,          # f(net, images) -> the bytes of the file
+                 overwrite:bool=True, # a file that repq made?
+                ) -> IntegerNetwork: # what the file computes
+    "Write `model` to a file for a device"
+    check_output(path, overwrite)
+    xs = tuple(v.cpu().float() for v in as_inputs(example_input))
+    x = xs if len(xs) > 1 else xs[0]
+    net = to_integer(model, x)
+    data = made(net, x)
+    with writing(path, overwrite) as part: part.write_bytes(data)
+    return net

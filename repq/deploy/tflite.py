@@ -9,11 +9,10 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 import torch, torch.nn as nn
-from ..networks.files import check_output, writing
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
-from .integers import to_integer
 from .sizes import as_inputs
+from .targets import write_target
 from .tflite_files import decode_tflite, operator_names
 from .tflite_writer import tflite_bytes
 from . import tflite_operations
@@ -30,12 +29,7 @@ def to_tflite(model:nn.Module,  # quantized, its steps initialised; or deployed
               overwrite:bool=True, # a file that repq made?
              ) -> IntegerNetwork:  # what the file computes
     "Write `model` to a .tflite file, for one image"
-    check_output(path, overwrite)
-    x = tuple(v.cpu() for v in as_inputs(example_input))
-    net = to_integer(model, x if len(x) > 1 else x[0])
-    data = tflite_bytes(net, x)
-    with writing(path, overwrite) as part: part.write_bytes(data)
-    return net
+    return write_target(model, path, example_input, tflite_bytes, overwrite)
 
 # %% ../../nbs/4_deploy/12b_tflite.ipynb #t307
 def tflite_session(path, threads:int=1, # 0: as many as the runtime likes
