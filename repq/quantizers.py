@@ -3,3 +3,4 @@
 from repq.method.grids import *
 from repq.method.minerror import *
 from repq.method.quantizers import *
+from repq.method.peeled import *

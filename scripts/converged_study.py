@@ -19,6 +19,7 @@ FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .03), (.001, .003)
 NORM = dict(norm_after=True)
 SAFE = NORM | dict(input_noise=True, bound_steps=True)
 CENTRED = dict(centred=True)
+PEELED = CENTRED | dict(peel=True)
 VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'plain': ('plain', {}, LRS, (8, 4, 3, 2)),
     'merged': ('merged', {}, LOW_LRS, (8, 4, 3, 2)),
@@ -28,7 +29,11 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'plain+centred': ('plain', CENTRED, LRS, (3, 2)),
     'merged+norm+centred': ('merged', NORM | CENTRED, LRS, (4, 3, 2)),
     'repq-bn+safe': ('repq-bn', SAFE, LRS, (4, 3, 2)),
-    'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2))}
+    'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2)),
+    'plain+peeled': ('plain', PEELED, LRS, (4, 3, 2)),
+    'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),
+    'repq-bn+safe+peeled': ('repq-bn', SAFE | PEELED, LRS, (4, 3, 2)),
+    'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2))}
 LIKE = {8: 4, 3: 4} # bits -> whose learning rates they take
 TUNING = 100        # the seed of tuning runs
 
@@ -70,6 +75,7 @@ def main():
     p.add_argument('--fp-lrs', type=float, nargs='+', default=FP_LRS, help='learning rates of stage one to choose from')
     p.add_argument('--ahead', action='store_true', help='begin stage one at every rate while rates are tuned: more work, in less time where processors are free')
     p.add_argument('--full-precision-only', action='store_true', help='stop after stage one')
+    p.add_argument('--lr', type=float, help='the learning rate of all quantized runs, which is tuned otherwise')
     p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), help='these variants')
     args = p.parse_args()
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
@@ -85,7 +91,7 @@ def main():
         if not args.full_precision_only:
             wanted = {(v, b) for v in args.only for b in VARIANTS[v][3] if b in args.bits}
             rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in sorted(wanted)}
-            runs.lr |= study.tune(rates, runs.tune_variant)
+            runs.lr |= study.tune(rates, runs.tune_variant) if args.lr is None else dict.fromkeys(rates, args.lr)
             study.run([runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
     print(study_table(args.out))
 

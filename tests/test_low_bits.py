@@ -8,11 +8,14 @@ from repq.export import onnx_session, run_onnx, to_onnx
 from repq.integers import load_integers, save_integers
 from repq.method.grids import fake_quantize, grid, quantize_to_int
 from repq.method.minerror import min_error_step
+from repq.method.peeled import PeeledLSQ, own_taps
 from repq.models import list_models, task
 from repq.quantizers import LSQ
 from repq.recipes import build, get_recipe
 from repq.deployed import load_deployed, save_deployed
-from repq.surgery import calibrate, deploy, quantize
+from repq.networks.costs import cost
+from repq.method.layers import IntegerKernel
+from repq.surgery import adapt_statistics, calibrate, deploy, quantize
 
 @pytest.mark.parametrize('bits', [2, 3, 4])
 @pytest.mark.parametrize('per_channel', [False, True])
@@ -62,6 +65,61 @@ def test_from_training_to_files(bits, tmp_path):
     save_deployed(q, tmp_path/'net.safetensors', verbose=False)
     with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'net.safetensors')(x), d(x))
 
+def identities(channels=8):
+    "A network whose kernels have an identity each, twelve times as large as what else is in them"
+    net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), RepVGGBlock(channels, channels), nn.ReLU(),
+                        RepVGGBlock(channels, channels, groups=channels), nn.ReLU(), nn.Conv2d(channels, 4, 3)).eval()
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, RepVGGBlock): m.branches['dense'].conv.weight.mul_(.3); m.branches['point'].conv.weight.mul_(.1)
+    return net
+
+@pytest.mark.parametrize('centred', [True, False])
+@pytest.mark.parametrize('bits', [2, 3, 4])
+def test_peeled_from_training_to_files(bits, centred, tmp_path):
+    "The identity's tap goes beyond the grid, in every form the same numbers, and costs agree"
+    torch.manual_seed(0)
+    x = torch.rand(16, 3, 8, 8)
+    q = quantize(identities(), bits, bits, first_last_bits=None, centred=centred, peel=True, verbose=False)
+    kinds = [type(m.weight_quantizer) for m in q.modules() if hasattr(m, 'weight_quantizer')]
+    assert kinds == [LSQ, PeeledLSQ, PeeledLSQ, LSQ]
+    q = calibrate(q, [x]).train()
+    q(x).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in q.parameters())
+    d = deploy(q.eval(), verbose=False)
+    with torch.no_grad(): assert torch.equal(q(x), d(x))
+    for m in [m.block for m in d.modules() if hasattr(m, 'block')][1:3]:
+        taps, half = own_taps(m.integers), 2**(bits - 1)*(2 if centred else 1)
+        assert m.bits == 7 and -half <= m.integers[~taps].min() and m.integers[~taps].max() < half
+        assert m.integers[taps].abs().max() >= half # beyond the end
+    ref = to_onnx(q, tmp_path/'net.onnx', x)
+    assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx'), x), ref(x))
+    save_integers(ref, tmp_path/'ints.safetensors')
+    assert torch.equal(load_integers(tmp_path/'ints.safetensors')(x), ref(x))
+    save_deployed(q, tmp_path/'net.safetensors', verbose=False)
+    with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'net.safetensors')(x), d(x))
+    assert cost(q, x)['size_bytes'] == cost(d, x)['size_bytes']
+
+def test_peeled_and_whole_do_not_mix():
+    build_ = lambda **kw: quantize(identities(), 2, 2, centred=True, verbose=False, **kw)
+    a, b = calibrate(build_(peel=True), [torch.rand(4, 3, 8, 8)]), build_()
+    with pytest.raises(RuntimeError, match='taps_range'): b.load_state_dict(a.state_dict())
+    with pytest.raises(RuntimeError, match='taps_range'): a.load_state_dict(b.state_dict())
+    with pytest.raises(ValueError, match='integers from -64 to 63 are not of 6 bits'):
+        IntegerKernel(nn.Conv2d(1, 1, 1).requires_grad_(False), torch.tensor([-64, 63]), torch.ones(1), bits=6)
+
+def test_statistics_of_a_quantized_network_are_of_quantized_inputs():
+    "`adapt_statistics` after `calibrate`: evaluation stays what it was, and training begins there"
+    torch.manual_seed(0)
+    x = torch.rand(64, 3, 8, 8)
+    for noise in False, True:
+        q = calibrate(quantize(identities(), 3, 2, first_last_bits=None, input_noise=noise, verbose=False), [x])
+        with torch.no_grad():
+            want = q(x)
+            adapt_statistics(q, [x])
+            assert (q(x) - want).abs().max() < 1e-4*want.std()
+            assert (q.train()(x) - want).abs().max() < 1e-3*want.std()
+
 TINY = [n for n in list_models('*_tiny') if task(n) == 'classification' and 'plain' not in n and not n.startswith('resnet')]
 
 @pytest.mark.parametrize('name', TINY)
@@ -82,7 +140,7 @@ def test_default_recipes_train_at_2_bits(name):
 
 def test_the_command_line_says_what_it_adds(tmp_path):
     run = lambda *a: CliRunner().invoke(app, ['train', 'repvgg_a0_tiny', '--out', str(tmp_path/'x'), '--dry-run', *a])
-    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, input_noise (--as-published leaves them out)'
+    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, peel, input_noise (--as-published leaves them out)'
     assert text in run('--weight-bits', '2').output
     assert 'centred' not in run('--weight-bits', '2', '--set', 'centred=false').output.split('(--as-published')[0]
     assert 'beyond the paper' not in run('--weight-bits', '2', '--as-published').output + run('--weight-bits', '4').output

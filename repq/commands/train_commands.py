@@ -118,7 +118,7 @@ _Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forw
                                                           'their arithmetic.')]
 _Published = Annotated[bool, typer.Option('--as-published',
                                           help='Below 4 bits: without what the default recipe adds to the '
-                                               'paper (norm_after, input_noise, bound_steps, centred).')]
+                                               'paper (norm_after, input_noise, bound_steps, centred, peel).')]
 _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, '
                                           'before the run stops.')]
 

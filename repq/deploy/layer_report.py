@@ -43,15 +43,15 @@ def layer_inputs(model, x:Tensor) -> dict: # name -> tensor
     return seen
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n008
-def clipped(q, u) -> float:
-    "The share of values, in units of the step, that lie beyond the grid of `q` by more than rounding would move them"
-    return float(np.mean((u < q.qn - .5) | (u > q.qp + .5)))
+def clipped(q, v) -> float:
+    "The share of `v` that `q` moves by more than rounding would: half a step, and what float32 adds to it"
+    return float(np.mean(np.abs(in_steps(q, q(v) - v)) > .501))
 
 def _fit(q, v) -> dict:
     "Range, mean step, relative error and clipped share of a tensor under its quantizer"
     step = q.step.detach().mean().item()
     error = ((q(v) - v).norm()/v.norm().clamp_min(1e-30)).item()
-    return dict(bits=q.bits, range=(q.qn*step, q.qp*step), step=step, error=error, clipped=clipped(q, in_steps(q, v)))
+    return dict(bits=q.bits, range=(q.qn*step, q.qp*step), step=step, error=error, clipped=clipped(q, v))
 
 @torch.no_grad()
 def layer_report(model:nn.Module, # quantized, its steps initialised
@@ -128,7 +128,7 @@ def _plot_input(q, v, name, ax):
     ax.hist(u, bins, color='C2', alpha=.6, density=True, log=True)
     ax.yaxis.set_minor_formatter('')
     for end in q.qn, q.qp: ax.axvline(end, c='C1', lw=1.5)
-    ax.set_title(f'{name}: input, {q.bits} bits, clipped {clipped(q, u):.2%}')
+    ax.set_title(f'{name}: input, {q.bits} bits, clipped {clipped(q, v):.2%}')
 
 def _spread(names, most) -> list:
     "At most so many of the names, the first and the last and others at equal distances"

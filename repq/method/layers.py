@@ -71,7 +71,7 @@ class RepQLayer(nn.Module):
 
     def kernel(self, x:Tensor=None) -> Kernel:
         "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
-        if self.switching and self.training and x is not None: self.rebase(self.block.batch_statistics(x))
+        if self.switching and self.training and x is not None: self.rebase(self.batch_statistics(x))
         return self.block.kernel(self._noisy(x) if self.input_noise and x is not None else x)
 
     def quantized_kernel(self, x:Tensor=None) -> tuple:
@@ -145,9 +145,9 @@ def rounded_bias(self:RepQLayer, b:Tensor) -> Tensor:
     """With `integer_bias` what int32 in units of `input step · weight step/headroom` holds of `b`,
     the gradient passing through; `b` itself otherwise"""
     wq, iq = self.weight_quantizer, self.input_quantizer
-    if not self.integer_bias or b is None or wq is None or iq is None or not iq.initialized or not wq.initialized or wq.bits > 8:
+    if not self.integer_bias or b is None or any(q is None or not q.initialized for q in (wq, iq)) or wq.bits > 8:
         return b
-    return on_accumulator(b, iq.step*(wq.step/headroom(wq.bits)))
+    return on_accumulator(b, iq.step*(wq.step/(wq.parts*headroom(wq.stored_bits))))
 
 # %% ../../nbs/1_method/11_layers.ipynb #h466
 @patch
@@ -157,6 +157,11 @@ def _noisy(self:RepQLayer, x:Tensor):
     if q is None: return x
     if not q.initialized: q.start(x.detach())
     return Moments(x, q.step.detach().square()/12)
+
+@patch
+def batch_statistics(self:RepQLayer, x:Tensor) -> dict: # batch norm -> (2, channels), mean and variance
+    "What training takes `x` for at each batch norm of the block, the rounding error of the input counted where it is"
+    return self.block.batch_statistics(self._noisy(x) if self.input_noise else x)
 
 # %% ../../nbs/1_method/11_layers.ipynb #f002
 @patch
@@ -236,6 +241,12 @@ def _load_from_state_dict(self:FixedQuantizer, state_dict, prefix, metadata, str
     self.qn, self.qp = self.qrange.tolist()
 
 # %% ../../nbs/1_method/11_layers.ipynb #c020
+def _check_range(integers, bits):
+    "ValueError unless `bits` hold the integers, with a sign or without"
+    (low, high), half = (int(v) for v in integers.aminmax()), 2**(bits - 1)
+    if -half <= low and high < half or 0 <= low and high < 2*half: return
+    raise ValueError(f'integers from {low} to {high} are not of {bits} bits')
+
 class IntegerKernel(nn.Module):
     "A kernel stored as integers with a scale per output channel: `weight = integers·scale`"
     statistics = 'exact'
@@ -248,6 +259,7 @@ class IntegerKernel(nn.Module):
                  bias:Tensor=None,   # (out,)
                  bits:int=8):        # of the grid that the integers are on
         super().__init__()
+        if integers.numel() and not integers.is_meta: _check_range(integers, bits)
         self.bits = bits
         self.geometry, self.groups = source.geometry, source.groups
         for n in self.names:
@@ -289,9 +301,8 @@ def deploy(self:RepQLayer) -> nn.Module:
     if not wq.initialized:
         raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
-    parts = 2 if wq.centred else 1 # odd integers at half the step, which are of one bit more
-    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/parts, self.rounded_bias(b),
-                           wq.bits + parts - 1)
+    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/wq.parts, self.rounded_bias(b),
+                           wq.stored_bits)
     res = RepQLayer(kernel, None, iq).train(self.training)
     res.integer_bias = self.integer_bias
     return res

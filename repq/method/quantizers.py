@@ -87,6 +87,14 @@ class LSQ(nn.Module):
         # what the buffers said when they were last read, and which they were
         self._known, self._seen = _State(), None
 
+    @property
+    def parts(self) -> int: # of a step that the integers count: halves of a grid without zero
+        return 2 if self.centred else 1
+
+    @property
+    def stored_bits(self) -> int: # of the integers: odd ones are of one bit more
+        return self.bits + self.parts - 1
+
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
         if not self.initialized: self.start(v)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 import torch, torch.nn as nn
 from torch import Tensor
@@ -99,7 +99,7 @@ def _noting(layers:dict):
     "Layer -> [sum of its statistics by batch norm, number of calls], while the model runs"
     seen = {}
     def note(layer, args, kwargs):
-        stats = layers[layer][1].batch_statistics((*args, *kwargs.values())[0])
+        stats = layer.batch_statistics((*args, *kwargs.values())[0])
         sums, n = seen.get(layer, ({}, 0))
         seen[layer] = {bn: sums.get(bn, 0) + v for bn, v in stats.items()}, n + 1
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in layers]
@@ -119,7 +119,10 @@ def adapt_statistics(model:nn.Module,
 def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone
     _check_batches(batches)
     n = 0
-    with modes_kept(working_copy(model, True)), unquantized(model), _noting(_watched(model)) as seen:
+    # statistics are those that training will see: of quantized inputs once there are steps
+    steps = all(m.initialized for m in model.modules() if isinstance(m, LSQ))
+    quantizers = nullcontext() if steps else unquantized(model)
+    with modes_kept(working_copy(model, True)), quantizers, _noting(_watched(model)) as seen:
         model.eval()
         for n, b in enumerate(batches, 1): feed(model, b, forward)
     if not n: raise ValueError('adapt_statistics needs at least one batch')

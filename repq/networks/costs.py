@@ -19,14 +19,15 @@ def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
     if isinstance(m, (nn.Conv2d, nn.Linear)): return m.weight
     return (m.block if isinstance(m, RepQLayer) else m).kernel().weight
 
-def _bits_steps(m, absorbs:bool) -> tuple: # weight bits, input bits, how many steps are stored
+def _bits_steps(m, absorbs:bool) -> tuple: # weight bits, input bits, bits a weight is stored in, how many steps are
     "How `m` is quantized; 32 bits and no steps where it is not"
-    if not isinstance(m, RepQLayer): return 32, 32, 0
+    if not isinstance(m, RepQLayer): return 32, 32, 32, 0
     block, wq, iq = m.block, m.weight_quantizer, m.input_quantizer
-    bits, steps = 32, 0
-    if isinstance(block, IntegerKernel): bits, steps = block.bits, block.scale.numel()
-    elif wq is not None: bits, steps = wq.bits, block.out_channels if wq.per_channel or absorbs else 1
-    return bits, 32 if iq is None else iq.bits, steps + (iq is not None)
+    bits, stored, steps = 32, 32, 0
+    if isinstance(block, IntegerKernel): bits, stored, steps = block.bits, block.bits, block.scale.numel()
+    elif wq is not None:
+        bits, stored, steps = wq.bits, wq.stored_bits, block.out_channels if wq.per_channel or absorbs else 1
+    return bits, 32 if iq is None else iq.bits, stored, steps + (iq is not None)
 
 # %% ../../nbs/2_networks/08_costs.ipynb #c009
 @torch.no_grad()
@@ -61,10 +62,10 @@ def _absorbed(model, site:Site):
 
 @torch.no_grad()
 def _row(site, positions, absorbs):
-    weight, (wb, ib, steps) = _kernel_weight(site.module), _bits_steps(site.module, absorbs)
+    weight, (wb, ib, stored, steps) = _kernel_weight(site.module), _bits_steps(site.module, absorbs)
     n, macs = weight.numel(), weight.numel()*positions
     return dict(name=site.name, weight_bits=wb, input_bits=ib, parameters=n, macs=macs, bit_operations=macs*wb*ib,
-                size_bytes=-(-n*wb//8) + 4*(len(weight) + steps)) # packed weights, biases, steps
+                size_bytes=-(-n*stored//8) + 4*(len(weight) + steps)) # packed weights, biases, steps
 
 # %% ../../nbs/2_networks/08_costs.ipynb #c019
 def cost(model:nn.Module, x:Tensor # (batch, ...)

@@ -290,7 +290,7 @@ def _next_line(model, blocks:Counter, inside:bool, statistics:str) -> str: # ins
     if not blocks: tries.append('block=repq.RepVGGBlock, branches in the place of each convolution')
     if inside and statistics is None: tries.append("statistics='estimated', which trains faster")
     if inside and min(m.weight_quantizer.bits for m in model.modules() if isinstance(m, RepQLayer)) < 4:
-        tries.append('input_noise=True and bound_steps=True, for so few bits')
+        tries.append('input_noise=True, bound_steps=True, centred=True and peel=True, for so few bits')
     return ('next: train at a tenth of the usual rate, SGD(repq.param_groups(model, 1e-4), lr=.01); then repq.deploy(model), '
             "repq.export(model, 'model.onnx', loader)" + (f'; to try: {", ".join(tries)}' if tries else ''))
 

@@ -11,6 +11,7 @@ from ..method.kernels import Geometry, Kernel
 from ..method.batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from ..method.grids import check_bits
 from ..method.quantizers import LSQ
+from ..method.peeled import weight_quantizer
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
@@ -164,27 +165,20 @@ def _stay_float(model) -> list: # of (name, type)
              if is_composite(m) else (f'{n}.{p}'.strip('.'), f'a parameter of {type(m).__name__}') for n, p, m in held]
     return [(n, f'{t}, in floating point') for n, t in dict.fromkeys(named)]
 
-# %% ../../nbs/2_networks/05_surgery.ipynb #h706
-def _quantizers(layer, signed, weight_bits, input_bits, per_channel) -> tuple:
-    "The two quantizers of a layer, on its device (steps stay in float32 at least)"
-    p = next(layer.parameters())
-    weights = LSQ(weight_bits, True, per_channel, channels=layer.block.out_channels if per_channel else None)
-    return weights.to(p.device, p.dtype), LSQ(input_bits, signed).to(p.device, p.dtype)
-
 # %% ../../nbs/2_networks/05_surgery.ipynb #c057
-def _plan(site, weight_bits, input_bits, per_channel) -> tuple:
+def _plan(site, bits, **kind) -> tuple:
     "(layer, its two quantizers) for a site, nothing changed yet"
     with without_hooks(site.module):
         layer = site.module if isinstance(site.module, RepQLayer) else same_mode(RepQLayer(site.module), site.module)
     signed = None if site.nonnegative is None else not site.nonnegative
-    return layer, *_quantizers(layer, signed, weight_bits, input_bits, per_channel)
+    p, pair = next(layer.parameters()), (weight_quantizer(layer.block, bits[0], **kind), LSQ(bits[1], signed))
+    return layer, *(q.to(p.device, p.dtype) for q in pair) # steps stay in float32 at least
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h707
-def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps, centred):
+def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, bound_steps):
     if statistics is not None: layer.set_statistics(statistics)
     layer.weight_quantizer, layer.input_quantizer = (q.train(layer.training) for q in (weight_quantizer, input_quantizer))
     layer.input_noise, layer.weight_quantizer.bounded = input_noise, bound_steps
-    layer.weight_quantizer.centred = centred and layer.weight_quantizer.bits <= 4
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #n003
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
@@ -203,11 +197,11 @@ def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits),
     return res
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #a106
-def _plan_all(sites, bits, per_channel) -> dict: # module -> (layer, its two quantizers)
+def _plan_all(sites, bits, **kind) -> dict: # module -> (layer, its two quantizers)
     "The plan of each site; where there can be none, the site says why it is left"
     res = {}
     for s in sites:
-        try: res[s.module] = _plan(s, *bits(s), per_channel)
+        try: res[s.module] = _plan(s, bits(s), **kind)
         except (ValueError, TypeError) as e: s.left = str(e)
     return res
 
@@ -228,6 +222,7 @@ def quantize(model:nn.Module,
              input_noise=False,        # do variances of batch norms inside blocks count the input's rounding error? For less than 4 bits
              bound_steps=False,        # may a weight step move no weight farther than the weight itself would move? See `repq.quantizers.bound`
              centred=False,            # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`? Where a kernel holds an identity, they lose less
+             peel=False,               # may the tap of a channel on its own input, where an identity is, go beyond grids of up to 4 bits? See `repq.method.peeled`
              where=None,               # (name, layer) -> bool: which layers; None: all. What is left out stays in floating point
              example_input=None,       # a batch, where the model decides by its size and cannot be traced without
              adopt=True,               # take blocks that the model has already over first? See `repq.surgery.adopt`
@@ -243,9 +238,10 @@ def quantize(model:nn.Module,
     own = _layer_bits(layer_bits, [s.name for s in todo])
     out = [s for s in todo if s.name in own and own[s.name] is None or where is not None and not where(s.name, s.module)]
     edges = [] if first_last_bits is None else _edges(sites)
-    plan = _plan_all([s for s in todo if s not in out], lambda s: own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits)), per_channel)
+    def bits(s): return own.get(s.name) or ((first_last_bits,)*2 if s in edges else (weight_bits, input_bits))
+    plan = _plan_all([s for s in todo if s not in out], bits, per_channel=per_channel, centred=centred, peel=peel)
     for s in out: s.left = 'left out'
-    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps, centred)
+    for p in plan.values(): _install(*p, statistics, input_noise, bound_steps)
     before = [s for s in sites if s not in todo and not s.left]
     ties, obstacles = tied_pairs(model, [s.name for s in todo if s.module in plan]), without_integers(model, sites, traces)
     model, hooks = replace_modules(model, {m: p[0] for m, p in plan.items()})

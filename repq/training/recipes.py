@@ -34,7 +34,7 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'),
                 precision=('auto', 'bf16', 'float32'))
 # switches of the quantized stage -> what they add to a method's name in results
-QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred')
+QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred', peel='peeled')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r752
 def _is_kind(value, types) -> bool:
@@ -158,6 +158,7 @@ class Recipe(Training):
     input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
     bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
     centred: bool = False          # in the quantized stage grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
+    peel: bool = False             # in the quantized stage the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
     full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
@@ -219,7 +220,7 @@ _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized netwo
 def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
     "What a recipe switches on below 4 bits, beyond the paper"
     m = get_method(method)
-    switches = dict(norm_after=True, bound_steps=True, centred=True)
+    switches = dict(norm_after=True, bound_steps=True, centred=True, peel=True)
     if weight_bits >= 4 or task(model) == 'super-resolution' or not m.reparametrized: return {}
     if m.statistics: return switches | dict(input_noise=True)
     return switches if m.merge_first else {}
@@ -338,6 +339,6 @@ def _quantized(model, recipe, method) -> nn.Module:
     if method.merge_first: surgery.merge(model, **quiet)
     surgery.quantize(model, recipe.weight_bits, recipe.input_bits, method.statistics, recipe.per_channel,
                      recipe.first_last_bits or None, recipe.layer_bits, input_noise=recipe.input_noise,
-                     bound_steps=recipe.bound_steps, centred=recipe.centred, adopt=False, **quiet)
+                     bound_steps=recipe.bound_steps, centred=recipe.centred, peel=recipe.peel, adopt=False, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
