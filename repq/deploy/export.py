@@ -19,6 +19,7 @@ from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
 from . import onnx_operations
+from .targets import cannot_run
 from ..networks.schemas import regular
 
 WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
@@ -104,7 +105,7 @@ def onnx_session(path, threads:int=1, # 0: all cores
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
     regular(path)
     try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
-    except Exception as e: raise ValueError(f'{path} cannot be run by ONNX Runtime ({" ".join(str(e).split())[:200]})') from None # it has kinds of its own
+    except Exception as e: raise cannot_run(path, 'ONNX Runtime', e) from None # it has kinds of its own
 
 def run_onnx(session, x:Tensor) -> Tensor:
     "The output of a session for float32 `x`"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from ..networks.schemas import regular
+from .targets import cannot_run
 
 # %% auto #0
 __all__ = ['openvino_model', 'run_openvino', 'openvino_layers']
@@ -19,7 +20,7 @@ def openvino_model(path, threads:int=1): # 0: all cores
     options = dict(INFERENCE_PRECISION_HINT='f32', NUM_STREAMS=1) | (dict(INFERENCE_NUM_THREADS=threads) if threads else {})
     core = ov.Core()
     try: return core.compile_model(core.read_model(regular(path)), 'CPU', options)
-    except RuntimeError as e: raise ValueError(f'{path} cannot be run by OpenVINO ({" ".join(str(e).split())[:200]})') from None
+    except RuntimeError as e: raise cannot_run(path, 'OpenVINO', e) from None
 
 def run_openvino(compiled, x:Tensor) -> Tensor:
     "The first output of a compiled model for float32 `x`"
