@@ -6,7 +6,6 @@
 from __future__ import annotations
 from dataclasses import dataclass, replace
 import numpy as np
-from fastcore.basics import patch
 from ..method.kernels import pair
 from .integer_grids import Grid, sum_factors
 from .integer_ops import Step
@@ -49,7 +48,7 @@ def import_onnx():
     except ImportError: raise ImportError("writing ONNX files needs the package onnx: pip install 'repq[export]'") from None
     return onnx
 
-class OnnxGraph:
+class _Nodes:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile:Profile):
         self.nodes, self.constants, self.profile, self.opset = [], [], profile, profile.opset
@@ -73,24 +72,24 @@ class OnnxGraph:
         return self.constant(np.float32(v) if grid is None else np.dtype(grid.dtype).type(v))
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q573
-@patch
-def as_floats(self:OnnxGraph, x:Value, step) -> str:
-    "The value `x` as floats, in units of `step`"
-    if x.grid is None or not self.profile.rounded: return x.handle
-    return self.op('DequantizeLinear', x.handle, self.number(step, None), self.number(x.grid.zero, x.grid))
+class OnnxGraph(_Nodes):
+    "An ONNX graph under construction, and how it says integers"
+    def as_floats(self, x:Value, step) -> str:
+        "The value `x` as floats, in units of `step`"
+        if x.grid is None or not self.profile.rounded: return x.handle
+        return self.op('DequantizeLinear', x.handle, self.number(step, None), self.number(x.grid.zero, x.grid))
 
-@patch
-def on_grid(self:OnnxGraph, y:str, grid:Grid, name) -> str:
-    "The float `y` on `grid`, as the value `name`"
-    low, high, ends = grid.low, grid.high, np.iinfo(grid.dtype)
-    if not self.profile.rounded: return self.op('Relu' if low == grid.zero else 'Identity', y, name=name)
-    narrow, symmetric = (low, high) != (ends.min, ends.max), self.profile.symmetric
-    if narrow and symmetric: y = self.op('Clip', y, *(self.number(b*grid.step, None) for b in (low, high)))
-    elif low == grid.zero == ends.min: y = self.op('Relu', y)
-    step, zero = self.number(grid.step, None), self.number(grid.zero, grid)
-    if symmetric or not narrow: return self.op('QuantizeLinear', y, step, zero, name=name)
-    q = self.op('QuantizeLinear', y, step, zero)
-    return self.op('Clip', q, *(self.number(b, grid) for b in (low, high)), name=name) # of the integers
+    def on_grid(self, y:str, grid:Grid, name) -> str:
+        "The float `y` on `grid`, as the value `name`"
+        low, high, ends = grid.low, grid.high, np.iinfo(grid.dtype)
+        if not self.profile.rounded: return self.op('Relu' if low == grid.zero else 'Identity', y, name=name)
+        narrow, symmetric = (low, high) != (ends.min, ends.max), self.profile.symmetric
+        if narrow and symmetric: y = self.op('Clip', y, *(self.number(b*grid.step, None) for b in (low, high)))
+        elif low == grid.zero == ends.min: y = self.op('Relu', y)
+        step, zero = self.number(grid.step, None), self.number(grid.zero, grid)
+        if symmetric or not narrow: return self.op('QuantizeLinear', y, step, zero, name=name)
+        q = self.op('QuantizeLinear', y, step, zero)
+        return self.op('Clip', q, *(self.number(b, grid) for b in (low, high)), name=name) # of the integers
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n003
 def as_floats(g:OnnxGraph, x:Value,
