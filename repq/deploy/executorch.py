@@ -36,6 +36,7 @@ def without_logs():
     try: yield
     finally: logging.disable(before)
 
+# %% ../../nbs/4_deploy/12d_executorch.ipynb #q861
 def executorch_bytes(net:IntegerNetwork, x:Tensor, # (batch, channels, h, w): an image of it tells shapes
                      rounded:bool=True             # False: the same network without any rounding of activations
                     ) -> bytes:
