@@ -138,6 +138,7 @@ def _limited(seconds):
     try: yield
     finally: signal.setitimer(signal.ITIMER_PROF, 0)
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #q901
 def serve(most_mb:int=6000):
     "Measure what is asked for on the standard input, a line a network, until too much memory was in use"
     out, sys.stdout = sys.stdout, sys.stderr # libraries print
@@ -150,6 +151,7 @@ def serve(most_mb:int=6000):
         print(json.dumps(row), file=out, flush=True)
         if _memory_mb() > most_mb: return
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #q902
 class _Server:
     "A process that measures one network after another; it begins anew after one that took too long or ended it"
     def __init__(self): self.process = None
@@ -176,6 +178,7 @@ class _Server:
         self.process.stdin.close(); self.process.stdout.close()
         self.process.kill(); self.process.wait()
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #q903
 def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; empty: `networks`
              file=None,          # JSON: rows of earlier are kept, new ones added as they come
              size:int=64,        # pixels of an image, where the network takes them
@@ -203,6 +206,7 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
     finally: server.stop()
     return [rows[n] for n in names]
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #q904
 def _rows(file, bits) -> list:
     "The rows of a table that is there"
     if file is None: return []

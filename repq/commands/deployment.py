@@ -45,17 +45,37 @@ def _in_batches(recipe, n) -> Recipe:
     "The recipe in batches of `n` images at most, or of as many as it has"
     return replace(recipe, batch_size=min(n, recipe.batch_size))
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q402
 def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
     if Path(init).is_dir():
-        if model or data or block or not adopt: raise ValueError(f'{init} is a run folder, which tells its model, block and data: leave out --model, --block, --no-adopt and --data')
+        if model or data or block or not adopt:
+            raise ValueError(f'{init} is a run folder, which tells its model, block and data: '
+                             'leave out --model, --block, --no-adopt and --data')
         first = load_run(init)[0]
         method = 'merged' if METHODS[first.method].reparametrized else 'plain'
         return replace(first, method=method, epochs=0, **bits)
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well (--model, --data)')
     method = 'merged' if merges(model, block, adopt) else 'plain'
-    return replace(get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt), epochs=0, **bits)
+    recipe = get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt)
+    return replace(recipe, epochs=0, **bits)
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #q405
+def _set_steps(net, recipe, dls, batches, num_classes):
+    "Set every step of a network by MinError on `batches` batches of training images"
+    images = torch.cat(_images(dls, batches))
+    with surgery.unquantized(net): check_classes(net, images[:4], num_classes, recipe.network)
+    surgery.calibrate(net, [images])
+
+def _write_ptq(out, recipe, net, dls, began, info) -> dict: # the row of results.json
+    "Evaluate a network and write its run folder, whole or not at all"
+    with making(out, 'a quantized run') as part:
+        row = results_row(recipe, net, dls, 0, time.perf_counter() - began, info)
+        write_json(part/'recipe.json', info)
+        write_json(part/'results.json', [row])
+        write_weights(part/'model.safetensors', net)
+    return row
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
@@ -67,69 +87,31 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
                   adopt:bool=True, # were the own branches of a network from elsewhere taken over as blocks?
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, into a run folder, and evaluate it"
-    out, t = Path(out), time.perf_counter()
+    out, began = Path(out), time.perf_counter()
     check_whole('batches', batches)
-    input_bits = weight_bits if input_bits is None else input_bits
-    if 32 in (weight_bits, input_bits):
-        raise ValueError(f'post-training quantization needs 2 to 16 bits, got {weight_bits} for weights and {input_bits} for inputs')
+    bits = dict(weight_bits=weight_bits, input_bits=weight_bits if input_bits is None else input_bits)
+    if 32 in bits.values():
+        raise ValueError('post-training quantization needs 2 to 16 bits, '
+                         f'got {weight_bits} for weights and {bits["input_bits"]} for inputs')
     check_folder(out)
     check_part(out)
-    recipe = _ptq_recipe(init, model, data, block, adopt, weight_bits=weight_bits, input_bits=input_bits, layer_bits=layer_bits,
+    recipe = _ptq_recipe(init, model, data, block, adopt, **bits, layer_bits=layer_bits,
                          first_last_bits=first_last_bits, calibrate=batches)
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
     info = dict(recipe=asdict(recipe), **task_of(recipe).info(dls), init=str(init), environment=environment())
     if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
-    images = torch.cat(_images(dls, batches))
-    with surgery.unquantized(net): check_classes(net, images[:4], info['num_classes'], recipe.network)
-    surgery.calibrate(net, [images])
-    with making(out, 'a quantized run') as part:
-        row = results_row(recipe, net, dls, 0, time.perf_counter() - t, info)
-        write_json(part/'recipe.json', info)
-        write_json(part/'results.json', [row])
-        write_weights(part/'model.safetensors', net)
-    return row
+    _set_steps(net, recipe, dls, batches, info['num_classes'])
+    return _write_ptq(out, recipe, net, dls, began, info)
 
-# %% ../../nbs/5_commands/01_deployment.ipynb #n025
+# %% ../../nbs/5_commands/01_deployment.ipynb #q410
 def example_images(recipe, n=64) -> Tensor: # (n, channels, h, w)
     "Training images of a run, as its network takes them"
     dls = task_of(_in_batches(recipe, n)).data()
     return _images(dls, 1)[0].cpu().float()
 
-def _export_onnx(model, out, x, profile, overwrite=False) -> str:
-    "Write, compare with the reference, and only then put in place; what was found"
-    net, data = onnx_bytes(model, x, profile)
-    with writing(out, overwrite) as part:
-        part.write_bytes(data)
-        text = _saturation(part)
-        if profile in ('integers', 'vnni', 'openvino'): text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
-        text += _islands(net, part, x)
-    return text
-
-def _saturation(path) -> str:
-    "What the stored weights say of other processors"
-    rows = check_saturation(path)
-    bad, unsigned = ([r for r in rows if f(r)] for f in (lambda r: not r['safe'], lambda r: r['form'] == 'uint8'))
-    if not bad: return f'; no sum of its {len(rows)} layers can saturate on any processor ({len(unsigned)} with unsigned weights)'
-    return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
-            f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
-
-def _compare_onnx(data, net, x, profile) -> dict:
-    "`compare_file` of an ONNX file that is not yet in its place"
-    return compare_file(net, import_onnx().load_from_string(data), as_inputs(x), exact=profile == 'vnni')
-
-def _islands(net, path, x) -> str:
-    "What is computed in floating point, and what it costs"
-    try: line = island_line(net, path, x)
-    except ImportError: return ''
-    return line and f'; {line}'
-
-def _compare(session, run, net, x) -> dict:
-    "What a session of a runtime gives beside the reference"
-    y = net(x)
-    return dict(values=y.numel(), differing=(run(session, x) != y).sum().item())
-
+# %% ../../nbs/5_commands/01_deployment.ipynb #n025
 def _agreement(runtime, compare, x) -> str: # what it says of the package without it
     "That a runtime computes what the reference does, as `compare()` has it; ValueError where it does not"
     try: found = compare()
@@ -142,8 +124,47 @@ def _agreement(runtime, compare, x) -> str: # what it says of the package withou
     if error is None: return text
     return f'{text}, given what the islands gave, which differ from torch by {error:.1e} of the largest value at most'
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q415
+def _saturation(path) -> str:
+    "What the stored weights of an ONNX file say of other processors"
+    rows = check_saturation(path)
+    bad = [r for r in rows if not r['safe']]
+    if bad:
+        return (f'; {len(bad)} of {len(rows)} layers can saturate on x86 without VNNI '
+                f'(unless loaded with session.x64quantprecision=1), {bad[0]["layer"]} first')
+    unsigned = sum(r['form'] == 'uint8' for r in rows)
+    return f'; no sum of its {len(rows)} layers can saturate on any processor ({unsigned} with unsigned weights)'
+
+def _islands(net, path, x) -> str:
+    "What is computed in floating point, and what it costs"
+    try: line = island_line(net, path, x)
+    except ImportError: return ''
+    return line and f'; {line}'
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #q416
+def _export_onnx(model, out, x, profile, overwrite=False) -> str:
+    "Write, compare with the reference, and only then put in place; what was found"
+    net, data = onnx_bytes(model, x, profile)
+    with writing(out, overwrite) as part:
+        part.write_bytes(data)
+        text = _saturation(part)
+        if profile in ('integers', 'vnni', 'openvino'):
+            text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
+        text += _islands(net, part, x)
+    return text
+
+def _compare_onnx(data, net, x, profile) -> dict:
+    "`compare_file` of an ONNX file that is not yet in its place"
+    return compare_file(net, import_onnx().load_from_string(data), as_inputs(x), exact=profile == 'vnni')
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #q419
+def _compare(session, run, net, x) -> dict:
+    "What a session of a runtime gives beside the reference"
+    y = net(x)
+    return dict(values=y.numel(), differing=(run(session, x) != y).sum().item())
+
 def _one_image(made, runtime, opened, run, compared=None):
-    "The same for files of one image: what makes their bytes, who runs them, on how many images they are compared"
+    "`_export_onnx` for files of one image: what makes their bytes, who runs them, on how many images they are compared"
     def export(model, out, x, profile, overwrite=False) -> str:
         net, some = to_integer(model, x), x[:compared]
         data = made(net, x)
@@ -153,6 +174,7 @@ def _one_image(made, runtime, opened, run, compared=None):
         return f'; for one image of {" × ".join(map(str, x.shape[1:]))}{found}'
     return export
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q422
 def _export_pt2(model, out, x, profile, overwrite=False) -> str:
     to_pt2(model, out, x, overwrite)
     return ''
@@ -167,8 +189,10 @@ class _Onnx(torch.nn.Module):
     def __init__(self, path):
         super().__init__()
         self.session = onnx_session(path, threads=0)
+
     def forward(self, x): return run_onnx(self.session, x.cpu()).to(x.device)
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q424
 def _scored(recipe, run, path) -> str:
     "What the integers reach on validation images, beside the trained network's; added to results.json"
     try: net = _Onnx(path)
@@ -193,13 +217,34 @@ class DeviceFile:
     write: Callable         # (model, file, images, profile, overwrite) -> what was found
     usual: str = 'model'    # its name in a run's folder
 
-TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
-               qonnx=DeviceFile('.qonnx', _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)),
-               pte=DeviceFile('.pte', _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)),
-               pt2=DeviceFile('.pt2', _export_pt2),
-               safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
+_TFLITE = _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)
+_QONNX = _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)
+_PTE = _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)
+
+TARGETS = dict(
+    onnx=DeviceFile('.onnx', _export_onnx),
+    tflite=DeviceFile('.tflite', _TFLITE),
+    qonnx=DeviceFile('.qonnx', _QONNX),
+    pte=DeviceFile('.pte', _PTE),
+    pt2=DeviceFile('.pt2', _export_pt2),
+    safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
 FORMATS = {name: k.ending for name, k in TARGETS.items()}
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q426
+def _check_profile(profile, format):
+    "ValueError for a profile of ONNX files with another format"
+    if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {format}')
+
+def _usual_name(run, format, profile) -> Path:
+    "Where a file is written whose place is not named"
+    kind = TARGETS[format]
+    return Path(run)/f"{kind.usual}{'' if profile == 'integers' else f'-{profile}'}{kind.ending}"
+
+def _write(model, out, x, format, profile, overwrite) -> str: # what was found
+    "Write the file of a format"
+    return TARGETS[format].write(model, out, x, profile, overwrite)
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #q429
 def export_run(run, out=None,      # file to be written; None: in the run folder
                format='onnx',      # a key of `TARGETS`
                profile='integers', # of ONNX, a key of `repq.export.PROFILES`
@@ -208,7 +253,7 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
               ) -> str:            # what was done
     "Write the deployed network of a run to a file"
     if format not in FORMATS: raise ValueError(f'format must be one of {", ".join(FORMATS)}, got {format!r}')
-    if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {format}')
+    _check_profile(profile, format)
     if out is not None: check_output(out, overwrite)
     recipe, model, _ = load_run(run)
     if not recipe.quantized:
@@ -223,15 +268,6 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
 
-def _write(model, out, x, format, profile, overwrite) -> str: # what was found
-    "Write the file of a format"
-    return TARGETS[format].write(model, out, x, profile, overwrite)
-
-def _usual_name(run, format, profile) -> Path:
-    "Where a file is written whose place is not named"
-    kind = TARGETS[format]
-    return Path(run)/f"{kind.usual}{'' if profile == 'integers' else f'-{profile}'}{kind.ending}"
-
 # %% ../../nbs/5_commands/01_deployment.ipynb #j502
 def export_model(model,         # quantized, its steps initialised; or deployed; stays as it is
                  path,          # .onnx, .tflite, .qonnx, .pte, .pt2 or .safetensors, as `TARGETS` has them
@@ -243,7 +279,7 @@ def export_model(model,         # quantized, its steps initialised; or deployed;
     path = Path(path)
     format = next((f for f, ending in FORMATS.items() if path.suffix == ending), None)
     if format is None: raise ValueError(f'{path}: the name must end in {", ".join(FORMATS.values())}')
-    if profile != 'integers' and format != 'onnx': raise ValueError(f'{profile} is a profile of ONNX files, not of {path.suffix}')
+    _check_profile(profile, format)
     check_output(path, overwrite)
     one = working_copy(model, False).cpu().eval()
     x = first_inputs(images, one)
@@ -252,7 +288,9 @@ def export_model(model,         # quantized, its steps initialised; or deployed;
     return path
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n029
-_MEASURES = {'classification': ('accuracy', '%', 100), 'super-resolution': ('PSNR', 'dB', 1)} # task -> what is scored, unit, scale
+_MEASURES = { # task -> what is scored, unit, scale
+    'classification': ('accuracy', '%', 100),
+    'super-resolution': ('PSNR', 'dB', 1)}
 _REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png')
 
 def report_run(run, out=None,   # folder for pictures
@@ -272,11 +310,15 @@ def _report_layers(run, out, alone) -> str:
     rows = layer_report.layer_report(model, images[0])
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
     table = layer_report.layer_table(rows, scores)
-    if out is None: return table
+    if out is not None: _write_report(out, model, images[0], table, rows, scores, _MEASURES[task(recipe.model)])
+    return table
+
+# %% ../../nbs/5_commands/01_deployment.ipynb #q430
+def _write_report(out, model, x, table, rows, scores, measure):
+    "The files of `report_run`"
     write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n')
     write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores))
     with at('pictures of the layers'):
-        plots.save(layer_report.plot_layers(model, images[0]), out/'layers.png')
+        plots.save(layer_report.plot_layers(model, x), out/'layers.png')
         plots.save(plots.plot_steps(model), out/'steps.png')
-    if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *_MEASURES[task(recipe.model)]), out/'sensitivity.png')
-    return table
+    if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *measure), out/'sensitivity.png')

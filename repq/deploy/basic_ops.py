@@ -6,6 +6,7 @@
 from __future__ import annotations
 from math import prod
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from .integer_grids import Grid, add_integers, apply_layer, layer_constants, per_channel, round_on
 from .integer_ops import OPERATIONS, FloatOp, IntegerOp, operation
 
@@ -18,28 +19,33 @@ class _Layer(IntegerOp):
     "A convolution or a linear layer"
     packed = 'weight',
     def compute(self, s, x, grids): return apply_layer(s.params, x, *grids, s.grid)
+    def wanted(self, n, grid, symmetric): return Grid.of(n.params['layer'].input_quantizer, symmetric)
+    def stays_float(self, n, floats, last): return last and n.params['layer'].block.geometry is None
 
     def slack(self, s, like, grids): # half a unit of the accumulator, by which rounding its bias can move a value
         if s.grid is None: return 0.
         return per_channel(grids[0].step*s.params['scale'].abs()/2/s.grid.step, like)
 
-    def wanted(self, n, grid, symmetric): return Grid.of(n.params['layer'].input_quantizer, symmetric)
-    def stays_float(self, n, floats, last): return last and n.params['layer'].block.geometry is None
+    def first_version(self, d): # it filled the byte
+        return {**d, 'params': {**d['params'], 'room': 2**(8 - d['params']['bits'])}}
 
-    def steps(self, n, inputs, grid, b):
-        layer, own = n.params['layer'], self.wanted(n, grid, b.symmetric)
-        x, constants = b.on(inputs[0], own), layer_constants(layer, n.where, own)
-        if layer.block.geometry is not None or (b.ndim(n) or 0) <= 2: return b.add(n.name, 'layer', [x], grid, **constants)
-        rows = b.add(f'{n.name}/rows', 'reshape', [x], b.grids[x], shape=[-1, b.shape(n)[-1]]) # of features
-        y = b.add(f'{n.name}/layer', 'layer', [rows], grid, **constants)
-        return b.add(n.name, 'reshape', [y], grid, shape=list(n.shape))
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q501
+@patch
+def settle(self:_Layer, n, nodes, shapes):
+    before = shapes.get(n.inputs[0], ())
+    rows = n.params['layer'].block.geometry is None and len(before) > 2
+    if rows and (n.shape or ()).count(-1) != 1:
+        raise ValueError(f'a linear layer on {before}, of which more than one dimension goes with the images')
+    return n.kind
 
-    def settle(self, n, nodes, shapes):
-        rows = n.params['layer'].block.geometry is None and len(shapes.get(n.inputs[0], ())) > 2
-        if rows and (n.shape or ()).count(-1) != 1: raise ValueError(f'a linear layer on {shapes[n.inputs[0]]}, of which more than one dimension goes with the images')
-        return n.kind
-
-    def first_version(self, d): return {**d, 'params': {**d['params'], 'room': 2**(8 - d['params']['bits'])}} # filled the byte
+@patch
+def steps(self:_Layer, n, inputs, grid, b):
+    layer, own = n.params['layer'], self.wanted(n, grid, b.symmetric)
+    x, constants = b.on(inputs[0], own), layer_constants(layer, n.where, own)
+    if layer.block.geometry is not None or (b.ndim(n) or 0) <= 2: return b.add(n.name, 'layer', [x], grid, **constants)
+    rows = b.add(f'{n.name}/rows', 'reshape', [x], b.grids[x], shape=[-1, b.shape(n)[-1]]) # of features
+    y = b.add(f'{n.name}/layer', 'layer', [rows], grid, **constants)
+    return b.add(n.name, 'reshape', [y], grid, shape=list(n.shape))
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o212
 @operation('average')
@@ -48,11 +54,13 @@ class _Average(IntegerOp):
     def constants(self, n, b):
         channels, p = b.shape(n)[1], n.params
         kh, kw = p['kernel_size']
-        return dict(weight=torch.ones(channels, 1, kh, kw, dtype=torch.int8), bits=8, room=1, scale=torch.full((channels,), 1/(kh*kw)),
-                    bias=torch.zeros(channels, dtype=torch.int32), groups=channels, stride=p['stride'], padding=p['padding'],
-                    dilation=(1, 1), padding_mode='zeros')
+        geometry = dict(groups=channels, stride=p['stride'], padding=p['padding'], dilation=(1, 1), padding_mode='zeros')
+        ones = torch.ones(channels, 1, kh, kw, dtype=torch.int8)
+        return dict(weight=ones, bits=8, room=1, scale=torch.full((channels,), 1/(kh*kw)),
+                    bias=torch.zeros(channels, dtype=torch.int32), **geometry)
 
-    def steps(self, n, inputs, grid, b): return b.add(n.name, 'layer', [b.integer(inputs[0])], grid, **self.constants(n, b))
+    def steps(self, n, inputs, grid, b):
+        return b.add(n.name, 'layer', [b.integer(inputs[0])], grid, **self.constants(n, b))
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o214
 @operation('add')
@@ -61,15 +69,17 @@ class _Add(IntegerOp):
     def compute(self, s, a, b, grids): return a + b if s.grid is None else add_integers(a, b, *grids, s.grid)
     def first_version(self, d): return {**d, 'op': 'fused_add'} if d['grid'] else d
 
+def _fused(q, r, c): return (q.double()*r.double() + c.double()).float() # rounded once: float64 holds the product
+
 @operation('fused_add')
 class _FusedAdd(IntegerOp):
     "A sum in a file of version 0.1.0: fused multiply-adds in float32, as ONNX Runtime has them on x86"
     def compute(self, s, a, b, grids):
-        (ra, rb), (za, zb) = (torch.tensor(g.step)/torch.tensor(s.grid.step) for g in grids), (g.zero for g in grids)
-        fma = lambda q, r, c: (q.double()*r.double() + c.double()).float() # float64 holds the product
-        c = torch.tensor(float(s.grid.zero)) - (ra*za + rb*zb)
-        return fma(a, ra, fma(b, rb, c)).round().clamp(s.grid.low, s.grid.high).int()
+        ra, rb = (torch.tensor(g.step)/torch.tensor(s.grid.step) for g in grids)
+        c = torch.tensor(float(s.grid.zero)) - (ra*grids[0].zero + rb*grids[1].zero)
+        return _fused(a, ra, _fused(b, rb, c)).round().clamp(s.grid.low, s.grid.high).int()
 
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q506
 @operation('mean')
 class _Mean(IntegerOp):
     "The mean over a map"
@@ -104,8 +114,11 @@ class _Clip(IntegerOp):
     def compute(self, s, x, grids): return x.clamp(s.params['low'], s.params['high'])
     def bounded(self, n, grid): return grid.bounded(**n.params)
     def constants(self, n, b): return dict(low=n.params['least'], high=n.params['most'])
-    def steps(self, n, inputs, grid, b): return super().steps(n, inputs, grid, b) if grid is None else b.on(inputs[0], grid)
 
+    def steps(self, n, inputs, grid, b):
+        return super().steps(n, inputs, grid, b) if grid is None else b.on(inputs[0], grid)
+
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q509
 @operation('maxpool')
 class _MaxPool(IntegerOp):
     "The largest value of each window"
@@ -123,6 +136,7 @@ class _PixelShuffle(IntegerOp):
     "Channels to pixels"
     def compute(self, s, x, grids): return F.pixel_shuffle(x, s.params['factor'])
 
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q511
 @operation('take')
 class _Take(IntegerOp):
     "Channels by their numbers, some of them several times"
@@ -132,13 +146,17 @@ class _Take(IntegerOp):
 @operation('enlarge')
 class _Enlarge(IntegerOp):
     "Each pixel several times"
-    def compute(self, s, x, grids): return x.repeat_interleave(s.params['scale'][0], 2).repeat_interleave(s.params['scale'][1], 3)
+    def compute(self, s, x, grids):
+        down, across = s.params['scale']
+        return x.repeat_interleave(down, 2).repeat_interleave(across, 3)
 
 @operation('concat')
 class _Concat(IntegerOp):
     "Several values one after another along a dimension, the channels if none is said"
     def compute(self, s, *values, grids): return torch.cat(values, s.params.get('dim', 1))
-    def constants(self, n, b): return {'dim': n.params['dim'] % len(b.shape(n))} if n.params.get('dim', 1) != 1 else {}
+    def constants(self, n, b):
+        dim = n.params.get('dim', 1)
+        return {} if dim == 1 else {'dim': dim % len(b.shape(n))}
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #a202
 @operation('grid')
@@ -153,21 +171,29 @@ class _Same(IntegerOp):
     "Nothing"
     nothing = True
 
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q513
 @operation('reshape')
 class _Reshape(IntegerOp):
     "Values in their order, in another shape"
     fixed = True
+    def compute(self, s, x, grids): return x.reshape(s.params['shape'])
+
     def settle(self, n, nodes, shapes):
         before, after = (shapes.get(i) for i in (n.inputs[0], n.name))
-        if before is None or after is None: raise ValueError('whether it flattens is seen on images: give example_input, or write flatten(1)')
-        rows = (before[0], prod(before[1:]))
+        if before is None or after is None:
+            raise ValueError('whether it flattens is seen on images: give example_input, or write flatten(1)')
         if after == before: return 'same'
-        if after == rows: return 'flatten'
-        if n.shape is None or n.shape.count(-1) != 1: raise ValueError(f'makes {after} of {before}, of which more than one dimension goes with the number of images')
+        if after == (before[0], prod(before[1:])): return 'flatten'
+        if n.shape is None or n.shape.count(-1) != 1:
+            raise ValueError(f'makes {after} of {before}, of which more than one dimension goes with the number of images')
         n.params = dict(shape=list(n.shape))
         return 'reshape'
 
-    def compute(self, s, x, grids): return x.reshape(s.params['shape'])
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #q515
+def _is_pooled(name, nodes) -> bool:
+    "Is the value a mean over the map, or the same as one?"
+    while name in nodes and OPERATIONS[nodes[name].kind].nothing: name = nodes[name].inputs[0]
+    return name in nodes and nodes[name].kind == 'mean'
 
 @operation('corner')
 class _Corner(_Reshape):
@@ -176,8 +202,3 @@ class _Corner(_Reshape):
         if _is_pooled(n.inputs[0], nodes): return super().settle(n, nodes, shapes)
         n.params = dict(index=[slice(None), slice(None), 0, 0])
         return 'slice'
-
-def _is_pooled(name, nodes) -> bool:
-    "Is the value a mean over the map, or the same as one?"
-    while name in nodes and OPERATIONS[nodes[name].kind].nothing: name = nodes[name].inputs[0]
-    return name in nodes and nodes[name].kind == 'mean'

@@ -26,6 +26,24 @@ def _with_ends(proto, names):
         if n not in known: proto.graph.output.append(import_onnx().ValueInfoProto(name=n))
     return proto
 
+def _run_all(session, x) -> dict: # name -> tensor
+    "All outputs of a session"
+    feed = dict(zip((i.name for i in session.get_inputs()), (v.numpy() for v in x)))
+    order = [o.name for o in session.get_outputs()]
+    return dict(zip(order, map(torch.from_numpy, session.run(order, feed))))
+
+# %% ../../nbs/4_deploy/12b_comparison.ipynb #h307
+def _island_error(joined, x, picks, read, got) -> float: # None where there is no island
+    "How far islands are from torch's at most, on what a session gave into them, in parts of their largest value"
+    given = {n: got[n].int() for n in read if got} | {n: got[n] for n in picks}
+    want, errors = joined.values(*x, given=given), []
+    for s in joined.steps:
+        if s.op != 'island': continue
+        own = find_operation('island').compute(s, *(want[i] for i in s.inputs), grids=None)
+        errors += [float((got[n] - v).abs().max()/v.abs().max().clamp_min(1e-12)) for n, v in own.items()]
+    return max(errors, default=None)
+
+# %% ../../nbs/4_deploy/12b_comparison.ipynb #q831
 def compare_file(net:IntegerNetwork, proto, x, # images, a tuple of inputs
                  exact=False # keep 8-bit sums from saturating, see `onnx_session`
                 ) -> dict: # values, differing, island_error
@@ -41,38 +59,19 @@ def compare_file(net:IntegerNetwork, proto, x, # images, a tuple of inputs
     ends = list(got)[:len(net.outputs)]
     want = joined.values(*x, given={n: got[n] for n in picks})
     pairs = [(got[a], want[b]) for a, b in zip(ends, net.outputs)] + [(got[n], want[n]) for n in read]
-    differing, count = sum(int((a.float() != b.float()).sum()) for a, b in pairs), sum(b.numel() for _, b in pairs)
-    return dict(values=count, differing=differing, island_error=_island_error(joined, _at_islands(joined, x, picks, read, plain), plain))
-
-# %% ../../nbs/4_deploy/12b_comparison.ipynb #h307
-def _at_islands(joined, x, picks, read, got) -> dict: # name -> value
-    "The reference, but for what a session gave into islands and got out of them"
-    given = {n: got[n].int() for n in read if got} | {n: got[n] for n in picks}
-    return joined.values(*x, given=given)
-
-def _run_all(session, x) -> dict: # name -> tensor
-    "All outputs of a session"
-    feed = dict(zip((i.name for i in session.get_inputs()), (v.numpy() for v in x)))
-    order = [o.name for o in session.get_outputs()]
-    return dict(zip(order, map(torch.from_numpy, session.run(order, feed))))
-
-def _island_error(joined, want, got) -> float: # None where there is no island
-    errors = []
-    for s in joined.steps:
-        if s.op != 'island': continue
-        own = find_operation('island').compute(s, *(want[i] for i in s.inputs), grids=None)
-        errors += [float((got[n] - v).abs().max()/v.abs().max().clamp_min(1e-12)) for n, v in own.items()]
-    return max(errors, default=None)
+    differing = sum(int((a.float() != b.float()).sum()) for a, b in pairs)
+    return dict(values=sum(b.numel() for _, b in pairs), differing=differing, island_error=_island_error(joined, x, picks, read, plain))
 
 # %% ../../nbs/4_deploy/12b_comparison.ipynb #h309
+def _name_of(call) -> str:
+    "What a call is called in torch"
+    if call['call'] == 'call_module': return type(call['module']).__name__
+    return getattr(call['target'], '__name__', call['target']).split('.')[-1]
+
 def island_calls(net:IntegerNetwork) -> dict: # name -> how often
     "What the islands compute, by the names of torch's functions and modules"
-    res = Counter()
-    for s in net.steps:
-        if s.op != 'float' or s.params['call'] == 'get_attr': continue
-        p = s.params
-        res[type(p['module']).__name__ if p['call'] == 'call_module' else getattr(p['target'], '__name__', p['target']).split('.')[-1]] += 1
-    return dict(res)
+    calls = [s.params for s in net.steps if s.op == 'float']
+    return dict(Counter(_name_of(p) for p in calls if p['call'] != 'get_attr'))
 
 def island_share(path, x) -> float:
     "The share of a file's time that its islands take for the images `x`, on one thread"

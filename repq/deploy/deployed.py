@@ -38,15 +38,23 @@ def _packed(integers:Tensor, bits:int) -> tuple: # uint8 tensor, whether the gri
     if bits <= 8: return pack(w, bits), unsigned
     return torch.cat([pack((w & 255) - 128, 8), pack(w >> 8, bits - 8)]), unsigned
 
+def _bytes(n, bits) -> int:
+    "How many bytes `_packed` makes of `n` integers"
+    parts = (bits,) if bits <= 8 else (8, bits - 8)
+    return sum(-(-n*b//8) for b in parts)
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q760
+_TYPES = torch.int8, torch.uint8, torch.int16, torch.int32
+
 def _unpacked(packed:Tensor, bits:int, shape, unsigned:bool) -> Tensor: # int8, uint8, int16 or int32, as `quantize_to_int` has it
     "The integers that `_packed` packed"
     n, (qn, qp) = prod(shape), grid(bits, not unsigned)
-    if packed.dtype != torch.uint8 or packed.shape != (sum(-(-n*b//8) for b in ((bits,) if bits <= 8 else (8, bits - 8))),):
+    if packed.dtype != torch.uint8 or packed.shape != (_bytes(n, bits),):
         raise ValueError(f'{tuple(packed.shape)} bytes are not {n:,} integers of {bits} bits')
     if bits <= 8: w = unpack(packed, bits, shape).int()
     else: w = unpack(packed[:n], 8, shape).int() + 128 + 256*unpack(packed[n:], bits - 8, shape).int()
-    dtype = next(d for d in (torch.int8, torch.uint8, torch.int16, torch.int32) if torch.iinfo(d).min <= qn and qp <= torch.iinfo(d).max)
-    return (w + 2**(bits - 1)*unsigned).to(dtype)
+    smallest = next(d for d in _TYPES if torch.iinfo(d).min <= qn and qp <= torch.iinfo(d).max)
+    return (w + 2**(bits - 1)*unsigned).to(smallest)
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g109
 def _place(kernel) -> dict:
@@ -58,11 +66,13 @@ def _place(kernel) -> dict:
 def _quantizer_text(q:FixedQuantizer) -> dict: # None where there is none
     return None if q is None else dict(bits=q.bits, qn=q.qn, qp=q.qp)
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q761
 def _layer_text(m:RepQLayer) -> tuple: # what JSON holds, and tensors
     "A deployed layer in a file"
     k, q = m.block, m.input_quantizer
     packed, unsigned = _packed(k.integers, k.bits)
-    text = dict(place=_place(k), shape=list(k.integers.shape), bits=k.bits, unsigned=unsigned, integer_bias=m.integer_bias, input=_quantizer_text(q))
+    text = dict(place=_place(k), shape=list(k.integers.shape), bits=k.bits, unsigned=unsigned,
+                integer_bias=m.integer_bias, input=_quantizer_text(q))
     tensors = dict(integers=packed, scale=k.scale, bias=k.bias)
     return text, tensors if q is None else dict(tensors, step=q.step)
 
@@ -74,15 +84,19 @@ def _numbers(t:Tensor, *shapes) -> Tensor:
 
 def _quantizer(text:dict, step:Tensor) -> FixedQuantizer:
     "The quantizer of `_quantizer_text`"
-    if (text['qn'], text['qp']) not in [grid(check_bits(text['bits']), s) for s in (True, False)]: raise ValueError(f"no grid of {text['bits']} bits: {text['qn']}..{text['qp']}")
+    qn, qp, bits = text['qn'], text['qp'], text['bits']
+    if (qn, qp) not in [grid(check_bits(bits), signed) for signed in (True, False)]:
+        raise ValueError(f'no grid of {bits} bits: {qn}..{qp}')
     if not (_numbers(step, ()) > 0): raise ValueError(f'steps are positive, not {step.item()}')
-    return FixedQuantizer(step, text['qn'], text['qp'], text['bits'])
+    return FixedQuantizer(step, qn, qp, bits)
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q742
 def _layer(text:dict, tensors:dict) -> RepQLayer:
     "The layer of `_layer_text`"
     place = {n: tuple(v) if isinstance(v, list) else v for n, v in text['place'].items()}
     shape, channels, bits = tuple(text['shape']), place['out_channels'], check_bits(text['bits'])
-    if shape[:2] != (channels, place['in_channels']//place['groups']) or len(shape) != 4: raise ValueError(f'integers {shape} are not of a kernel {place}')
+    if shape[:2] != (channels, place['in_channels']//place['groups']) or len(shape) != 4:
+        raise ValueError(f'integers {shape} are not of a kernel {place}')
     source = SimpleNamespace(**place | dict(geometry=place['geometry'] and Geometry(*place['geometry'])))
     integers = _unpacked(tensors['integers'], bits, shape, text['unsigned'])
     scale, bias = _numbers(tensors['scale'], (channels,), (1,)), _numbers(tensors['bias'], (channels,))
@@ -96,11 +110,17 @@ def _bare(model) -> nn.Module:
     "A deployed copy of `model`, layers out of the sequences in which training gave them a norm"
     if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     model = deploy(model, verbose=False)
-    bare = lambda m: isinstance(m, WithNorm) and isinstance(m.norm, nn.Identity)
-    for n, m in [(n, m) for n, m in model.named_modules(remove_duplicate=False) if bare(m)]:
+    for n, m in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(m, WithNorm) or not isinstance(m.norm, nn.Identity): continue
         if n: model.set_submodule(n, m.layer)
         else: model = m.layer
     return model
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q762
+def _is_single(m) -> bool:
+    "Is the module written as one? Torch's own are, but for containers; others if nothing is inside"
+    container = isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return of_torch(m) and not container or not list(m.children())
 
 def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other modules that have no modules inside), each {name: module}
     "What a deployed network consists of"
@@ -108,11 +128,10 @@ def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other m
     layers = {n: m for n, m in named.items() if isinstance(m, RepQLayer)}
     inside = {m for l in layers.values() for m in l.modules()}
     done = {n: m for n, m in layers.items() if is_deployed(m)}
+    unused = {n: m for n, m in layers.items() if n not in done}
     rest = {n: m for n, m in named.items() if n and m not in inside}
     quantizers = {n: m for n, m in rest.items() if isinstance(m, QUANTIZERS)}
-    unused = {n: m for n, m in layers.items() if n not in done}
-    single = lambda m: of_torch(m) and not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or not list(m.children())
-    return done, quantizers, unused, {n: m for n, m in rest.items() if n not in quantizers and single(m)}
+    return done, quantizers, unused, {n: m for n, m in rest.items() if n not in quantizers and _is_single(m)}
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g127
 def _state(model, *but) -> tuple: # {key: tensor}, {key: the key that has the same tensor}
@@ -126,21 +145,32 @@ def _state(model, *but) -> tuple: # {key: tensor}, {key: the key that has the sa
         else: first[id(v)], state[k] = k, v.detach().cpu()
     return state, tied
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q763
+def _shared(model, layers) -> dict: # name -> the first name of the same layer
+    "Further names of deployed layers"
+    first = {m: n for n, m in layers.items()}
+    return {n: first[m] for n, m in model.named_modules(remove_duplicate=False) if is_deployed(m) and n not in layers}
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #g128
 def _calls(graph, layers, quantizers, modules) -> list:
     "The modules of torch's that a graph calls; ValueError where one cannot be made again"
-    names = [n.target for n in graph.nodes if n.op == 'call_module' and n.target not in layers and n.target not in quantizers]
+    called = [n.target for n in graph.nodes if n.op == 'call_module']
+    names = [n for n in called if n not in layers and n not in quantizers]
     for n in names:
         if n not in modules: raise ValueError(f"'{n}' has modules inside, and its graph does not show them")
         check_module(n, modules[n])
     return names
 
-# %% ../../nbs/4_deploy/09_deployed.ipynb #g128
-FORMAT, VERSION = 'repq.deployed', 1
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q765
+def _graph_header(model, tensors, parts) -> dict: # graph, called
+    "The graph, tried as it will be read, and the modules that it calls; ValueError where it cannot be written"
+    graph = evaluation_graph(model)
+    res = dict(graph=graph_text(graph, tensors), called=_calls(graph, *parts))
+    graph_from_text(json.loads(json.dumps(res['graph'])))
+    return res
 
-def _shared(model, layers) -> dict: # name -> the first name of the same layer
-    "Further names of deployed layers"
-    others = {n: m for n, m in model.named_modules(remove_duplicate=False) if is_deployed(m) and n not in layers}
-    return {n: next(first for first, l in layers.items() if l is m) for n, m in others.items()}
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q747
+FORMAT, VERSION = 'repq.deployed', 1
 
 def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if there is)
     "All that goes into the file of a deployed network"
@@ -153,27 +183,24 @@ def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if t
     texts = {n: _layer_text(m) for n, m in layers.items()}
     tensors = {f'{n}.{k}': v.cpu() for n, (_, own) in texts.items() for k, v in own.items()}
     tensors |= {f'{n}.step': q.step.cpu() for n, q in quantizers.items()}
-    header = dict(format=FORMAT, version=VERSION, layers={n: t for n, (t, _) in texts.items()},
-                  quantizers={n: _quantizer_text(q) for n, q in quantizers.items()}, shared=shared, unused=list(unused), tied=tied,
-                  tensors=list(state), modules={n: module_text(m) for n, m in modules.items()}, alone=alone, graph=None, called=[])
+    header = dict(
+        format=FORMAT, version=VERSION, layers={n: t for n, (t, _) in texts.items()},
+        quantizers={n: _quantizer_text(q) for n, q in quantizers.items()}, shared=shared, unused=list(unused), tied=tied,
+        tensors=list(state), modules={n: module_text(m) for n, m in modules.items()}, alone=alone, graph=None, called=[])
     why = ''
     try: header.update(_graph_header(model, {*state, *tied}, (layers, quantizers, modules)))
     except ValueError as e: why = str(e)
     return header, state | tensors, why
 
-def _graph_header(model, tensors, parts) -> dict: # graph, called
-    "The graph, tried as it will be read, and the modules that it calls; ValueError where it cannot be written"
-    graph = evaluation_graph(model)
-    res = dict(graph=graph_text(graph, tensors), called=_calls(graph, *parts))
-    graph_from_text(json.loads(json.dumps(res['graph'])))
-    return res
-
 # %% ../../nbs/4_deploy/09_deployed.ipynb #o957
-def _text_tensor(header:dict) -> Tensor: return torch.frombuffer(bytearray(zlib.compress(json.dumps(header).encode(), 9)), dtype=torch.uint8)
+def _text_tensor(header:dict) -> Tensor:
+    "The description as a tensor"
+    return torch.frombuffer(bytearray(zlib.compress(json.dumps(header).encode(), 9)), dtype=torch.uint8)
 
 def _header(text:Tensor) -> dict: # of `_text_tensor`; no more than 256 MB
     return json.loads(zlib.decompressobj().decompress(bytes(text.numpy()), 2**28))
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q766
 def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed first; stays as it is
                   path,              # .safetensors
                   overwrite=False,   # may there be such a file already?
@@ -185,9 +212,10 @@ def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed
     header, tensors, why = _contents(_bare(model))
     write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)}, overwrite)
     if not verbose: return
-    bits, how = sum(prod(t['shape'])*t['bits'] for t in header['layers'].values()), 'load_deployed(path) reads it'
+    layers, how = header['layers'].values(), 'load_deployed(path) reads it'
     if why: how = f'its graph cannot be written ({why}): load_deployed(path, model) reads it, given the network in plain form'
-    print(f"save_deployed: {len(header['layers'])} layers, {path.stat().st_size/1e3:,.1f} kB, of which {bits/8e3:,.1f} are integers; {how}")
+    integers = sum(prod(t['shape'])*t['bits'] for t in layers)/8e3
+    print(f"save_deployed: {len(layers)} layers, {path.stat().st_size/1e3:,.1f} kB, of which {integers:,.1f} are integers; {how}")
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g130
 def _read(path) -> tuple: # header, tensors
@@ -197,11 +225,16 @@ def _read(path) -> tuple: # header, tensors
         tensors = load_file(path)
         header = _header(tensors.pop(FORMAT))
         if header['format'] != FORMAT: raise ValueError('another format')
-    except Exception as e: raise ValueError(f'{path} is no deployed network that repq wrote, or it is damaged ({type(e).__name__}: {e})') from None # of many kinds
-    if header.get('version') != VERSION: raise ValueError(f"{path}: version {header.get('version')} of the format, and this repq reads version {VERSION}")
+    except Exception as e: # of many kinds
+        raise ValueError(f'{path} is no deployed network that repq wrote, or it is damaged ({type(e).__name__}: {e})') from None
+    version = header.get('version')
+    if version != VERSION: raise ValueError(f'{path}: version {version} of the format, and this repq reads version {VERSION}')
     return header, tensors
 
-def _of(tensors, name) -> dict: return {k: tensors[f'{name}.{k}'] for k in ('integers', 'scale', 'bias', 'step') if f'{name}.{k}' in tensors}
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q750
+def _of(tensors, name) -> dict:
+    "The tensors of a layer"
+    return {k: tensors[f'{name}.{k}'] for k in ('integers', 'scale', 'bias', 'step') if f'{name}.{k}' in tensors}
 
 def _all_layers(header, tensors) -> dict: # name -> module
     "Deployed layers and the quantizers between them"
@@ -211,79 +244,98 @@ def _all_layers(header, tensors) -> dict: # name -> module
     layers = {n: named(n, _layer, t, _of(tensors, n)) for n, t in header['layers'].items()}
     return layers | {n: named(n, _quantizer, t, tensors[f'{n}.step']) for n, t in header['quantizers'].items()}
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q767
 def _plain_state(header, tensors) -> dict:
     "Tensors that are no layer's"
     state = {k: tensors[k] for k in header['tensors']}
-    if bad := [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]: raise ValueError(f'not a number somewhere in {bad[0]}')
+    bad = [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]
+    if bad: raise ValueError(f'not a number somewhere in {bad[0]}')
     return state | {k: state[first] for k, first in header['tied'].items()}
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q751
 def _alone(header, tensors) -> nn.Module:
     "The network of a file by its graph"
     graph, parts, state = graph_from_text(header['graph']), _all_layers(header, tensors), _plain_state(header, tensors)
     for n in header['called']:
         parts[n] = m = module_from_text(header['modules'][n])
-        m.load_state_dict({k.removeprefix(f'{n}.'): v for k, v in state.items() if k.startswith(f'{n}.')}, assign=True)
+        own = {k.removeprefix(f'{n}.'): v for k, v in state.items() if k.startswith(f'{n}.')}
+        m.load_state_dict(own, assign=True)
     parts |= {n.target: state[n.target].clone() for n in graph.nodes if n.op == 'get_attr'}
     return fx.GraphModule(parts, graph, 'Deployed')
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g132
-_HARMLESS = {'inplace', 'momentum', 'p', 'init', 'bias'} # settings in which a network may differ and compute the same
-
 def _sub(model, name):
     "The module of this name; ValueError with the nearest names where there is none"
     try: return model.get_submodule(name)
-    except AttributeError: raise ValueError(f"the model has no '{name}', which the file has; the nearest are {', '.join(get_close_matches(name, dict(model.named_modules()), 3, 0))}") from None
+    except AttributeError:
+        near = get_close_matches(name, dict(model.named_modules()), 3, 0)
+        raise ValueError(f"the model has no '{name}', which the file has; the nearest are {', '.join(near)}") from None
 
 def _layer_for(m, name, new:RepQLayer) -> RepQLayer:
     "`new`; ValueError unless it can stand in the place of `m`"
     try: own = _place(as_block(m.block if isinstance(m, RepQLayer) else m))
-    except TypeError: raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a quantized layer in the file") from None
-    theirs = _place(new.block)
-    if odd := [f'{k} {own[k]} instead of {v}' for k, v in theirs.items() if k in own and own[k] != v]: raise ValueError(f"'{name}' has {odd[0]}")
+    except TypeError:
+        raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a quantized layer in the file") from None
+    odd = [f'{k} {own[k]} instead of {v}' for k, v in _place(new.block).items() if k in own and own[k] != v]
+    if odd: raise ValueError(f"'{name}' has {odd[0]}")
     return new
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q755
+_HARMLESS = {'inplace', 'momentum', 'p', 'init', 'bias'} # settings in which a network may differ and compute the same
 
 def _module_for(m, name, text) -> nn.Module:
     "What stands in the place of `m` for the module that the file has there; ValueError where they do not fit"
     merged = isinstance(m, (Block, RepQLayer)) and text['type'] in ('Conv2d', 'Linear')
     if merged: return module_from_text(text)
     same = type(m).__name__ == text['type']
-    if isinstance(m, BatchNorm) and not same and type(rest := without_norm(m)).__name__ == text['type']: return rest # absorbed
+    if isinstance(m, BatchNorm) and not same:
+        rest = without_norm(m)
+        if type(rest).__name__ == text['type']: return rest # absorbed
     if not same: raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a {text['type']} in the file")
     if not of_torch(m) or 'args' not in text: return m
     own, theirs = module_arguments(m), decode(text['args'], {})
-    if odd := [f'{k}={own[k]} instead of {v}' for k, v in theirs.items() if k in own and k not in _HARMLESS and own[k] != v]: raise ValueError(f"'{name}', a {text['type']}, has {odd[0]}")
+    odd = [k for k, v in theirs.items() if k in own and k not in _HARMLESS and own[k] != v]
+    if odd: raise ValueError(f"'{name}', a {text['type']}, has {odd[0]}={own[odd[0]]} instead of {theirs[odd[0]]}")
     return module_from_text(text) if own.get('bias') != theirs.get('bias') else m # a batch norm absorbed gave it one
 
-# %% ../../nbs/4_deploy/09_deployed.ipynb #g133
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q768
+def _extra(header, model) -> list: # of names
+    "Modules without modules inside that the file does not know"
+    known = [n for part in ('layers', 'shared', 'modules', 'unused') for n in header[part]]
+    def is_known(name): return any(name == k or name.startswith(f'{k}.') for k in known)
+    return [n for n, m in model.named_modules() if n and not list(m.children()) and not is_known(n)]
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q757
 def _replacements(header, model, layers) -> dict: # module of the model -> module of the file
     "What is to be exchanged in `model`; ValueError where it is of another architecture"
     if header['quantizers']: raise ValueError('the file has quantizers between the layers (quantize_sums): load it without a model')
-    new = {}
-    def put(n, make, *args):
+    new, shared = {}, [(n, layers[first]) for n, first in header['shared'].items()]
+    for n, layer in [*((n, layers[n]) for n in header['layers']), *shared]:
         m = _sub(model, n)
-        if m not in new: new[m] = make(m, n, *args)
-        elif new[m] is not args[0]: raise ValueError(f"'{n}' is a layer that the model uses in several places, and the file has several layers there")
-    for n in header['layers']: put(n, _layer_for, layers[n])
-    for n, first in header['shared'].items(): put(n, _layer_for, layers[first])
+        if m not in new: new[m] = _layer_for(m, n, layer)
+        elif new[m] is not layer:
+            raise ValueError(f"'{n}' is a layer that the model uses in several places, and the file has several layers there")
     for n, text in header['modules'].items():
         m = _sub(model, n)
         if m not in new: new[m] = _module_for(m, n, text)
-    known = {*header['layers'], *header['shared'], *header['modules'], *header['unused']}
-    extra = [n for n, m in model.named_modules() if n and not list(m.children()) and not any(n == k or n.startswith(f'{k}.') for k in known)]
-    if extra: raise ValueError(f"the model has '{extra[0]}', which the file has not")
+    if extra := _extra(header, model): raise ValueError(f"the model has '{extra[0]}', which the file has not")
     return {m: r for m, r in new.items() if m is not r}
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q758
 def _into(header, tensors, model) -> nn.Module:
     "A copy of `model` with the layers and weights of a file"
     model = copy.deepcopy(nn.Sequential(model) if header['alone'] else model)
     new = _replacements(header, model, _all_layers(header, tensors))
-    for n, m in [(n, m) for n, m in model.named_modules(remove_duplicate=False) if m in new]: model.set_submodule(n, new[m])
+    for n, m in list(model.named_modules(remove_duplicate=False)):
+        if m in new: model.set_submodule(n, new[m])
     state, apart = _plain_state(header, tensors), (*header['layers'], *header['shared'], *header['unused'])
-    own = {k: v for k, v in model.state_dict().items() if not any(k.startswith(f'{n}.') for n in apart)}
-    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the weights outside of quantized layers are not of this {type(model).__name__}: {text}')
+    shapes = {k: v.shape for k, v in model.state_dict().items() if not any(k.startswith(f'{n}.') for n in apart)}
+    if text := differences(shapes, state):
+        raise ValueError(f'the weights outside of quantized layers are not of this {type(model).__name__}: {text}')
     model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False, assign=True)
     return model[0] if header['alone'] else model
 
+# %% ../../nbs/4_deploy/09_deployed.ipynb #q769
 def _into_plain(header, tensors, model) -> nn.Module:
     "`_into` the model as it is or, as `quantize` does first, with its branches taken over as blocks"
     try: return _into(header, tensors, model)
@@ -291,17 +343,18 @@ def _into_plain(header, tensors, model) -> nn.Module:
         try: return _into(header, tensors, adopt(model, verbose=False))
         except ValueError: raise e from None
 
-_DAMAGE = KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError # what making a network of a wrong file can raise
-
 # %% ../../nbs/4_deploy/09_deployed.ipynb #v024
+_DAMAGE = ( # what making a network of a wrong file can raise
+    KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError)
+
 def load_deployed(path,               # written by `save_deployed`
                   model:nn.Module=None, # the network in plain form, its weights of no matter; None: made from the graph in the file
                  ) -> nn.Module:      # on the CPU, in evaluation mode
     "The deployed network in a file; nothing in the file is executed"
     if not isinstance(model, (nn.Module, type(None))): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     header, tensors = _read(path)
-    if model is None and header.get('graph') is None: raise ValueError(f'{path} holds no graph: give the network in plain form, load_deployed(path, model)')
+    if model is None and header.get('graph') is None:
+        raise ValueError(f'{path} holds no graph: give the network in plain form, load_deployed(path, model)')
     try: return (_alone(header, tensors) if model is None else _into_plain(header, tensors, model)).eval()
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
-    except _DAMAGE as e:
-        raise ValueError(f'{path} is damaged ({first_line(e)})') from None
+    except _DAMAGE as e: raise ValueError(f'{path} is damaged ({first_line(e)})') from None

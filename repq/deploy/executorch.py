@@ -11,7 +11,7 @@ from torch import Tensor
 from ..networks.files import SIGNATURE
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
-from .targets import write_target
+from .targets import cannot_run, write_target
 from .torch_writer import torch_graph
 
 # %% auto #0
@@ -36,6 +36,7 @@ def without_logs():
     try: yield
     finally: logging.disable(before)
 
+# %% ../../nbs/4_deploy/12d_executorch.ipynb #q861
 def executorch_bytes(net:IntegerNetwork, x:Tensor, # (batch, channels, h, w): an image of it tells shapes
                      rounded:bool=True             # False: the same network without any rounding of activations
                     ) -> bytes:
@@ -59,7 +60,7 @@ def executorch_method(path):
     _package()
     from executorch.runtime import Runtime
     try: return Runtime.get().load_program(regular(path)).load_method('forward')
-    except RuntimeError as e: raise ValueError(f'{path} cannot be run by ExecuTorch ({" ".join(str(e).split())[:200]})') from None
+    except RuntimeError as e: raise cannot_run(path, 'ExecuTorch', e) from None
 
 def run_executorch(method, x:Tensor) -> Tensor:
     "The output of a loaded method for each image of float32 `x`"

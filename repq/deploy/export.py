@@ -19,6 +19,7 @@ from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
 from . import onnx_operations
+from .targets import cannot_run
 from ..networks.schemas import regular
 
 WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
@@ -28,7 +29,8 @@ __all__ = ['WRITERS', 'check_saturation', 'onnx_bytes', 'to_onnx', 'onnx_session
            'layer_differences', 'to_pt2', 'instructions', 'bench_inference', 'profile_onnx']
 
 # %% ../../nbs/4_deploy/12_export.ipynb #h111
-_WEIGHT_OF = dict(Conv=1, ConvInteger=1, QLinearConv=3, Gemm=1, QGemm=3, MatMul=1, MatMulInteger=1, QLinearMatMul=3) # operation -> which input is the weight
+_WEIGHT_OF = dict( # operation -> which input is the weight
+    Conv=1, ConvInteger=1, QLinearConv=3, Gemm=1, QGemm=3, MatMul=1, MatMulInteger=1, QLinearMatMul=3)
 
 def _weight_constant(node, constants, made_by):
     "The stored weight of a node, an ONNX tensor; None where it is no constant"
@@ -36,11 +38,21 @@ def _weight_constant(node, constants, made_by):
     if name in made_by and made_by[name].op_type == 'DequantizeLinear': name = made_by[name].input[0]
     return constants.get(name)
 
+def _pair_row(onnx, node, t) -> dict: # None where the weight is no integer
+    "What the stored weight of a node says"
+    form = onnx.TensorProto.DataType.Name(t.data_type).lower()
+    if form not in ('int8', 'uint8', 'int4', 'uint4'): return None
+    by_rows = 'Conv' in node.op_type or any(a.name == 'transB' and a.i for a in node.attribute)
+    pair = largest_pair(onnx.numpy_helper.to_array(t), 0 if by_rows else -1) if form == 'int8' else None
+    return dict(layer=node.name or node.output[0], form=form, pair=pair, safe=pair is None or pair <= 32767)
+
+# %% ../../nbs/4_deploy/12_export.ipynb #q721
 def _read_onnx(path):
     "The model in an ONNX file; ValueError where it is none"
     regular(path)
     try: model = import_onnx().load(path)
-    except Exception as e: raise ValueError(f'{path} is no ONNX file, or it is damaged ({type(e).__name__})') from None # of protobuf and onnx, of many kinds
+    except Exception as e: # of protobuf and onnx, of many kinds
+        raise ValueError(f'{path} is no ONNX file, or it is damaged ({type(e).__name__})') from None
     if not model.graph.node: raise ValueError(f'{path} holds no network')
     return model
 
@@ -50,21 +62,18 @@ def check_saturation(model # an ONNX file, or a model in memory
     onnx = import_onnx()
     graph = (model if isinstance(model, onnx.ModelProto) else _read_onnx(model)).graph
     constants, made_by = {t.name: t for t in graph.initializer}, {o: n for n in graph.node for o in n.output}
-    layers = [(n, _weight_constant(n, constants, made_by)) for n in graph.node if n.op_type in _WEIGHT_OF]
-    return [row for n, t in layers if t is not None and (row := _pair_row(onnx, n, t))]
-
-def _pair_row(onnx, node, t) -> dict: # None where the weight is no integer
-    form = onnx.TensorProto.DataType.Name(t.data_type).lower()
-    if form not in ('int8', 'uint8', 'int4', 'uint4'): return None
-    by_rows = 'Conv' in node.op_type or any(a.name == 'transB' and a.i for a in node.attribute)
-    pair = largest_pair(onnx.numpy_helper.to_array(t), 0 if by_rows else -1) if form == 'int8' else None
-    return dict(layer=node.name or node.output[0], form=form, pair=pair, safe=pair is None or pair <= 32767)
-
-def _refuse_saturating(rows):
-    if bad := [r for r in rows if not r['safe']]:
-        raise ValueError(f"layer '{bad[0]['layer']}': a pair of its products could reach {bad[0]['pair']:,}, and on x86 without VNNI sums of pairs end at 32,767")
+    rows = []
+    for n in graph.node:
+        t = _weight_constant(n, constants, made_by) if n.op_type in _WEIGHT_OF else None
+        if t is not None: rows.append(_pair_row(onnx, n, t))
+    return [r for r in rows if r is not None]
 
 # %% ../../nbs/4_deploy/12_export.ipynb #n008
+def _refuse_saturating(rows):
+    bad = [r for r in rows if not r['safe']]
+    if bad: raise ValueError(f"layer '{bad[0]['layer']}': a pair of its products could reach {bad[0]['pair']:,}, "
+                             'and on x86 without VNNI sums of pairs end at 32,767')
+
 def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer network, its ONNX file
     "What `to_onnx` writes"
     if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
@@ -75,6 +84,7 @@ def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer
     proto.doc_string = SIGNATURE
     return net, proto.SerializeToString()
 
+# %% ../../nbs/4_deploy/12_export.ipynb #q724
 def to_onnx(model:nn.Module,         # quantized, its steps initialised; or deployed
             path,                    # the file to be written
             example_input:Tensor,    # (batch, channels, h, w): images as the model takes them; 8-bit grids of sums, means and branches come from them
@@ -104,12 +114,13 @@ def onnx_session(path, threads:int=1, # 0: all cores
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
     regular(path)
     try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
-    except Exception as e: raise ValueError(f'{path} cannot be run by ONNX Runtime ({" ".join(str(e).split())[:200]})') from None # it has kinds of its own
+    except Exception as e: raise cannot_run(path, 'ONNX Runtime', e) from None # it has kinds of its own
 
 def run_onnx(session, x:Tensor) -> Tensor:
     "The output of a session for float32 `x`"
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0])
 
+# %% ../../nbs/4_deploy/12_export.ipynb #q727
 def optimized_ops(path, folder) -> Counter:
     "What ONNX Runtime makes of a file: operation -> how many, after its optimizations; `folder` takes the optimized file"
     out = Path(folder)/f'{Path(path).stem}.optimized.onnx'
@@ -119,14 +130,16 @@ def optimized_ops(path, folder) -> Counter:
 # %% ../../nbs/4_deploy/12_export.ipynb #d121
 def _alone(s:Step, grid) -> IntegerNetwork:
     "A layer that reads `grid`, with nothing around it"
-    return IntegerNetwork([Step('q', 'quantize', ['x'], grid), replace(s, name='y', inputs=['q']), Step('out', 'dequantize', ['y'])], 'x', 'out')
+    steps = [Step('q', 'quantize', ['x'], grid), replace(s, name='y', inputs=['q']), Step('out', 'dequantize', ['y'])]
+    return IntegerNetwork(steps, 'x', 'out')
 
 def layer_differences(net:IntegerNetwork, x:Tensor, profile='integers') -> dict: # layer -> (share of values that differ, by how many steps at most)
     "Each layer of `net` alone in ONNX Runtime, given the integers that it reads for the images `x`, against the reference"
     values, grids, res = net.values(x), net.grids, {}
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp)/'one.onnx'
-        for s in (s for s in net.steps if s.op == 'layer' and s.grid):
+        for s in net.steps:
+            if s.op != 'layer' or s.grid is None: continue
             i, = s.inputs
             one, v = _alone(s, grids[i]), from_grid(values[i], grids[i])
             path.write_bytes(onnx_model(one, v, profile).SerializeToString())
@@ -143,12 +156,18 @@ def to_pt2(model:nn.Module, path, # .pt2
     path = Path(path)
     if path.suffix != '.pt2': raise ValueError(f'{path}: the name must end in .pt2')
     check_output(path, overwrite)
-    program = torch.export.export(deploy(model, verbose=False), (torch.cat([example_input]*2),), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    torch.export.save(program, data := io.BytesIO()) # torch's own writer of files ends the process on a full disk
-    with writing(path, overwrite) as part: part.write_bytes(data.getvalue()); sign_archive(part)
+    images, open_batch = torch.cat([example_input]*2), ({0: torch.export.Dim('batch')},)
+    program = torch.export.export(deploy(model, verbose=False), (images,), dynamic_shapes=open_batch)
+    data = io.BytesIO() # torch's own writer of files ends the process on a full disk
+    torch.export.save(program, data)
+    with writing(path, overwrite) as part:
+        part.write_bytes(data.getvalue())
+        sign_archive(part)
 
 # %% ../../nbs/4_deploy/12_export.ipynb #h130
-_INSTRUCTIONS = {'AMX': ('amx_int8',), 'VNNI': ('avx512_vnni', 'avx_vnni'), 'AVX-512': ('avx512f',), 'AVX2': ('avx2',), 'dot product': ('asimddp',), 'NEON': ('asimd', 'neon')}
+_INSTRUCTIONS = {
+    'AMX': {'amx_int8'}, 'VNNI': {'avx512_vnni', 'avx_vnni'}, 'AVX-512': {'avx512f'}, 'AVX2': {'avx2'},
+    'dot product': {'asimddp'}, 'NEON': {'asimd', 'neon'}}
 
 def _cpu_flags() -> set:
     "What the processor says of itself; torch's word for it where there is no /proc/cpuinfo"
@@ -162,7 +181,7 @@ def _cpu_flags() -> set:
 def instructions() -> str:
     "The integer instructions of this processor, fastest first: 'VNNI, AVX-512, AVX2' or 'AVX2' or 'dot product, NEON' or 'unknown'"
     flags = _cpu_flags()
-    return ', '.join(name for name, any_of in _INSTRUCTIONS.items() if flags & set(any_of)) or 'unknown'
+    return ', '.join(name for name, any_of in _INSTRUCTIONS.items() if flags & any_of) or 'unknown'
 
 # %% ../../nbs/4_deploy/12_export.ipynb #n043
 def _seconds(session, x, repeats):
@@ -172,21 +191,8 @@ def _seconds(session, x, repeats):
     for _ in range(repeats): session.run(None, feed)
     return (time.perf_counter() - t)/repeats
 
-def _exact_here(path, net, x) -> bool:
-    "Does a session without options compute the reference on this machine?"
-    return torch.equal(run_onnx(onnx_session(path, exact=False), x), net(x))
-
-def bench_inference(model:nn.Module,   # quantized or deployed
-                    x:Tensor,          # (batch, channels, h, w): what is timed; example images as well
-                    threads=(1, 0),    # 0: all cores
-                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds by round of float32, integers and, where it is another file and exact here, vnni; of both, their ratio to float32 and its quartiles
-    "float32 against integers in ONNX Runtime, as it runs a file without options, taking turns"
-    with tempfile.TemporaryDirectory() as tmp:
-        nets = {p: to_onnx(model, f'{tmp}/{p}.onnx', x, p) for p in ('floats', 'integers', 'vnni')}
-        if all(r['safe'] for r in check_saturation(f'{tmp}/vnni.onnx')) or not _exact_here(f'{tmp}/vnni.onnx', nets['vnni'], x): del nets['vnni']
-        return [_bench_row({p: onnx_session(f'{tmp}/{p}.onnx', t, exact=False) for p in nets}, x, t, rounds, repeats) for t in threads]
-
 def _bench_row(sessions, x, threads, rounds, repeats) -> dict:
+    "Seconds of each round, and ratios to float32 with their quartiles"
     for s in sessions.values(): _seconds(s, x, 2)   # warms up
     times = np.array([[_seconds(s, x, repeats) for s in sessions.values()] for _ in range(rounds)]).T
     own = dict(zip(sessions, times))
@@ -197,6 +203,23 @@ def _bench_row(sessions, x, threads, rounds, repeats) -> dict:
         row |= {f'{prefix}{k}': q for k, q in zip(('ratio_low', 'ratio', 'ratio_high'), quartiles)}
     return row
 
+# %% ../../nbs/4_deploy/12_export.ipynb #q729
+def _another_and_exact(path, net, x) -> bool:
+    "Is a file in signed bytes another one than that of unsigned ones, and does it compute the reference on this machine?"
+    if all(r['safe'] for r in check_saturation(path)): return False
+    return torch.equal(run_onnx(onnx_session(path, exact=False), x), net(x))
+
+def bench_inference(model:nn.Module,   # quantized or deployed
+                    x:Tensor,          # (batch, channels, h, w): what is timed; example images as well
+                    threads=(1, 0),    # 0: all cores
+                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds by round of float32, integers and, where it is another file and exact here, vnni; of both, their ratio to float32 and its quartiles
+    "float32 against integers in ONNX Runtime, as it runs a file without options, taking turns"
+    with tempfile.TemporaryDirectory() as tmp:
+        nets = {p: to_onnx(model, f'{tmp}/{p}.onnx', x, p) for p in ('floats', 'integers', 'vnni')}
+        if not _another_and_exact(f'{tmp}/vnni.onnx', nets['vnni'], x): del nets['vnni']
+        def sessions(t): return {p: onnx_session(f'{tmp}/{p}.onnx', t, exact=False) for p in nets}
+        return [_bench_row(sessions(t), x, t, rounds, repeats) for t in threads]
+
 # %% ../../nbs/4_deploy/12_export.ipynb #n044
 def profile_onnx(path, x:Tensor, repeats=10) -> list: # of dicts: name, op, seconds; the slowest first
     "Where a file's time goes: seconds of a run in each node, one thread"
@@ -206,7 +229,8 @@ def profile_onnx(path, x:Tensor, repeats=10) -> list: # of dicts: name, op, seco
         events = json.loads(Path(session.end_profiling()).read_text())
     total, op = Counter(), {}
     for e in events:
-        if e.get('cat') == 'Node' and e['name'].endswith('kernel_time'):
-            name = re.sub(r'(_token_\d+)?_kernel_time$', '', e['name'])
-            total[name] += e['dur']/1e6/repeats; op[name] = e['args']['op_name']
+        if e.get('cat') != 'Node' or not e['name'].endswith('kernel_time'): continue
+        name = re.sub(r'(_token_\d+)?_kernel_time$', '', e['name'])
+        total[name] += e['dur']/1e6/repeats
+        op[name] = e['args']['op_name']
     return [dict(name=n, op=op[n], seconds=s) for n, s in total.most_common()]

@@ -15,20 +15,32 @@ __all__ = ['encode', 'decode', 'of_torch', 'module_arguments', 'module_text', 'm
            'evaluation_graph', 'graph_text', 'call_text', 'graph_from_text', 'known_call']
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g113
-_OPERATORS = 'add sub mul truediv floordiv mod pow matmul neg pos abs and_ or_ xor invert not_ eq ne lt le gt ge getitem iadd isub imul itruediv'.split()
+_OPERATORS = ('add sub mul truediv floordiv mod pow matmul neg pos abs and_ or_ xor invert not_ eq ne lt le gt ge getitem '
+              'iadd isub imul itruediv').split()
 _MAKERS = 'zeros ones full arange linspace eye _assert'.split() # of tensors; and an assertion
+_SPACES = { # where functions are -> how a file calls the place
+    torch: 'torch', torch.functional: 'torch', F: 'torch.nn.functional', torch.linalg: 'torch.linalg',
+    torch.special: 'torch.special', torch.fft: 'torch.fft'}
 
 def _functions() -> dict: # name -> function
     "Functions that a graph in a file may call"
     known, res = torch.overrides.get_overridable_functions(), {}
-    for space, name in ((torch, 'torch'), (torch.functional, 'torch'), (F, 'torch.nn.functional'), (torch.linalg, 'torch.linalg'), (torch.special, 'torch.special'), (torch.fft, 'torch.fft')):
+    for space, name in _SPACES.items():
         res |= {f'{name}.{f.__name__}': f for f in known[space] if getattr(space, f.__name__, None) is f}
-    res |= {f'torch.{n}': getattr(torch, n) for n in _MAKERS} | {f'operator.{n}': getattr(operator, n) for n in _OPERATORS}
+    res |= {f'torch.{n}': getattr(torch, n) for n in _MAKERS}
+    res |= {f'operator.{n}': getattr(operator, n) for n in _OPERATORS}
     return res | {'getattr': getattr}
 
 _FUNCTIONS = _functions()
 _FUNCTION_NAMES = {f: n for n, f in reversed(_FUNCTIONS.items())}
-_METHODS = {f.__name__ for f in torch.overrides.get_overridable_functions()[Tensor] if not f.__name__.startswith('_')} - {'register_hook', 'backward'}
+
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #q840
+def _methods() -> set: # of names
+    "Methods of tensors that a graph in a file may call"
+    names = {f.__name__ for f in torch.overrides.get_overridable_functions()[Tensor]}
+    return {n for n in names if not n.startswith('_')} - {'register_hook', 'backward'}
+
+_METHODS = _methods()
 _ATTRIBUTES = ('shape', 'ndim', 'dtype', 'device', 'T', 'mT', 'H', 'mH', 'real', 'imag')
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g116
@@ -47,20 +59,23 @@ def encode(v):
     if v is Ellipsis: return dict(ellipsis=True)
     raise ValueError(f'a {type(v).__name__} among the arguments')
 
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #q842
 def _constant(name:str):
     "torch's constant of this name"
-    if not isinstance(v := getattr(torch, name, None), _CONSTANTS): raise ValueError(f'torch.{name} is no constant')
+    v = getattr(torch, name, None)
+    if not isinstance(v, _CONSTANTS): raise ValueError(f'torch.{name} is no constant')
     return v
+
+_KINDS = dict( # what an object with one key becomes of its value, decoded
+    tuple=tuple, dict=lambda v: dict(map(tuple, v)), slice=lambda v: slice(*v),
+    torch=_constant, device=torch.device, ellipsis=lambda v: ...)
 
 def decode(v, nodes:dict): # name -> node
     "What `encode` encoded"
     if isinstance(v, list): return [decode(i, nodes) for i in v]
     if not isinstance(v, dict): return v
     (kind, v), = v.items()
-    inner = lambda: [decode(i, nodes) for i in v]
-    kinds = dict(node=lambda: nodes[v], tuple=lambda: tuple(inner()), dict=lambda: dict(map(tuple, inner())), slice=lambda: slice(*inner()),
-                 torch=lambda: _constant(v), device=lambda: torch.device(v), ellipsis=lambda: ...)
-    return kinds[kind]()
+    return nodes[v] if kind == 'node' else _KINDS[kind](decode(v, nodes))
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g119
 def of_torch(m) -> bool:
@@ -74,11 +89,6 @@ def module_arguments(m:nn.Module) -> dict:
     if 'bias' in own: own['bias'] = own['bias'] is not None and own['bias'] is not False
     return own
 
-def _settings(m) -> dict:
-    "What `m` is set to, beside its tensors"
-    plain = lambda v: v is None or isinstance(v, (bool, int, float, str, tuple, list))
-    return {k: v for k, v in vars(m).items() if k != 'training' and plain(v)}
-
 def module_text(m:nn.Module) -> dict:
     "A module by its class, and for one of torch's its arguments"
     text = dict(type=type(m).__name__)
@@ -90,12 +100,19 @@ def module_from_text(text:dict) -> nn.Module:
     if not isinstance(cls, type) or not issubclass(cls, nn.Module): raise ValueError(f"torch.nn has no {text['type']}")
     with torch.device('meta'): return cls(**decode(text['args'], {}))
 
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #q845
+def _settings(m) -> dict:
+    "What `m` is set to, beside its tensors"
+    plain = type(None), bool, int, float, str, tuple, list
+    return {k: v for k, v in vars(m).items() if k != 'training' and isinstance(v, plain)}
+
 def check_module(name:str, m:nn.Module):
     "ValueError unless `m` can be made again from its text"
-    if not of_torch(m): raise ValueError(f"'{name}' is a {type(m).__name__}, and only torch's own modules can be made without their code")
+    if not of_torch(m):
+        raise ValueError(f"'{name}' is a {type(m).__name__}, and only torch's own modules can be made without their code")
     if m._forward_hooks or m._forward_pre_hooks: raise ValueError(f"'{name}' has hooks")
+    def shapes(o): return {k: v.shape for k, v in o.state_dict().items()}
     twin = module_from_text(module_text(m))
-    shapes = lambda o: {k: v.shape for k, v in o.state_dict().items()}
     tensors = [t for o in m.modules() for t in (*o._parameters.values(), *o._buffers.values())] # also what a state dict leaves out
     held = sum(t is not None for t in tensors)
     if _settings(twin) != _settings(m) or shapes(twin) != shapes(m) or held != len(shapes(m)):
@@ -109,7 +126,9 @@ def _checks(node) -> list: # None where it is used for more
     found = [d for u in node.users for d in (u, *u.users)]
     return found if all(_called(d) in ('eq', '_assert', '_assert_is_none') for d in found) else None
 
-def _drops(node) -> bool: return _called(node) == 'stochastic_depth' and not node.kwargs.get('training', (*node.args, True)[3])
+def _drops(node) -> bool:
+    "Is it stochastic depth, in evaluation?"
+    return _called(node) == 'stochastic_depth' and not node.kwargs.get('training', (*node.args, True)[3])
 
 def evaluation_graph(model) -> fx.Graph:
     "What `model` computes in evaluation mode"
@@ -119,14 +138,17 @@ def evaluation_graph(model) -> fx.Graph:
     for n in [n for n in graph.nodes if n.op == 'placeholder' and n.args and _checks(n) is not None]:
         for d in (*reversed(_checks(n)), n): graph.erase_node(d)
     for n in filter(_drops, graph.nodes):
-        n.replace_all_uses_with(n.args[0]); graph.erase_node(n)
+        n.replace_all_uses_with(n.args[0])
+        graph.erase_node(n)
     return graph
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g123
 _NAME = re.compile(r'[\w+-]+(\.[\w+-]+)*') # what may stand in the code that fx makes of a graph
 
 def _function_name(node) -> str:
-    if node.target is getattr and node.args[1] not in _ATTRIBUTES: raise ValueError(f'reads the attribute {node.args[1]} of a value')
+    "The name of a function; ValueError where a file cannot say it"
+    if node.target is getattr and node.args[1] not in _ATTRIBUTES:
+        raise ValueError(f'reads the attribute {node.args[1]} of a value')
     if node.target in _FUNCTION_NAMES: return _FUNCTION_NAMES[node.target]
     raise ValueError(f"it calls {getattr(node.target, '__name__', node.target)}, which is no function of torch's")
 

@@ -52,13 +52,13 @@ def _step_text(s:Step) -> tuple: # what JSON holds, tensors
 
 def _step(d:dict, tensors:dict) -> Step:
     "The step of `_step_text`"
-    params, packed = dict(d['params']), find_operation(d['op']).packed
+    params, op = dict(d['params']), find_operation(d['op'])
     if d['op'] == 'layer':
         check_whole(f"bits of '{d['name']}'", params['bits'], 2, 8)
         check_whole(f"room of '{d['name']}'", params['room'], 1, 128)
     own = {k: tensors[f"{d['name']}.{k}"] for k in d['tensors']}
-    for k in packed: own[k] = unpack(own[k], params['bits'], params.pop(f'{k}_shape'))
-    return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), find_operation(d['op']).from_file(params | own))
+    for k in op.packed: own[k] = unpack(own[k], params['bits'], params.pop(f'{k}_shape'))
+    return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), op.from_file(params | own))
 
 # %% ../../nbs/4_deploy/05_integer_files.ipynb #o305
 def save_integers(net:IntegerNetwork, path, # .safetensors
@@ -66,34 +66,40 @@ def save_integers(net:IntegerNetwork, path, # .safetensors
     "Write an integer network, its weights packed, whole or not at all"
     check_output(path, overwrite)
     steps = [_step_text(s) for s in net.steps]
-    text = json.dumps(dict(version=_VERSION, input=encode(net.input), output=encode(net.output), fixed=net.fixed, steps=[t for t, _ in steps])).encode()
+    text = dict(version=_VERSION, input=encode(net.input), output=encode(net.output), fixed=net.fixed, steps=[t for t, _ in steps])
     tensors = {k: v.contiguous() for _, own in steps for k, v in own.items()}
-    write_checkpoint(path, {**tensors, 'network': torch.frombuffer(bytearray(text), dtype=torch.uint8)}, overwrite)
+    tensors['network'] = torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)
+    write_checkpoint(path, tensors, overwrite)
 
-def load_integers(path) -> IntegerNetwork:
-    "Read what `save_integers` wrote"
-    try: return _network(load_file(regular(path)))
-    except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f'{path} is no integer network that repq wrote ({type(e).__name__}: {e})') from None
+# %% ../../nbs/4_deploy/05_integer_files.ipynb #q801
+def _in_order(net) -> IntegerNetwork:
+    "`net`, if each step reads what steps before it give"
+    grids = dict.fromkeys(net.inputs)
+    for s in net.steps:
+        if s.name in grids: raise ValueError(f"'{s.name}' comes twice")
+        missing = [i for i in s.inputs if i not in grids]
+        if missing: raise ValueError(f"'{s.name}' reads '{missing[0]}', which nothing before it gives")
+        if s.op in ('layer', 'dequantize', 'requantize') and grids[s.inputs[0]] is None:
+            raise ValueError(f"'{s.name}' reads '{s.inputs[0]}', which are no integers")
+        grids[s.name] = s.grid
+    missing = [o for o in names_of(net.output) if o not in grids]
+    if missing: raise ValueError(f"nothing gives its output '{missing[0]}'")
+    return net
 
+# %% ../../nbs/4_deploy/05_integer_files.ipynb #q803
 def _network(tensors) -> IntegerNetwork:
+    "The network of the tensors of a file"
     d = checked(json.loads(bytes(tensors.pop('network').tolist())), NETWORK, 'its description')
     floats = {n: t for n, t in tensors.items() if t.is_floating_point()}
     if text := unusable(floats, lambda n: False): raise ValueError(text)
     version, steps = d.get('version', 1), d['steps']
     if version > _VERSION: raise ValueError(f'its version is {version}, of a newer repq')
     if version == 1: steps = [find_operation(s['op']).first_version(s) for s in steps]
-    ends = (decode(d[k], {}) for k in ('input', 'output'))
-    return _in_order(IntegerNetwork([_step(s, tensors) for s in steps], *ends, d.get('fixed', False)))
+    input, output = (decode(d[k], {}) for k in ('input', 'output'))
+    return _in_order(IntegerNetwork([_step(s, tensors) for s in steps], input, output, d.get('fixed', False)))
 
-def _in_order(net) -> IntegerNetwork:
-    "`net`, if each step reads what steps before it give"
-    grids = dict.fromkeys(net.inputs)
-    for s in net.steps:
-        if s.name in grids: raise ValueError(f"'{s.name}' comes twice")
-        if missing := [i for i in s.inputs if i not in grids]: raise ValueError(f"'{s.name}' reads '{missing[0]}', which nothing before it gives")
-        if s.op in ('layer', 'dequantize', 'requantize') and grids[s.inputs[0]] is None:
-            raise ValueError(f"'{s.name}' reads '{s.inputs[0]}', which are no integers")
-        grids[s.name] = s.grid
-    if missing := [o for o in names_of(net.output) if o not in grids]: raise ValueError(f"nothing gives its output '{missing[0]}'")
-    return net
+def load_integers(path) -> IntegerNetwork:
+    "Read what `save_integers` wrote"
+    try: return _network(load_file(regular(path)))
+    except FileNotFoundError: raise
+    except Exception as e: raise ValueError(f'{path} is no integer network that repq wrote ({type(e).__name__}: {e})') from None

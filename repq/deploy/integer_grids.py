@@ -10,6 +10,7 @@ from math import floor, log2
 from dataclasses import dataclass, replace
 import numpy as np
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from ..method.kernels import Geometry, Kernel
 from ..method.quantizers import LSQ
@@ -20,8 +21,6 @@ __all__ = ['Grid', 'round_on', 'to_grid', 'from_grid', 'layer_constants', 'accum
            'apply_layer', 'sum_factors', 'add_integers']
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n047
-_INF = float('inf')
-
 @dataclass(frozen=True)
 class Grid:
     "Integers `low..high` that mean `(integer − zero)·step`"
@@ -45,25 +44,6 @@ class Grid:
         q.initialize(values.float())
         return cls.of(q, symmetric)
 
-    def nearest(self, v:float) -> int:
-        "The integer nearest to the value `v`, be it on the grid or not"
-        return self.zero + round(float(torch.tensor(v)/torch.tensor(self.step)))
-
-    def bounded(self, least=-_INF, most=_INF):
-        "The same grid without what means less than `least` or more than `most`: what ReLU and its like leave of it"
-        low, high = self.low, self.high
-        if least > -_INF: low = max(self.low, min(self.nearest(least), self.high))
-        if most < _INF: high = min(self.high, max(self.nearest(most), self.low))
-        return replace(self, low=low, high=high)
-
-    def same_but_for_bounds(self, other) -> bool:
-        "Do integers mean the same on both grids?"
-        return replace(other, low=self.low, high=self.high) == self
-
-    def holds(self, other) -> bool:
-        "Is every integer of `other` one of this grid, and does it mean the same?"
-        return self.same_but_for_bounds(other) and self.low <= other.low and other.high <= self.high
-
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n048
 def round_on(v:Tensor, grid:Grid) -> Tensor: # int32
     "float32 values, already divided by the step, as integers of `grid`: rounded half to even"
@@ -77,6 +57,33 @@ def from_grid(q:Tensor, grid:Grid) -> Tensor: # float32
     "What integers of `grid` mean"
     return (q - grid.zero).float()*torch.tensor(grid.step)
 
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q462
+_INF = float('inf')
+
+@patch
+def nearest(self:Grid, v:float) -> int:
+    "The integer nearest to the value `v`, be it on the grid or not"
+    return self.zero + round(float(torch.tensor(v)/torch.tensor(self.step)))
+
+@patch
+def bounded(self:Grid, least=-_INF, most=_INF) -> Grid:
+    "The same grid without what means less than `least` or more than `most`: what ReLU and its like leave of it"
+    low, high = self.low, self.high
+    if least > -_INF: low = max(self.low, min(self.nearest(least), self.high))
+    if most < _INF: high = min(self.high, max(self.nearest(most), self.low))
+    return replace(self, low=low, high=high)
+
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q464
+@patch
+def same_but_for_bounds(self:Grid, other) -> bool:
+    "Do integers mean the same on both grids?"
+    return replace(other, low=self.low, high=self.high) == self
+
+@patch
+def holds(self:Grid, other) -> bool:
+    "Is every integer of `other` one of this grid, and does it mean the same?"
+    return self.same_but_for_bounds(other) and self.low <= other.low and other.high <= self.high
+
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n053
 def _weights(layer, name) -> tuple: # int8 (out, in/groups, ...), float32 (out,) of a unit of the byte, float64 (out,)
     "Integers, the scale of a unit in their byte, and the bias of a deployed layer"
@@ -84,10 +91,6 @@ def _weights(layer, name) -> tuple: # int8 (out, in/groups, ...), float32 (out,)
     if k.bits > 8: raise ValueError(f"layer '{name}': weights of {k.bits} bits, and an integer kernel takes 8 at most")
     scale = k.scale.detach().float()/headroom(k.bits)
     return k.integers.to(torch.int8), scale.expand(len(k.integers)).contiguous(), k.bias.detach().double()
-
-def _reach(w, grid) -> Tensor: # (out,)
-    "How large the sum of products can become: Σ|w|·max|x|"
-    return w.double().abs().flatten(1).sum(1)*max(grid.high - grid.zero, grid.zero - grid.low)
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n055
 def _fitted(w, scale, bias, grid) -> tuple: # weights, scale
@@ -99,6 +102,11 @@ def _fitted(w, scale, bias, grid) -> tuple: # weights, scale
     new = torch.where(off, own, scale.double()*2**times)
     shrunk = torch.where(off, 0., 2**-times.nan_to_num(0.)).view(-1, *[1]*(w.ndim - 1))
     return (w*shrunk).round().to(torch.int8), new.float()
+
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q468
+def _reach(w, grid) -> Tensor: # (out,)
+    "How large the sum of products can become: Σ|w|·max|x|"
+    return w.double().abs().flatten(1).sum(1)*max(grid.high - grid.zero, grid.zero - grid.low)
 
 def _check_reach(name, w, bias, grid):
     worst = (_reach(w, grid) + bias.abs()).max()
@@ -128,6 +136,7 @@ def accumulate(p:dict, # of `layer_constants`
     if w.ndim == 2: return F.linear(x, w, b)
     return Kernel(w, b, p['groups']).conv(x, Geometry(p['stride'], p['padding'], p['dilation'], p['padding_mode']))
 
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q472
 def per_channel(v:Tensor, # (channels,)
                 like:Tensor) -> Tensor:
     "`v` in a shape that multiplies the channels of `like`"
@@ -149,49 +158,68 @@ def apply_layer(p:dict, x:Tensor, grid:Grid, # what is read
     return y if result is None else round_on(y, result)
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n063
-def _pairs(a:Grid, b:Grid) -> tuple: # (n, 1) and (1, m): all that two values can be, without their zero-points
-    return tuple(np.arange(g.low, g.high + 1).reshape(shape) - g.zero for g, shape in ((a, (-1, 1)), (b, (1, -1))))
+def _pairs(a:Grid, b:Grid) -> tuple: # (n, 1) and (1, m)
+    "All that two values can be, without their zero-points"
+    qa, qb = (np.arange(g.low, g.high + 1) - g.zero for g in (a, b))
+    return qa[:, None], qb[None]
 
 def _exact_sum(qa, qb, factors, shift, y:Grid):
-    total = factors[0]*qa + factors[1]*qb # whole numbers: an array, or a tensor of int64
+    "The sum in whole numbers: of arrays, or of tensors of int64"
+    total = factors[0]*qa + factors[1]*qb
     below, rest = total >> shift, total % 2**shift*2
     up = (rest > 2**shift) | ((rest == 2**shift) & (below % 2 == 1)) # half to even
     return (below + up + y.zero).clip(y.low, y.high)
 
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q476
+def _fused(r, q, c): return (r.astype(float)*q + c).astype(np.float32) # rounded once: float64 holds the product
+def _unfused(r, q, c): return r*q.astype(np.float32) + c
+
 def _sums_of_processors(factors, shift, a:Grid, b:Grid, y:Grid):
     "The same sum of all pairs in each arithmetic that runtimes have, one after the other"
-    f, zero, (qa, qb) = np.float32, np.float32(y.zero), _pairs(a, b)
-    ra, rb, za, zb = (f(v) for v in (factors[0]/2**shift, factors[1]/2**shift, a.zero, b.zero))
-    total, to_y = factors[0]*qa + factors[1]*qb, lambda v: v.round().clip(y.low, y.high)
-    fused = lambda r, q, c: (r.astype(float)*q + c).astype(f) # float64 holds the product
-    yield (np.sign(total)*((2*abs(total) + 2**shift) >> (shift + 1)) + y.zero).clip(y.low, y.high) # ARM
-    for one in fused, lambda r, q, c: r*q.astype(f) + c: # with and without fused multiply-adds
-        yield to_y(one(ra, qa + a.zero, one(rb, qb + b.zero, zero - (ra*za + rb*zb))))          # x86
-        yield to_y(one(ra, qa, rb*qb.astype(f)).clip(-1e4, 1e4) + zero)                          # C++, and so a browser
-        yield to_y(one(rb, qb, ra*qa.astype(f)).clip(-1e4, 1e4) + zero)
+    qa, qb = _pairs(a, b)
+    total = factors[0]*qa + factors[1]*qb
+    halves_away = np.sign(total)*((2*abs(total) + 2**shift) >> (shift + 1))
+    yield (halves_away + y.zero).clip(y.low, y.high) # ARM
+    ra, rb, za, zb, zero = map(np.float32, (factors[0]/2**shift, factors[1]/2**shift, a.zero, b.zero, y.zero))
+    def on_y(v): return v.round().clip(y.low, y.high)
+    for add in _fused, _unfused:
+        yield on_y(add(ra, qa + a.zero, add(rb, qb + b.zero, zero - (ra*za + rb*zb)))) # x86
+        yield on_y(add(ra, qa, rb*qb.astype(np.float32)).clip(-1e4, 1e4) + zero)       # C++, and so a browser
+        yield on_y(add(rb, qb, ra*qa.astype(np.float32)).clip(-1e4, 1e4) + zero)
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #h106
 _NEAR = [*product(range(-3, 4), repeat=2)]
 _FAR = [*product([s*2**n for n in range(2, 11) for s in (-1, 1)], repeat=2)]
 
+def _trained_sums(a:Grid, b:Grid, y:Grid):
+    "The rounded sums of the floats that all pairs mean"
+    floats = [q.astype(np.float32)*np.float32(g.step) for q, g in zip(_pairs(a, b), (a, b))]
+    steps = (floats[0] + floats[1])/np.float32(y.step)
+    return (steps.clip(-1e6, 1e6).round() + y.zero).clip(y.low, y.high)
+
+def _best_factors(tried, shift, a, b, y) -> tuple: # None where processors agree on none
+    "Of pairs of factors that all processors agree on, the first that is most often right"
+    trained, best, least = _trained_sums(a, b, y), None, _INF
+    for factors in tried:
+        sums = _exact_sum(*_pairs(a, b), factors, shift, y)
+        others = (sums != trained).sum()
+        if others >= least: continue
+        if any((s != sums).any() for s in _sums_of_processors(factors, shift, a, b, y)): continue
+        best, least = factors, others
+        if not others: break
+    return best
+
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #q478
 @lru_cache(maxsize=None)
 def sum_factors(a:Grid, b:Grid, y:Grid) -> tuple: # whole numbers for a and b, and the shift
     "`(fa, fb, k)`: a sum on the grid `y` is `zero + round((fa·(qa − za) + fb·(qb − zb))/2^k)`, for all pairs of integers the same in every processor's arithmetic"
-    ratios, pairs = (a.step/y.step, b.step/y.step), _pairs(a, b)
+    ratios = a.step/y.step, b.step/y.step
     shift = min(max(21 - floor(log2(max(ratios))), 0), 31)
-    floats = [q.astype(np.float32)*np.float32(g.step) for q, g in zip(pairs, (a, b))]
-    trained = (((floats[0] + floats[1])/np.float32(y.step)).clip(-1e6, 1e6).round() + y.zero).clip(y.low, y.high)
+    exact = [round(r*2**shift) for r in ratios]
     for moves in _NEAR, _FAR:
-        best = None # how many sums are not those of training, factors
-        for move in moves:
-            factors = [max(round(r*2**shift) + m, 1) for r, m in zip(ratios, move)]
-            sums = _exact_sum(*pairs, factors, shift, y)
-            others = (sums != trained).sum()
-            if best and others >= best[0]: continue
-            if any((s != sums).any() for s in _sums_of_processors(factors, shift, a, b, y)): continue
-            best = others, (*factors, shift)
-            if not others: break
-        if best: return best[1]
+        tried = ([max(f + m, 1) for f, m in zip(exact, move)] for move in moves)
+        best = _best_factors(tried, shift, a, b, y)
+        if best: return (*best, shift)
     raise ValueError(f'sums of {a} and {b} on {y} would be rounded differently by different processors: other steps would do')
 
 def add_integers(qa:Tensor, qb:Tensor, a:Grid, b:Grid, y:Grid) -> Tensor: # int32

@@ -5,6 +5,7 @@
 # %% ../../nbs/4_deploy/04_integer_network.ipynb #o242
 from __future__ import annotations
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from . import basic_ops, tables, shapes, islands
 from .integer_grids import Grid
@@ -15,9 +16,7 @@ FAMILIES = [basic_ops, tables, shapes, islands] # chapters of operations: they a
 # %% auto #0
 __all__ = ['FAMILIES', 'mapped', 'names_of', 'IntegerNetwork']
 
-# %% ../../nbs/4_deploy/04_integer_network.ipynb #n068
-def _text(grid:Grid) -> str: return 'float32' if grid is None else f'{grid.low - grid.zero}..{grid.high - grid.zero} × {grid.step:.4g}'
-
+# %% ../../nbs/4_deploy/04_integer_network.ipynb #q521
 def mapped(f, form):
     "`f` of each name in a form: a name, or tuples, lists and dictionaries of forms; what is None stays None"
     if isinstance(form, dict): return {k: mapped(f, v) for k, v in form.items()}
@@ -30,6 +29,7 @@ def names_of(form) -> list:
     mapped(res.append, form)
     return res
 
+# %% ../../nbs/4_deploy/04_integer_network.ipynb #q523
 class IntegerNetwork:
     "A network as a list of steps, computed in integers; floats come in and go out"
     def __init__(self, steps:list,
@@ -50,16 +50,30 @@ class IntegerNetwork:
         "The grid of every value"
         return {**dict.fromkeys(self.inputs), **{s.name: s.grid for s in self.steps}}
 
-    @torch.no_grad()
-    def values(self, *x:Tensor, # (batch, channels, h, w), float32: one for each input
-               given=()         # name -> value, of steps that are not computed
-              ) -> dict: # name -> integers or floats
-        "What every step gives"
-        res, grids, given = dict(zip(self.inputs, (v.float() for v in x), strict=True)), self.grids, dict(given)
-        for s in self.steps:
-            op = find_operation(s.op)
-            res[s.name] = given[s.name] if s.name in given else op.compute(s, *(res[i] for i in s.inputs), grids=[grids[i] for i in s.inputs])
-        return res
+# %% ../../nbs/4_deploy/04_integer_network.ipynb #q525
+@patch
+@torch.no_grad()
+def values(self:IntegerNetwork, *x:Tensor, # (batch, channels, h, w), float32: one for each input
+           given=()                        # name -> value, of steps that are not computed
+          ) -> dict: # name -> integers or floats
+    "What every step gives"
+    res = dict(zip(self.inputs, (v.float() for v in x), strict=True))
+    grids, given = self.grids, dict(given)
+    for s in self.steps:
+        if s.name in given: res[s.name] = given[s.name]
+        else:
+            read = [res[i] for i in s.inputs]
+            res[s.name] = find_operation(s.op).compute(s, *read, grids=[grids[i] for i in s.inputs])
+    return res
 
-    def __call__(self, *x): return mapped(self.values(*x).__getitem__, self.output)
-    def __repr__(self): return '\n'.join(f"{s.name:24}{s.op:12}{_text(s.grid):20}← {', '.join(s.inputs)}" for s in self.steps)
+@patch
+def __call__(self:IntegerNetwork, *x): return mapped(self.values(*x).__getitem__, self.output)
+
+# %% ../../nbs/4_deploy/04_integer_network.ipynb #q526
+def _text(grid:Grid) -> str:
+    "A grid in a line: which whole numbers of steps it holds"
+    return 'float32' if grid is None else f'{grid.low - grid.zero}..{grid.high - grid.zero} × {grid.step:.4g}'
+
+@patch
+def __repr__(self:IntegerNetwork):
+    return '\n'.join(f"{s.name:24}{s.op:12}{_text(s.grid):20}← {', '.join(s.inputs)}" for s in self.steps)

@@ -5,7 +5,9 @@
 # %% ../../nbs/4_deploy/02_integer_ops.ipynb #o202
 from __future__ import annotations
 from dataclasses import dataclass, field
-from ..networks.readers import moves, stays_float
+from fastcore.basics import patch
+from ..networks import readers
+from ..networks.readers import moves
 from .integer_grids import Grid, from_grid, to_grid
 
 # %% auto #0
@@ -24,10 +26,10 @@ class Step:
 # %% ../../nbs/4_deploy/02_integer_ops.ipynb #o206
 class IntegerOp:
     "What the integer network knows of one operation"
-    packed = ()     # which parameters a file holds at the step's `bits`
-    nothing = False # is a node of this kind only another name for what it reads?
+    packed = ()      # which parameters a file holds at the step's `bits`
+    nothing = False  # is a node of this kind only another name for what it reads?
     on_floats = True # can it be computed on floats as well? What cannot is torch's own operation there
-    fixed = False   # does a step hold numbers that go with one size of images?
+    fixed = False    # does a step hold numbers that go with one size of images?
 
     def compute(self, s:Step, *values, grids): # integers; float32 where its grid is None
         "The reference: what step `s` gives for values on `grids`"
@@ -36,38 +38,51 @@ class IntegerOp:
     def slack(self, s, like, grids): # in steps of the result's grid, of a shape that goes with `like`
         return 0.
 
-    def given(self, n, symmetric): # a grid that node `n` itself says, or None
-        return None
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #q481
+@patch
+def given(self:IntegerOp, n, symmetric): # a grid that node `n` itself says, or None
+    return None
 
-    def bounded(self, n, grid): # what of `grid` the node gives
-        return grid
+@patch
+def bounded(self:IntegerOp, n, grid): # what of `grid` the node gives
+    return grid
 
-    def wanted(self, n, grid, symmetric): # the grid on which the node would read, None: any
-        return grid if moves(n) else None
+@patch
+def wanted(self:IntegerOp, n, grid, symmetric): # the grid on which the node would read, None: any
+    return grid if moves(n) else None
 
-    def stays_float(self, n, floats, last): # last: is it the network's result and read by nobody?
-        return stays_float(n, floats)
+@patch
+def stays_float(self:IntegerOp, n, floats, last): # last: is it the network's result and read by nobody?
+    return readers.stays_float(n, floats)
 
-    def settle(self, n, nodes, shapes): # the kind that the node turns out to be; ValueError: it is none that integers know
-        return n.kind
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #q484
+@patch
+def settle(self:IntegerOp, n, nodes, shapes): # the kind that the node turns out to be; ValueError: it is none that integers know
+    return n.kind
 
-    def constants(self, n, b): # the parameters of the step
-        return n.params
+@patch
+def constants(self:IntegerOp, n, b): # the parameters of the step
+    return n.params
 
-    def steps(self, n, inputs, grid, b): # the name of the value
-        "Add the steps of node `n` to the builder `b`"
-        if moves(n) or grid is None: inputs = [b.on(i, grid) for i in inputs]
-        else: inputs = [b.integer(i) for i in inputs]
-        return b.add(n.name, n.kind, inputs, grid, **self.constants(n, b))
+@patch
+def steps(self:IntegerOp, n, inputs, grid, b): # the name of the value
+    "Add the steps of node `n` to the builder `b`"
+    if moves(n) or grid is None: inputs = [b.on(i, grid) for i in inputs]
+    else: inputs = [b.integer(i) for i in inputs]
+    return b.add(n.name, n.kind, inputs, grid, **self.constants(n, b))
 
-    def to_file(self, s): # parameters as numbers, text and tensors
-        return s.params
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #q486
+@patch
+def to_file(self:IntegerOp, s): # parameters as numbers, text and tensors
+    return s.params
 
-    def from_file(self, params): # what `to_file` gave
-        return params
+@patch
+def from_file(self:IntegerOp, params): # what `to_file` gave
+    return params
 
-    def first_version(self, d): # a step in a file of version 0.1.0, as today's have it
-        return d
+@patch
+def first_version(self:IntegerOp, d): # a step in a file of version 0.1.0, as today's have it
+    return d
 
 # %% ../../nbs/4_deploy/02_integer_ops.ipynb #v018
 class FloatOp(IntegerOp):
@@ -107,7 +122,8 @@ class Builder:
     def __init__(self, input, # name of the network's input, or a list of names
                  values:dict, # name -> what it is on example images
                  symmetric=False):
-        self.steps, self.grids, self.made = [], dict.fromkeys([input] if isinstance(input, str) else input), {}
+        self.steps, self.made = [], {}
+        self.grids = dict.fromkeys([input] if isinstance(input, str) else input)
         self.values, self.symmetric = values, symmetric
 
     def add(self, name, op, inputs, grid=None, **params) -> str:
@@ -116,31 +132,39 @@ class Builder:
         self.grids[name] = grid
         return name
 
-    def on(self, name, grid) -> str:
-        "The value `name` on `grid` (None: as floats), converted where it is not there yet"
-        own = self.grids[name]
-        if own == grid or own is not None and grid is not None and grid.holds(own): return name
-        if (name, grid) not in self.made:
-            op, before = _conversion(own, grid), sum(n == name for n, _ in self.made)
-            limits = dict(low=grid.low, high=grid.high) if op == 'clip' else {}
-            self.made[name, grid] = self.add(f'{name}/{op}{before or ""}', op, [name], grid, **limits)
-        return self.made[name, grid]
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #q491
+@patch
+def on(self:Builder, name, grid) -> str:
+    "The value `name` on `grid` (None: as floats), converted where it is not there yet"
+    own = self.grids[name]
+    if own == grid: return name
+    if own is not None and grid is not None and grid.holds(own): return name
+    if (name, grid) not in self.made:
+        op, before = _conversion(own, grid), sum(n == name for n, _ in self.made)
+        limits = dict(low=grid.low, high=grid.high) if op == 'clip' else {}
+        self.made[name, grid] = self.add(f'{name}/{op}{before or ""}', op, [name], grid, **limits)
+    return self.made[name, grid]
 
-    def own_grid(self, name) -> Grid:
-        "8 bits for a value that no layer alone reads, from example images"
-        if name not in self.values:
-            raise ValueError(f"'{name}' is read by a sum, a mean, an activation, several layers or nobody: its 8-bit grid comes from images, give example_input")
-        return Grid.fitted(self.values[name], self.symmetric)
+# %% ../../nbs/4_deploy/02_integer_ops.ipynb #q493
+@patch
+def own_grid(self:Builder, name) -> Grid:
+    "8 bits for a value that no layer alone reads, from example images"
+    if name in self.values: return Grid.fitted(self.values[name], self.symmetric)
+    raise ValueError(f"'{name}' is read by a sum, a mean, an activation, several layers or nobody: "
+                     'its 8-bit grid comes from images, give example_input')
 
-    def integer(self, name) -> str:
-        "The value `name` on its own grid; a float gets one"
-        return name if self.grids[name] is not None else self.on(name, self.own_grid(name))
+@patch
+def integer(self:Builder, name) -> str:
+    "The value `name` on its own grid; a float gets one"
+    return name if self.grids[name] is not None else self.on(name, self.own_grid(name))
 
-    def shape(self, n) -> tuple:
-        "The shape of what a node reads, on the example images"
-        if n.inputs[0] not in self.values: raise ValueError(f"'{n.where}': what shape it reads is seen on images, give example_input")
-        return tuple(self.values[n.inputs[0]].shape)
+@patch
+def shape(self:Builder, n) -> tuple:
+    "The shape of what a node reads, on the example images"
+    if n.inputs[0] in self.values: return tuple(self.values[n.inputs[0]].shape)
+    raise ValueError(f"'{n.where}': what shape it reads is seen on images, give example_input")
 
-    def ndim(self, n) -> int: # or None
-        "How many dimensions a node reads, if that is known"
-        return self.values[n.inputs[0]].ndim if n.inputs[0] in self.values else None
+@patch
+def ndim(self:Builder, n) -> int: # or None
+    "How many dimensions a node reads, if that is known"
+    return self.values[n.inputs[0]].ndim if n.inputs[0] in self.values else None

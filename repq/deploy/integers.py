@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 import torch, torch.nn as nn
 from torch import Tensor, fx
+from fastcore.basics import patch
 from ..method.quantizers import LSQ
 from ..method.layers import RepQLayer
 from ..method.operations import hooked
@@ -39,6 +40,7 @@ def _parts(got, want, grid:Grid=None,
     if grid is not None: return ((got - to_grid(want, grid)).abs() > 1 + rounded).float().mean().item()
     return ((got - want).abs() > .01*want.abs().max().clamp_min(1e-12)).float().mean().item()
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #q542
 @torch.no_grad()
 def _in_evaluation(model, x): # tensors in the form that the model gives
     "What `model` gives in evaluation mode, on its own device; modes stay"
@@ -52,6 +54,13 @@ def tensors_of(v) -> list:
     return [t for i in v for t in tensors_of(i)] if v is not None else []
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o500
+def _comparable(model) -> list: # of sites
+    "Quantized layers whose deployed form can be compared with them"
+    def is_one(s):
+        m = s.module
+        return not s.left and isinstance(m, RepQLayer) and m.stage == 'quantized' and not hooked(m)
+    return [s for s in find_sites(model)[0] if is_one(s)]
+
 @torch.no_grad()
 def _compare_layers(model, deployed, x):
     "ValueError where a deployed layer gives something else than the layer of training with the batch norm after it"
@@ -61,21 +70,21 @@ def _compare_layers(model, deployed, x):
         if site.bn: y = deployed.get_submodule(site.bn)(y)
         if _parts(y, want.cpu().float()) > 1e-3:
             raise ValueError(f"layer '{site.name}': deployed, it gives something else than in training's form")
+    def keep(site, args): inputs[site.name] = args[0].clone()
     def watch(site):
         layer = site.module
         if not site.bn: return [layer.register_forward_hook(lambda m, args, y: check(site, args[0], y))]
-        return [layer.register_forward_hook(lambda m, args, y: inputs.update({site.name: args[0].clone()})),
-                model.get_submodule(site.bn).register_forward_hook(lambda m, args, y: check(site, inputs.pop(site.name), y))]
-    sites = [s for s in find_sites(model)[0] if not s.left and isinstance(s.module, RepQLayer) and s.module.stage == 'quantized' and not hooked(s.module)]
-    hooks = [h for s in sites for h in watch(s)]
+        norm = model.get_submodule(site.bn)
+        return [layer.register_forward_hook(lambda m, args, y: keep(site, args)),
+                norm.register_forward_hook(lambda m, args, y: check(site, inputs.pop(site.name), y))]
+    hooks = [h for s in _comparable(model) for h in watch(s)]
     try: _in_evaluation(model, x)
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/4_deploy/07_integers.ipynb #a205
+# %% ../../nbs/4_deploy/07_integers.ipynb #v022
 def _of(name): return name.split('/')[0] # the value that a conversion converts
 
-# %% ../../nbs/4_deploy/07_integers.ipynb #v022
 class _Comparer(Recorder):
     "Runs the graph of the deployed model and, at each node that has a step, compares the two"
     def __init__(self, module, graph, net:IntegerNetwork, nodes):
@@ -86,73 +95,97 @@ class _Comparer(Recorder):
 
     def run_node(self, n):
         step = self.steps.get(n.name) if n.op.startswith('call') else None
-        if step is not None and step.op != 'float': self._compare(n, step) # a call of torch is the node itself
+        if step is not None and step.op != 'float': self._compare(n, step)
         return super().run_node(n)
-
-    def _read(self, n, step) -> list: # of names
-        "What the step reads of others: a node may be several steps"
-        return [j for i in step.inputs for j in (self._read(n, self.steps[i]) if _of(i) == n.name else [i])]
-
-    def _compare(self, n, step):
-        "The step on integers against the node on what they mean; what the step reads must be what the node reads"
-        grids = {_of(i): self.grids[i] for i in self._read(n, step)}
-        ints = {i: self.seen[i] if g is None else to_grid(self.seen[i], g) for i, g in grids.items()}
-        pairs = list(zip(self._values_read(n), grids))
-        for node, i in pairs:
-            if _parts(ints[i], self.env[node].float(), grids[i]) > 1e-3: self._refuse(n, f"reads '{i}'")
-        means = {node: ints[i] if grids[i] is None else from_grid(ints[i], grids[i]).reshape(self.env[node].shape).contiguous() for node, i in pairs}
-        self._compare_results(n, step, self._run_step(n, step, ints), self._run_on(n, means))
-
-    def _run_step(self, n, step, ints):
-        values = [self._run_step(n, self.steps[i], ints) if _of(i) == n.name else ints[_of(i)] for i in step.inputs]
-        return find_operation(step.op).compute(step, *values, grids=[self.grids[i] for i in step.inputs])
-
-    def _compare_results(self, n, step, got, want):
-        slack = find_operation(step.op).slack(step, got, [self.grids[i] for i in step.inputs])
-        share = _parts(got, want, step.grid, slack)
-        if share > 1e-3: self._refuse(n, f'{share:.1%} of its values')
-
-    def _values_read(self, n) -> list: # of nodes
-        return [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.name not in self.constants]
-
-    def _run_on(self, n, values):
-        "The node on other values"
-        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda i: values[i].clone() if i in values else self.env[i])
-        return getattr(self, n.op)(n.target, args, kwargs)
 
     def _refuse(self, n, what):
         where, line = self.nodes[n.name].where if n.name in self.nodes else n.name, n.meta.get('line')
-        raise ValueError(f"'{where}': integers part from the model here ({what}), by more than rounding explains: the model computes something that was not understood"
-                         + (f' ({line})' if line else ''))
+        raise ValueError(f"'{where}': integers part from the model here ({what}), by more than rounding explains: "
+                         'the model computes something that was not understood' + (f' ({line})' if line else ''))
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #q547
+@patch
+def _read(self:_Comparer, n, step) -> list: # of names
+    "What the step, and those of the same node before it, read of others"
+    res = []
+    for i in step.inputs: res += self._read(n, self.steps[i]) if _of(i) == n.name else [i]
+    return res
+
+@patch
+def _values_read(self:_Comparer, n) -> list: # of nodes
+    "What a node reads that has a value"
+    return [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.name not in self.constants]
+
+@patch
+def _run_step(self:_Comparer, n, step, ints):
+    "The step on integers, after those of the same node that it reads"
+    values = [self._run_step(n, self.steps[i], ints) if _of(i) == n.name else ints[_of(i)] for i in step.inputs]
+    return find_operation(step.op).compute(step, *values, grids=[self.grids[i] for i in step.inputs])
+
+@patch
+def _run_on(self:_Comparer, n, values):
+    "The node on other values"
+    def value(i): return values[i].clone() if i in values else self.env[i]
+    args, kwargs = fx.node.map_arg((n.args, n.kwargs), value)
+    return getattr(self, n.op)(n.target, args, kwargs)
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #q549
+@patch
+def _compare(self:_Comparer, n, step):
+    "The step on integers against the node on what they mean; what the step reads must be what the node reads"
+    grids = {_of(i): self.grids[i] for i in self._read(n, step)}
+    ints = {i: self.seen[i] if g is None else to_grid(self.seen[i], g) for i, g in grids.items()}
+    means = {}
+    for node, i in zip(self._values_read(n), grids):
+        value, g = self.env[node], grids[i]
+        if _parts(ints[i], value.float(), g) > 1e-3: self._refuse(n, f"reads '{i}'")
+        means[node] = ints[i] if g is None else from_grid(ints[i], g).reshape(value.shape).contiguous()
+    self._compare_results(n, step, self._run_step(n, step, ints), self._run_on(n, means))
+
+@patch
+def _compare_results(self:_Comparer, n, step, got, want):
+    slack = find_operation(step.op).slack(step, got, [self.grids[i] for i in step.inputs])
+    share = _parts(got, want, step.grid, slack)
+    if share > 1e-3: self._refuse(n, f'{share:.1%} of its values')
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o501
 @torch.no_grad()
 def _compare(model, deployed, graph, net, nodes, x):
     "ValueError, which names the first place that parts, where `net` computes something else than `model` on `x`"
     _compare_layers(model, deployed, x)
-    comparer = _Comparer(graph_module(deployed, graph), graph, net, nodes)
-    traced, want, got = (tensors_of(v) for v in (comparer.run(*as_inputs(x)), _in_evaluation(deployed, x), net(*as_inputs(x))))
+    comparer, images = _Comparer(graph_module(deployed, graph), graph, net, nodes), as_inputs(x)
+    traced, want, got = map(tensors_of, (comparer.run(*images), _in_evaluation(deployed, x), net(*images)))
     shapes = [[tuple(t.shape) for t in v] for v in (got, want)]
-    if shapes[0] != shapes[1]: raise ValueError(f'integers give {str(shapes[0])[1:-1]} where the model gives {str(shapes[1])[1:-1]}')
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'integers give {str(shapes[0])[1:-1]} where the model gives {str(shapes[1])[1:-1]}')
     if any(_parts(a, b) > 1e-3 for a, b in zip(traced, want)):
-        raise ValueError('the trace of the model computes something else than the model: it draws random numbers, or decides by what it sees')
+        raise ValueError('the trace of the model computes something else than the model: '
+                         'it draws random numbers, or decides by what it sees')
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #n081
-def _plain_norms(model):
-    "`model` with each batch norm whose class goes on after it as a plain one and what follows"
-    norms = {m for m in model.modules() if isinstance(m, BatchNorm) and not is_norm(m)}
-    return replace_modules(model, {m: nn.Sequential(_plain_norm(m), rest) for m in norms if (rest := norm_rest(m)) is not None})[0]
-
 def _plain_norm(m):
+    "A batch norm as a plain one"
     res = nn.BatchNorm2d(m.num_features, m.eps, affine=m.affine, track_running_stats=m.track_running_stats).train(m.training)
-    res.load_state_dict({k: v for k, v in m.state_dict().items() if k in res.state_dict()})
+    own = res.state_dict()
+    res.load_state_dict({k: v for k, v in m.state_dict().items() if k in own})
     return res
 
+def _plain_norms(model):
+    "`model` with each batch norm whose class goes on after it as a plain one and what follows"
+    new = {}
+    for m in model.modules():
+        rest = norm_rest(m) if isinstance(m, BatchNorm) and not is_norm(m) else None
+        if rest is not None: new[m] = nn.Sequential(_plain_norm(m), rest)
+    return replace_modules(model, new)[0]
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #q551
 def _border_widths(model, x) -> dict: # border -> (left, right, top, bottom)
     "How wide borders are on `x` whose width goes with the size of the map"
     res = {}
     def note(m, args):
-        if res.setdefault(m, w := m.widths(*args[0].shape[-2:])) != w: raise ValueError(f'a border stands before maps of several sizes, and has {res[m]} and {w} pixels')
+        w = m.widths(*args[0].shape[-2:])
+        if res.setdefault(m, w) != w:
+            raise ValueError(f'a border stands before maps of several sizes, and has {res[m]} and {w} pixels')
     hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, SameBorder)]
     try:
         if hooks: _in_evaluation(model, x)
@@ -163,47 +196,54 @@ def _border_widths(model, x) -> dict: # border -> (left, right, top, bottom)
 def _fixed_borders(model, x) -> tuple: # the model, were there any?
     "`model` with borders of one width instead"
     widths = {} if x is None else _border_widths(model, x)
-    return replace_modules(model, {m: nn.ZeroPad2d(w) if any(w) else nn.Identity() for m, w in widths.items()})[0], bool(widths)
+    new = {m: nn.ZeroPad2d(w) if any(w) else nn.Identity() for m, w in widths.items()}
+    return replace_modules(model, new)[0], bool(widths)
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #q553
 def deployed_graph(model, # quantized or deployed
                    x=None # images, or a tuple of inputs
                   ) -> tuple: # the deployed model, its graph, input, output, shapes, whether they go with the size of the images
     "What is to become integers"
-    deployed, borders = _fixed_borders(_plain_norms(deploy(model, verbose=False).cpu().float()).requires_grad_(False), x)
+    plain = _plain_norms(deploy(model, verbose=False).cpu().float())
+    deployed, borders = _fixed_borders(plain.requires_grad_(False), x)
     graph, input, output = trace_deployed(deployed)
     shapes, fixed = ({}, False) if x is None else numbers_for_sizes(deployed, graph, x)
     if x is not None: graph.lint()
     return deployed, graph, input, output, shapes, fixed or borders or getattr(graph, 'one_size', False)
 
-def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
-    "`to_integer`, with what is in islands"
-    with with_sizes(model, x): return _lowered_on(model, x, symmetric)
-
-def _lowered_on(model, x, symmetric):
-    deployed, graph, input, output, shapes, fixed = deployed_graph(model, x)
-    values = record_values(deployed, graph, x)
-    nodes, refused = read_nodes(graph, deployed, values, shapes)
-    if refused: raise refused[0]
-    if not any(n.kind == 'layer' for n in nodes): raise _first_float(nodes)
-    net = lower(nodes, input, output, values, symmetric, fixed)
-    if x is not None: _compare(model, deployed, graph, net, nodes, tuple(v[:4] for v in x))
-    return net, nodes
-
-def _first_float(nodes) -> Refusal:
-    return next((Refusal(n.where, n.why, n.line) for n in nodes if n.why), ValueError('the model has no quantized layer: quantize it first'))
-
+# %% ../../nbs/4_deploy/07_integers.ipynb #q555
 def _on_cpu(x): return None if x is None else tuple(v.detach().cpu().float() for v in as_inputs(x))
 
-def to_integer(model:nn.Module,         # quantized, its steps initialised; or deployed
-               example_input=None,      # (batch, channels, h, w): images as the model takes them, or a tuple of inputs: for the 8-bit grids of sums, means and branches, and to compare on
-               symmetric=False,         # signed bytes with zero-point 0 everywhere?
+def _first_float(nodes) -> Exception:
+    "Why a network without any layer of integers has none"
+    for n in nodes:
+        if n.why: return Refusal(n.where, n.why, n.line)
+    return ValueError('the model has no quantized layer: quantize it first')
+
+def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
+    "`to_integer`, with what is in islands"
+    with with_sizes(model, x):
+        deployed, graph, input, output, shapes, fixed = deployed_graph(model, x)
+        values = record_values(deployed, graph, x)
+        nodes, refused = read_nodes(graph, deployed, values, shapes)
+        if refused: raise refused[0]
+        if not any(n.kind == 'layer' for n in nodes): raise _first_float(nodes)
+        net = lower(nodes, input, output, values, symmetric, fixed)
+        if x is not None: _compare(model, deployed, graph, net, nodes, tuple(v[:4] for v in x))
+        return net, nodes
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #q556
+def to_integer(model:nn.Module,    # quantized, its steps initialised; or deployed
+               example_input=None, # (batch, channels, h, w): images as the model takes them, or a tuple of inputs: for the 8-bit grids of sums, means and branches, and to compare on
+               symmetric=False,    # signed bytes with zero-point 0 everywhere?
               ) -> IntegerNetwork:
     "`model` in integer arithmetic, what has none in islands of floats; it stays as it is. ValueError where an operation is not understood, or where the integers compute something else on `example_input`"
     return _lowered(model, _on_cpu(example_input), symmetric)[0]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a207
+_NORMS = 'layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm2d', 'batch norm', 'batchnorm'
 _INSTEAD = [ # words of a name or a reason, what would do
-    (('layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm2d', 'batch norm', 'batchnorm'), 'a batch norm directly behind a convolution'),
+    (_NORMS, 'a batch norm directly behind a convolution'),
     (('not quantized', 'floating point'), 'quantizing that layer as well'),
     (('',), 'leaving it out; as it is, it is computed in floating point')]
 
@@ -221,22 +261,11 @@ class Obstacle:
         text = f'{name} {why}'.lower()
         return cls(name, why, line, next(instead for words, instead in _INSTEAD if any(w in text for w in words)))
 
-    def __str__(self): return f"'{self.name}': {self.why}" + (f' ({self.line})' if self.line else '') + f'; what would do: {self.instead}'
+    def __str__(self):
+        line = f' ({self.line})' if self.line else ''
+        return f"'{self.name}': {self.why}{line}; what would do: {self.instead}"
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o502
-def check_integers(model:nn.Module,          # in any form: as it is, quantized or deployed; it stays as it is
-                   example_input:Tensor=None # (batch, channels, h, w): with images, shapes are known, and the integers are compared with the model
-                  ) -> list: # of `Obstacle`; empty where nothing speaks against integers
-    "What of `model` will not become integers, with the line of its code and what would do"
-    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()): model = quantize(model, verbose=False, example_input=example_input)
-    unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
-    if example_input is None or unset: static = [Obstacle.of(*row) for row in obstacles(model)]
-    if example_input is None or unset and static: return static
-    if unset: model = calibrate(copy.deepcopy(model), [example_input])
-    try:
-        with with_sizes(model, example_input): return _refused(model, _on_cpu(example_input)) or _tried(model, _on_cpu(example_input))
-    except ValueError as e: return [Obstacle.of('model', str(e))]
-
 def _refused(model, x) -> list:
     "Every node that is refused by what it is"
     deployed, graph, _, _, shapes, _ = deployed_graph(model, x)
@@ -249,6 +278,23 @@ def _tried(model, x) -> list:
     except Refusal as e: return [Obstacle.of(e.where, e.why, e.line)]
     floats = {s.name for s in net.steps if s.op == 'float'}
     return [Obstacle.of(n.where, n.why, n.line) for n in nodes if n.why and n.name in floats]
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #q559
+def check_integers(model:nn.Module,          # in any form: as it is, quantized or deployed; it stays as it is
+                   example_input:Tensor=None # (batch, channels, h, w): with images, shapes are known, and the integers are compared with the model
+                  ) -> list: # of `Obstacle`; empty where nothing speaks against integers
+    "What of `model` will not become integers, with the line of its code and what would do"
+    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()):
+        model = quantize(model, verbose=False, example_input=example_input)
+    unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
+    if example_input is None or unset:
+        static = [Obstacle.of(*row) for row in obstacles(model)]
+        if example_input is None or static: return static
+    if unset: model = calibrate(copy.deepcopy(model), [example_input])
+    x = _on_cpu(example_input)
+    try:
+        with with_sizes(model, example_input): return _refused(model, x) or _tried(model, x)
+    except ValueError as e: return [Obstacle.of('model', str(e))]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #n084
 @torch.no_grad()
@@ -263,6 +309,7 @@ def integer_biases(model:nn.Module) -> nn.Module: # deployed
         k.bias = (c['bias'].double()*(torch.tensor(grid.step)*c['scale']).double()).float()
     return model
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #q560
 def disagreement(model, # deployed
                  net:IntegerNetwork, x:Tensor) -> dict: # name -> share
     "Share of the integers of `net` that are not those of the floating-point `model`, on values that both have"
@@ -279,11 +326,13 @@ def agreement(model:nn.Module,    # quantized, in training's form
     "Top-1 decisions on the way from training to integers: as trained, deployed, with integer biases, in integers. `margin`: the largest lead, of the first logit over the second, with which the integers decide otherwise"
     with modes_kept(model):
         model.eval()
-        out = dict(trained=model(x), deployed=deploy(model, verbose=False)(x), biases=integer_biases(model)(x), integers=net(x))
-    decided, (first, second) = out['integers'].argmax(1), out['integers'].topk(2).values.T
+        stages = dict(trained=model, deployed=deploy(model, verbose=False), biases=integer_biases(model), integers=net)
+        logits_of = {name: m(x) for name, m in stages.items()}
+    first, second = logits_of['integers'].topk(2).values.T
+    decided = logits_of['integers'].argmax(1)
     def row(name, logits):
         top = logits.argmax(1)
         lead = (first - second)[top != decided]
-        accuracy = None if y is None else (top == y).sum().item()/len(x)
-        return dict(network=name, same=len(x) - len(lead), images=len(x), margin=lead.max().item() if len(lead) else 0., accuracy=accuracy)
-    return [row(n, o) for n, o in out.items()]
+        return dict(network=name, same=len(x) - len(lead), images=len(x), margin=lead.max().item() if len(lead) else 0.,
+                    accuracy=None if y is None else (top == y).sum().item()/len(x))
+    return [row(name, logits) for name, logits in logits_of.items()]

@@ -8,6 +8,7 @@ import operator
 from dataclasses import replace
 import torch
 from torch import Tensor, fx
+from fastcore.basics import patch
 from .graph_text import call_text, check_module, decode, encode, known_call, module_from_text, module_text
 from .integer_ops import IntegerOp, Step, find_operation, operation
 
@@ -15,12 +16,10 @@ from .integer_ops import IntegerOp, Step, find_operation, operation
 __all__ = ['float_call', 'constant_call', 'run_island', 'join_islands']
 
 # %% ../../nbs/4_deploy/03e_islands.ipynb #i405
-_IN_PLACE = ('setitem', *(f'i{n}' for n in 'add sub mul truediv floordiv mod pow and or xor'.split()))
-
 def float_call(n:fx.Node, model) -> dict:
     "The parameters of a step that calls what the node `n` does; ValueError where its arguments have no form"
-    reads, text = [i.name for i in n.all_input_nodes], dict(args=encode(tuple(n.args)), kwargs=encode(n.kwargs))
-    res = dict(call=n.op, reads=reads, line=n.meta.get('line', ''), **text)
+    text = dict(args=encode(tuple(n.args)), kwargs=encode(n.kwargs))
+    res = dict(call=n.op, reads=[i.name for i in n.all_input_nodes], line=n.meta.get('line', ''), **text)
     if n.op == 'call_module': return dict(res, target=n.target, module=model.get_submodule(n.target))
     try: return dict(res, target=call_text(n)[1])
     except ValueError:
@@ -31,13 +30,16 @@ def constant_call(value) -> dict:
     "The parameters of a step that gives a tensor"
     return dict(call='get_attr', reads=[], args=[], kwargs={}, target='', line='', value=value)
 
+# %% ../../nbs/4_deploy/03e_islands.ipynb #q791
+_IN_PLACE = ('setitem', *(f'i{n}' for n in 'add sub mul truediv floordiv mod pow and or xor'.split()))
+
 def _changes(p) -> bool:
     "May the call change its first argument in place?"
     if p['call'] == 'call_module': return getattr(p['module'], 'inplace', False) is True
     name = getattr(p['target'], '__name__', p['target']).split('.')[-1]
-    return name in _IN_PLACE or name.endswith('_') or p['kwargs'] not in ({}, dict(dict=[])) and 'inplace' in str(p['kwargs'])
+    if name in _IN_PLACE or name.endswith('_'): return True
+    return p['kwargs'] not in ({}, dict(dict=[])) and 'inplace' in str(p['kwargs'])
 
-# %% ../../nbs/4_deploy/03e_islands.ipynb #i406
 def _call(p, args, kwargs):
     "What the call gives"
     if p['call'] == 'call_module': return p['module'](*args, **kwargs)
@@ -48,6 +50,7 @@ def _call(p, args, kwargs):
         return args[0]
     return target(*args, **kwargs)
 
+# %% ../../nbs/4_deploy/03e_islands.ipynb #i406
 @operation('float')
 class _Float(IntegerOp):
     "A call of torch on floats"
@@ -60,23 +63,28 @@ class _Float(IntegerOp):
         if args and isinstance(args[0], Tensor) and _changes(p): args = (args[0].clone(), *args[1:])
         return _call(p, args, kwargs)
 
-    def to_file(self, s):
-        p = dict(s.params)
-        if callable(p['target']): raise ValueError(f"'{s.name}' calls {p['target'].__name__}, which is no function of torch's: a file of integers cannot hold it ({p['line']})")
-        if p['call'] != 'call_module': return p
-        m = p.pop('module')
-        check_module(s.name, m)
-        return p | dict(module_text=module_text(m)) | {f'state.{k}': v for k, v in m.state_dict().items()}
-
-    def from_file(self, params):
-        p = {k: v for k, v in params.items() if k != 'module_text' and not k.startswith('state.')}
-        if p['call'] != 'call_module': return p
-        m = module_from_text(params['module_text'])
-        m.load_state_dict({k.removeprefix('state.'): v for k, v in params.items() if k.startswith('state.')}, assign=True)
-        return p | dict(module=m.eval())
-
     def stays_float(self, n, floats, last): return True
     def steps(self, n, inputs, grid, b): return b.add(n.name, 'float', [b.on(i, None) for i in inputs], None, **n.params)
+
+# %% ../../nbs/4_deploy/03e_islands.ipynb #q794
+@patch
+def to_file(self:_Float, s):
+    p = dict(s.params)
+    if callable(p['target']):
+        raise ValueError(f"'{s.name}' calls {p['target'].__name__}, which is no function of torch's: "
+                         f"a file of integers cannot hold it ({p['line']})")
+    if p['call'] != 'call_module': return p
+    m = p.pop('module')
+    check_module(s.name, m)
+    return p | dict(module_text=module_text(m)) | {f'state.{k}': v for k, v in m.state_dict().items()}
+
+@patch
+def from_file(self:_Float, params):
+    p = {k: v for k, v in params.items() if k != 'module_text' and not k.startswith('state.')}
+    if p['call'] != 'call_module': return p
+    m = module_from_text(params['module_text'])
+    m.load_state_dict({k.removeprefix('state.'): v for k, v in params.items() if k.startswith('state.')}, assign=True)
+    return p | dict(module=m.eval())
 
 # %% ../../nbs/4_deploy/03e_islands.ipynb #i409
 def _is_constant(s, constants) -> bool: return s.op == 'float' and all(i in constants for i in s.inputs)
@@ -94,7 +102,9 @@ def _needed(steps, outputs) -> list:
     "Those of the steps that `outputs` need"
     names, res = set(outputs), []
     for s in reversed(steps):
-        if s.name in names: res.append(s); names |= set(s.inputs)
+        if s.name not in names: continue
+        res.append(s)
+        names |= set(s.inputs)
     return res[::-1]
 
 # %% ../../nbs/4_deploy/03e_islands.ipynb #i410
@@ -120,27 +130,30 @@ def run_island(s:Step, values) -> dict: # name -> value
     return {n: res[n] for n in s.params['outputs']}
 
 # %% ../../nbs/4_deploy/03e_islands.ipynb #i411
-def join_islands(net) -> list: # of steps
-    "The steps of `net` with the calls of each rank as one step, an island"
-    rank, constants = _ranks(net)
-    own = {}
-    for s in net.steps:
-        if s.op == 'float': own.setdefault(rank[s.name], []).append(s)
-    res = []
-    widened = {i for s in net.steps if s.op == 'float' for i in s.inputs}
-    for r in sorted({*rank.values()}):
-        if r in own: res += _as_island(f'island/{r}', own[r], net, constants)
-        rest = [s for s in net.steps if s.op != 'float' and rank[s.name] == r]
-        res += [replace(s, op='widen') if s.op == 'dequantize' and s.name in widened else s for s in rest]
-    return res
-
 def _as_island(name, steps, net, constants) -> list:
     "The island of `steps`, and a step for each of its values that others read; none where nobody does"
-    inside = {s.name for s in steps}
-    others = {i for s in net.steps for i in s.inputs if s.op != 'float' or s.name not in inside and i not in constants}
+    inside, others = {s.name for s in steps}, set()
+    for s in net.steps:
+        if s.op != 'float': others |= set(s.inputs)
+        elif s.name not in inside: others |= {i for i in s.inputs if i not in constants}
     outputs = [s.name for s in steps if s.name in others or s.name in net.outputs]
     if not outputs: return []
     own = _needed([s for s in net.steps if s.name in inside or s.name in constants], outputs)
     names = {s.name for s in own}
     inputs = list(dict.fromkeys(i for s in own for i in s.inputs if i not in names))
-    return [Step(name, 'island', inputs, None, dict(steps=own, outputs=outputs)), *(Step(o, 'pick', [name], None, dict(name=o)) for o in outputs)]
+    picks = [Step(o, 'pick', [name], None, dict(name=o)) for o in outputs]
+    return [Step(name, 'island', inputs, None, dict(steps=own, outputs=outputs)), *picks]
+
+# %% ../../nbs/4_deploy/03e_islands.ipynb #q797
+def join_islands(net) -> list: # of steps
+    "The steps of `net` with the calls of each rank as one step, an island"
+    rank, constants = _ranks(net)
+    calls = [s for s in net.steps if s.op == 'float']
+    widened, res = {i for s in calls for i in s.inputs}, []
+    for r in sorted({*rank.values()}):
+        own = [s for s in calls if rank[s.name] == r]
+        if own: res += _as_island(f'island/{r}', own, net, constants)
+        for s in net.steps:
+            if s.op == 'float' or rank[s.name] != r: continue
+            res.append(replace(s, op='widen') if s.op == 'dequantize' and s.name in widened else s)
+    return res

@@ -82,93 +82,120 @@ class Unclear(ValueError):
 def _has_node(v) -> bool:
     if isinstance(v, slice): v = v.start, v.stop, v.step
     if isinstance(v, dict): v = v.values()
-    return isinstance(v, fx.Node) or not isinstance(v, (str, Tensor)) and hasattr(v, '__iter__') and any(map(_has_node, v))
+    if isinstance(v, (str, Tensor)): return False
+    return isinstance(v, fx.Node) or hasattr(v, '__iter__') and any(map(_has_node, v))
 
 def _read_operation(node, model) -> tuple: # kind, inputs, parameters
     "What `repq.graphs` reads; ValueError where integers don't have it"
     o = read(node, model)
     if o.kind == 'same' and o.lacks: raise Unclear(o.lacks) # it draws random numbers
-    if why := why_not_integer(o): raise ValueError(f'{node_name(node, model)}: {why}' if o.kind not in KINDS else why)
+    if why := why_not_integer(o): raise ValueError(why if o.kind in KINDS else f'{node_name(node, model)}: {why}')
     computed = [k for k, v in o.params.items() if _has_node(v)]
     if computed: raise ValueError(f'its {computed[0]} is computed by the model')
     find_operation(o.kind)
     return o.kind, o.inputs, o.params
 
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q432
+def _as_affine(kind, c, first) -> tuple: # scale, bias
+    "Arithmetic with a constant `c`, which stands first or last"
+    one, zero = torch.ones(1), torch.zeros(1)
+    if kind == 'add': return one, c
+    if kind == 'mul': return c, zero
+    if kind == 'sub': return (-one, c) if first else (one, -c)
+    if first: raise ValueError('divides a constant by a value')
+    return 1/c, zero
+
 def _with_constant(kind, inputs, constants, values) -> tuple: # kind, inputs, parameters
     "Arithmetic with one constant tensor as a factor and a summand; ValueError where it is none"
     own, x = [i for i in inputs if i in constants], [i for i in inputs if i not in constants]
-    if kind not in ('add', 'sub', 'mul', 'div') or len(own) != 1 or len(x) != 1: raise ValueError('reads a constant tensor: integers have only what comes from the input')
-    if own[0].name not in values: raise ValueError('reads a constant tensor, whose value is seen on images: give example_input')
-    c, one, zero = values[own[0].name].float(), torch.ones(1), torch.zeros(1)
-    first = inputs[0] in constants
-    if kind == 'div' and first: raise ValueError('divides a constant by a value')
-    pairs = dict(add=(one, c), mul=(c, zero), div=(1/c, zero), sub=(-one, c) if first else (one, -c))
-    return 'affine', x, dict(zip(('scale', 'bias'), pairs[kind]))
+    if kind not in ('add', 'sub', 'mul', 'div') or len(own) != 1 or len(x) != 1:
+        raise ValueError('reads a constant tensor: integers have only what comes from the input')
+    if own[0].name not in values:
+        raise ValueError('reads a constant tensor, whose value is seen on images: give example_input')
+    scale, bias = _as_affine(kind, values[own[0].name].float(), inputs[0] in constants)
+    return 'affine', x, dict(scale=scale, bias=bias)
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n073
+def _found(node, model, constants, values) -> tuple: # kind, names of inputs, parameters
+    "What a node does in integers; ValueError where they don't have it"
+    module = model.get_submodule(node.target) if node.op == 'call_module' else None
+    found = None if module is None else _read_module(module)
+    if found is None: kind, inputs, params = _read_operation(node, model)
+    else: (kind, params), inputs = found, node.all_input_nodes[:1]
+    if any(i in constants for i in inputs): kind, inputs, params = _with_constant(kind, inputs, constants, values)
+    return kind, [i.name for i in inputs], params
+
+def _call(node, model) -> tuple: # the call, None where there is none; why
+    "A node as a call of torch"
+    try: return float_call(node, model), ''
+    except ValueError as e: return None, str(e)
+
+def _read_node(node, model, constants, values) -> Node:
+    "What a node does; `Refusal` where that is not known"
+    where, line = node.target if node.op == 'call_module' else node.name, node.meta.get('line', '')
+    if 'unclear' in node.meta: raise Refusal(where, node.meta['unclear'], line)
+    call, no_call = _call(node, model)
+    try: return Node(node.name, *_found(node, model, constants, values), where, line, call=call)
+    except ValueError as e:
+        if isinstance(e, Unclear) or call is None:
+            raise Refusal(where, '; '.join(filter(None, (str(e), no_call))), line) from None
+        return _island(node, call, where, str(e))
+
+def _island(node, call, where, why='') -> Node:
+    "A node as a call of torch on floats"
+    return Node(node.name, 'float', call['reads'], call, where, node.meta.get('line', ''), call=call, why=why)
+
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q436
 def _constant(node, model, values) -> dict:
     "A constant as the call of an island"
     if isinstance(values.get(node.name), Tensor): return constant_call(values[node.name])
     if node.op != 'get_attr': return float_call(node, model)
-    if node.target in (own := getattr(node.graph, 'constants', {})): return constant_call(own[node.target])
+    own = getattr(node.graph, 'constants', {})
+    if node.target in own: return constant_call(own[node.target])
     path, _, last = node.target.rpartition('.')
     return constant_call(getattr(model.get_submodule(path), last).detach())
 
-def _found(node, model, constants, values) -> tuple: # kind, inputs, parameters
-    module = model.get_submodule(node.target) if node.op == 'call_module' else None
-    found = None if module is None else _read_module(module)
-    kind, inputs, params = _read_operation(node, model) if found is None else (found[0], node.all_input_nodes[:1], found[1])
-    return _with_constant(kind, inputs, constants, values) if any(i in constants for i in inputs) else (kind, inputs, params)
-
-def _read_node(node, model, constants, values) -> Node:
-    "What a node does; `Refusal` where that is not known"
-    where, line, why, call = node.target if node.op == 'call_module' else node.name, node.meta.get('line', ''), '', None
-    try:
-        if 'unclear' in node.meta: raise Unclear(node.meta['unclear'])
-        try: call = float_call(node, model)
-        except ValueError as e: why = str(e)
-        return Node(node.name, *_named(*_found(node, model, constants, values)), where, line, call=call)
-    except ValueError as e:
-        if isinstance(e, Unclear) or call is None: raise Refusal(where, '; '.join(filter(None, (str(e), why))), line) from None
-        return Node(node.name, 'float', call['reads'], call, where, line, call=call, why=str(e))
-
-def _named(kind, inputs, params): return kind, [i.name for i in inputs], params
-
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q438
 def read_nodes(graph:fx.Graph, model,
                values=(), # name -> value on example images
                shapes=(), # name -> shape of its value, of `numbers_for_sizes`
               ) -> tuple: # nodes, those included that only islands may need; refusals
     "Every node, as integers or as part of an island, or why its meaning is not known"
-    live, constants, sizes, values, shapes = live_nodes(graph), constant_nodes(graph), shape_nodes(graph), dict(values), dict(shapes)
-    nodes, refused = [], []
+    live, constants, sizes = live_nodes(graph), constant_nodes(graph), shape_nodes(graph)
+    values, shapes, nodes, refused = dict(values), dict(shapes), [], []
     for n in graph.nodes:
-        if n.op in ('placeholder', 'output') or not (n in live or n in constants or n in sizes): continue
+        if n.op in ('placeholder', 'output'): continue
         try:
-            if n in constants or n in sizes:
-                call = _constant(n, model, values) if n in constants else float_call(n, model)
-                nodes.append(Node(n.name, 'float', call['reads'], call, n.name, n.meta.get('line', ''), call=call))
-            else: nodes.append(_read_node(n, model, constants, values))
+            if n in constants: nodes.append(_island(n, _constant(n, model, values), n.name))
+            elif n in sizes: nodes.append(_island(n, float_call(n, model), n.name))
+            elif n in live: nodes.append(_read_node(n, model, constants, values))
         except Refusal as e: refused.append(e)
         except ValueError: continue # a size that has no form: whoever needs it is refused
     for n in nodes: n.shape = shapes.get(n.name)
     return nodes, refused
 
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q440
 def _plain(form):
     "The output of a graph as names in tuples, lists and dictionaries"
     if isinstance(form, fx.Node): return form.name
     if isinstance(form, dict): return {k: _plain(v) for k, v in form.items()}
-    if isinstance(form, (tuple, list)): return (tuple if isinstance(form, tuple) else list)(map(_plain, form))
+    if isinstance(form, tuple): return tuple(map(_plain, form))
+    if isinstance(form, list): return list(map(_plain, form))
     if form is None: return None
     raise ValueError(f'the model gives {form!r:.60}, which is no tensor')
 
 def trace_deployed(model) -> tuple: # graph, name of its input (several: a tuple), name of its output (several: a form of names)
     "The graph of a deployed model; ValueError where it cannot be traced, with the line of the model's code"
     try: graph = trace_graph(model, False)
-    except Exception as e: raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
+    except Exception as e:
+        raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
     live = live_nodes(graph)
-    ins, out = [n.name for n in graph.nodes if n.op == 'placeholder' and n in live], next(n for n in graph.nodes if n.op == 'output')
+    ins = [n.name for n in graph.nodes if n.op == 'placeholder' and n in live]
+    out = next(n for n in graph.nodes if n.op == 'output')
     form = _plain(out.args[0])
-    if not ins or not names_of(form): raise ValueError(f'an integer network has inputs and outputs, the model has {len(ins)} inputs and gives {type(out.args[0]).__name__}')
+    if not ins or not names_of(form):
+        raise ValueError(f'an integer network has inputs and outputs, the model has {len(ins)} inputs '
+                         f'and gives {type(out.args[0]).__name__}')
     return graph, ins[0] if len(ins) == 1 else tuple(ins), form
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n074
@@ -195,7 +222,8 @@ def record_values(model, graph, x) -> dict: # name -> float value
 # %% ../../nbs/4_deploy/06_lowering.ipynb #o408
 def _settle(nodes, values):
     "Let each node be of the kind that it turns out to be, an island where that is none; `Refusal` where it cannot be told"
-    by_name, shapes = {n.name: n for n in nodes}, {k: tuple(v.shape) for k, v in values.items() if isinstance(v, Tensor)}
+    by_name = {n.name: n for n in nodes}
+    shapes = {k: tuple(v.shape) for k, v in values.items() if isinstance(v, Tensor)}
     for n in nodes:
         try: kind = find_operation(n.kind).settle(n, by_name, shapes)
         except ValueError as e:
@@ -214,27 +242,20 @@ def _drop_nothing(nodes, inputs) -> tuple: # the nodes that are left, name of a 
         if not nothing: left.append(n)
     return left, names
 
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q445
 def _needed(nodes, names, outputs) -> list:
     "Nodes whose values reach an output, their inputs renamed"
     wanted, res = {names[o] for o in outputs}, []
     for n in reversed(nodes):
         if n.name not in wanted: continue
-        if missing := [i for i in n.inputs if i not in names]: raise Refusal(n.where, f"'{missing[0]}', which it reads, has no form in a file", n.line)
+        missing = [i for i in n.inputs if i not in names]
+        if missing: raise Refusal(n.where, f"'{missing[0]}', which it reads, has no form in a file", n.line)
         n.inputs = [names[i] for i in n.inputs]
-        wanted |= set(n.inputs); res.append(n)
+        wanted |= set(n.inputs)
+        res.append(n)
     return res[::-1]
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n076
-def _floats(nodes, inputs, names, outputs) -> set:
-    "Names of values that stay floats: what moves or sums take from the network's input, islands, and a linear layer at the end"
-    res, is_read = set(inputs), {names.get(i) for n in nodes for i in n.inputs}
-    for n in nodes:
-        last, op = n.name in outputs and n.name not in is_read, find_operation(n.kind)
-        if not op.stays_float(_Renamed(n.kind, n.params, [names.get(i) for i in n.inputs]), res, last): continue
-        res.add(n.name)
-        if not op.on_floats and n.call is not None: n.be_island(f'{n.kind} of floats')
-    return res
-
 @dataclass
 class _Renamed:
     "A node that reads values by their own names"
@@ -242,7 +263,25 @@ class _Renamed:
     params: dict
     inputs: list
 
+def _floats(nodes, inputs, names, outputs) -> set:
+    "Names of values that stay floats: what moves or sums take from the network's input, islands, and a linear layer at the end"
+    res, is_read = set(inputs), {names.get(i) for n in nodes for i in n.inputs}
+    for n in nodes:
+        op, last = find_operation(n.kind), n.name in outputs and n.name not in is_read
+        renamed = _Renamed(n.kind, n.params, [names.get(i) for i in n.inputs])
+        if not op.stays_float(renamed, res, last): continue
+        res.add(n.name)
+        if not op.on_floats and n.call is not None: n.be_island(f'{n.kind} of floats')
+    return res
+
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n077
+def _grid(n, op, wishes, b) -> Grid:
+    "The grid that a node says, or else what all its readers wish, or one of its own"
+    own = op.given(n, b.symmetric)
+    if own is not None: return own
+    if len(wishes) == 1 and None not in wishes: return next(iter(wishes))
+    return b.own_grid(n.name)
+
 def _choose_grids(nodes, floats, outputs, b:Builder) -> dict: # name -> Grid
     "The grid of each value that is not float, asked backwards"
     wanted, res = {o: {None} for o in outputs}, {}
@@ -252,11 +291,6 @@ def _choose_grids(nodes, floats, outputs, b:Builder) -> dict: # name -> Grid
         wish = op.wanted(n, res.get(n.name), b.symmetric)
         for i in n.inputs: wanted.setdefault(i, set()).add(wish)
     return res
-
-def _grid(n, op, wishes, b) -> Grid:
-    "The grid that a node says, or else what all its readers wish, or one of its own"
-    if (own := op.given(n, b.symmetric)) is not None: return own
-    return next(iter(wishes)) if len(wishes) == 1 and None not in wishes else b.own_grid(n.name)
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n080
 def lower(nodes:list,      # of `Node`, in the order of computation
@@ -274,6 +308,8 @@ def lower(nodes:list,      # of `Node`, in the order of computation
     left = _needed(left, names, names_of(output))
     b = Builder(inputs, values, symmetric)
     grids, made = _choose_grids(left, floats, outputs, b), {i: i for i in inputs}
-    for n in left: made[n.name] = find_operation(n.kind).steps(n, [made[i] for i in n.inputs], grids.get(n.name), b)
+    for n in left:
+        read = [made[i] for i in n.inputs]
+        made[n.name] = find_operation(n.kind).steps(n, read, grids.get(n.name), b)
     res = mapped(lambda o: b.on(made[names[o]], None), output)
     return IntegerNetwork(b.steps, input, res, fixed)

@@ -27,12 +27,6 @@ def _times(g, y, factor, s) -> str:
     "The whole numbers `y`, times what they mean on the grid of `s`, as the value of `s`"
     return on_grid(g, g.op('Mul', y, g.constant(factor.numpy())), replace(s.grid, step=1.), s.name)
 
-@ONNX.writes('table')
-def _table(g, s, x):
-    p = s.params
-    if not g.profile.rounded: return _exported(g, s, lambda v: TABLES[p['function']](v, **p['args']), [x], [s.name])[s.name]
-    return g.op('Gather', g.constant(p['table'].numpy()), g.op('Cast', x.handle, to=import_onnx().TensorProto.INT32), axis=0, name=s.name)
-
 @ONNX.writes('mul')
 def _mul(g, s, a, b):
     if s.grid is None or not g.profile.rounded: return as_result(g, g.op('Mul', as_floats(g, a), as_floats(g, b)), s)
@@ -46,19 +40,23 @@ def _affine(g, s, x):
     y = g.op('Mul', as_floats(g, x), g.constant(s.params['scale'].numpy()))
     return as_result(g, g.op('Add', y, g.constant(s.params['bias'].numpy())), s)
 
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q812
+@ONNX.writes('table')
+def _table(g, s, x):
+    p = s.params
+    if not g.profile.rounded:
+        return _exported(g, s, lambda v: TABLES[p['function']](v, **p['args']), [x], [s.name])[s.name]
+    place = g.constant(p['table'].numpy()), g.op('Cast', x.handle, to=import_onnx().TensorProto.INT32)
+    return g.op('Gather', *place, axis=0, name=s.name)
+
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607
 _LAST, _FIRST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
 def _numbers(g, v) -> str: return g.constant(np.int64(v))
 
 def _slice(g, x, dim, start, stop, step=1, name=None) -> str:
+    "A part along one dimension"
     return g.op('Slice', x, *(_numbers(g, [v]) for v in (start, stop, dim, step)), name=name)
-
-@ONNX.writes('permute')
-def _permute(g, s, x): return g.op('Transpose', x.handle, perm=s.params['dims'], name=s.name)
-
-@ONNX.writes('reshape')
-def _reshape(g, s, x): return g.op('Reshape', x.handle, _numbers(g, s.params['shape']), name=s.name)
 
 @ONNX.writes('slice')
 def _part(g, s, x):
@@ -68,24 +66,37 @@ def _part(g, s, x):
         start, stop, step = (e, e + 1 or None, 1) if isinstance(e, int) else e
         if (start, stop, step) == (None, None, None): continue
         y = _slice(g, y, d, start or 0, _LAST if stop is None else stop, step or 1)
-    if gone := [d for d, e in enumerate(dims) if isinstance(e, int)]: y = g.op('Squeeze', y, _numbers(g, gone))
-    kept = [e for e in entries if not isinstance(e, int)]
-    if new := [d for d, e in enumerate(kept) if e == ['new']]: y = g.op('Unsqueeze', y, _numbers(g, new))
+    gone = [d for d, e in enumerate(dims) if isinstance(e, int)]
+    if gone: y = g.op('Squeeze', y, _numbers(g, gone))
+    new = [d for d, e in enumerate(e for e in entries if not isinstance(e, int)) if e == ['new']]
+    if new: y = g.op('Unsqueeze', y, _numbers(g, new))
     return g.op('Identity', y, name=s.name)
 
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q814
+@ONNX.writes('permute')
+def _permute(g, s, x): return g.op('Transpose', x.handle, perm=s.params['dims'], name=s.name)
+
+@ONNX.writes('reshape')
+def _reshape(g, s, x): return g.op('Reshape', x.handle, _numbers(g, s.params['shape']), name=s.name)
+
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607p0
+_MODES = dict(constant='constant', reflect='reflect', replicate='edge')
+
 @ONNX.writes('pad')
 def _pad(g, s, x):
     p, rank = s.params, len(x.shape)
     before, after = [0]*rank, [0]*rank
     for i in range(len(p['pad'])//2): before[-1 - i], after[-1 - i] = p['pad'][2*i:2*i + 2]
-    ends, mode = _numbers(g, before + after), dict(constant='constant', reflect='reflect', replicate='edge')[p['mode']]
-    floats = x.grid is None or not g.profile.rounded
-    value = [] if mode != 'constant' else [g.number(p['value'], None) if floats else g.number(border_value(s), x.grid)]
+    ends, mode, value = _numbers(g, before + after), _MODES[p['mode']], []
+    if mode == 'constant':
+        floats = x.grid is None or not g.profile.rounded
+        value = [g.number(p['value'], None) if floats else g.number(border_value(s), x.grid)]
     return g.op('Pad', x.handle, ends, *value, mode=mode, name=s.name)
 
 @ONNX.writes('expand')
-def _expand(g, s, x): return g.op('Expand', x.handle, _numbers(g, [1 if v == -1 else v for v in s.params['sizes']]), name=s.name)
+def _expand(g, s, x):
+    sizes = [1 if v == -1 else v for v in s.params['sizes']] # in ONNX 1 leaves a dimension as it is
+    return g.op('Expand', x.handle, _numbers(g, sizes), name=s.name)
 
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607p1
 @ONNX.writes('roll')
@@ -110,15 +121,16 @@ def _amax(g, s, x):
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i609
 @ONNX.writes('resample')
 def _resample(g, s, x):
-    rows, columns = (s.params[k].numpy() for k in ('rows', 'columns'))
-    y = g.op('MatMul', g.op('MatMul', g.constant(rows), _whole(g, x) if g.profile.rounded else x.handle), g.constant(columns.T.copy()))
+    p, read = s.params, _whole(g, x) if g.profile.rounded else x.handle
+    rows, columns = g.constant(p['rows'].numpy()), g.constant(p['columns'].numpy().T.copy())
+    y = g.op('MatMul', g.op('MatMul', rows, read), columns)
     if g.profile.rounded: return _times(g, y, place_factors(s, x.grid), s)
-    return as_result(g, g.op('Mul', y, g.constant(s.params['factors'].numpy())), s)
+    return as_result(g, g.op('Mul', y, g.constant(p['factors'].numpy())), s)
 
 @ONNX.writes('axes')
 def _axes(g, s, x):
-    p = s.params
-    y = g.op('ReduceSum', _whole(g, x) if g.profile.rounded else x.handle, _numbers(g, p['dims']), keepdims=int(p['keepdim']))
+    p, read = s.params, _whole(g, x) if g.profile.rounded else x.handle
+    y = g.op('ReduceSum', read, _numbers(g, p['dims']), keepdims=int(p['keepdim']))
     if g.profile.rounded: return _times(g, y, axes_factor(s, x.grid), s)
     return as_result(g, g.op('Mul', y, g.constant(np.float32(1/p['count']))), s)
 
@@ -128,27 +140,23 @@ class _Region(nn.Module):
     def __init__(self, f):
         super().__init__()
         self.f = f
+
     def forward(self, *x): return self.f(*x)
 
 def _torch_export(f, examples, inputs, outputs, opset): # an ONNX ModelProto
+    "What torch's exporter makes of a function of tensors, any number of images"
     data, fast = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
-    axes = {n: {0: 'batch'} for n in (*inputs, *outputs)}
+    options = dict(opset_version=opset, input_names=inputs, output_names=outputs,
+                   dynamic_axes={n: {0: 'batch'} for n in (*inputs, *outputs)})
     torch.backends.mha.set_fastpath_enabled(False) # which has no form in ONNX
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
-            torch.onnx.export(_Region(f).eval(), tuple(examples), data, dynamo=False, opset_version=opset, input_names=inputs, output_names=outputs, dynamic_axes=axes)
+            torch.onnx.export(_Region(f).eval(), tuple(examples), data, dynamo=False, **options)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return import_onnx().load_from_string(data.getvalue())
 
-def _join(g, model, prefix, handles:dict) -> dict: # name of an output -> its handle
-    "Nodes and constants of `model` in the file; `handles`: name of an input -> what the file calls it"
-    onnx, own = import_onnx(), dict(handles)
-    rename = lambda n: n and own.setdefault(n, f'{prefix}/{n}')
-    for t in model.graph.initializer: g.constants.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t), rename(t.name)))
-    for n in model.graph.node: g.nodes.append(_renamed(onnx, n, rename, prefix))
-    return {o.name: rename(o.name) for o in model.graph.output}
-
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q819
 def _renamed(onnx, node, rename, prefix):
     "A copy of a node with other names for what it reads and gives, in the graphs inside it too"
     res = onnx.NodeProto()
@@ -158,9 +166,19 @@ def _renamed(onnx, node, rename, prefix):
     for a in res.attribute:
         for sub in ([a.g] if a.HasField('g') else list(a.graphs)):
             nodes = [_renamed(onnx, n, rename, prefix) for n in sub.node]
-            del sub.node[:]; sub.node.extend(nodes)
+            del sub.node[:]
+            sub.node.extend(nodes)
             for v in (*sub.input, *sub.output, *sub.initializer): v.name = rename(v.name)
     return res
+
+def _join(g, model, prefix, handles:dict) -> dict: # name of an output -> its handle
+    "Nodes and constants of `model` in the file; `handles`: name of an input -> what the file calls it"
+    onnx, own = import_onnx(), dict(handles)
+    def rename(n): return n and own.setdefault(n, f'{prefix}/{n}')
+    for t in model.graph.initializer:
+        g.constants.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t), rename(t.name)))
+    for n in model.graph.node: g.nodes.append(_renamed(onnx, n, rename, prefix))
+    return {o.name: rename(o.name) for o in model.graph.output}
 
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i612
 def _example(x): # on two images
@@ -177,6 +195,12 @@ def _exported(g, s, f, values, outputs) -> dict: # name -> handle
     made = _join(g, model, s.name, handles)
     return {o: g.op('Identity', made[n], name=o) for o, n in zip(outputs, names)}
 
+def _lines(s) -> str:
+    "What an island computes, with lines of the model's code"
+    calls = [c for c in s.params['steps'] if c.params['call'] != 'get_attr']
+    named = '; '.join(f"{c.name} ({c.params['line']})" for c in calls[:4])
+    return named if len(calls) <= 4 else f'{named} and {len(calls) - 4} more'
+
 @ONNX.writes('island')
 def _island(g, s, *values):
     outputs = s.params['outputs']
@@ -184,11 +208,7 @@ def _island(g, s, *values):
     try: return _exported(g, s, f, values, outputs)
     except ValueError as e: raise ValueError(f'{e}; it computes {_lines(s)}') from None
 
-def _lines(s) -> str:
-    "What an island computes, with lines of the model's code"
-    calls = [c for c in s.params['steps'] if c.params['call'] != 'get_attr']
-    return '; '.join(f"{c.name} ({c.params['line']})" for c in calls[:4]) + (f' and {len(calls) - 4} more' if len(calls) > 4 else '')
-
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q822
 @ONNX.writes('pick')
 def _pick(g, s, x): return x.handle[s.params['name']]
 
@@ -196,4 +216,5 @@ def _pick(g, s, x): return x.handle[s.params['name']]
 def _widen(g, s, x):
     if not g.profile.rounded: return x.handle
     y = g.op('Cast', x.handle, to=import_onnx().TensorProto.FLOAT)
-    return g.op('Mul', g.op('Sub', y, g.constant(np.float32(x.grid.zero))), g.constant(np.float32(x.grid.step)), name=s.name)
+    y = g.op('Sub', y, g.constant(np.float32(x.grid.zero)))
+    return g.op('Mul', y, g.constant(np.float32(x.grid.step)), name=s.name)

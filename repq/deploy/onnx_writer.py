@@ -31,9 +31,11 @@ class Profile:
 
     def __str__(self): return self.purpose
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q570
 PROFILES = dict(
     integers=Profile('integers that ONNX Runtime computes as such, the same on every processor', exact=True),
-    vnni=Profile('8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM (on other x86 sums saturate)'),
+    vnni=Profile('8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM '
+                 '(on other x86 sums saturate)'),
     packed=Profile('weights of up to 4 bits as int4, half a byte each, computed in floats', exact=True, int4=True, opset=21),
     symmetric=Profile('signed bytes with zero-point 0 everywhere, as TensorRT has them (8-bit weights as in vnni)', symmetric=True),
     openvino=Profile('integers that OpenVINO computes as such where weights have 7 bits or fewer', exact=True, again=True),
@@ -46,7 +48,7 @@ def import_onnx():
     except ImportError: raise ImportError("writing ONNX files needs the package onnx: pip install 'repq[export]'") from None
     return onnx
 
-class OnnxGraph:
+class _Nodes:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile:Profile):
         self.nodes, self.constants, self.profile, self.opset = [], [], profile, profile.opset
@@ -61,28 +63,33 @@ class OnnxGraph:
     def op(self, kind, *inputs, name=None, label=None, **attributes) -> str:
         "Add a node; the name of what it gives"
         out = name or f'value/{len(self.nodes)}' # with a slash, which no layer's name has
-        self.nodes.append(import_onnx().helper.make_node(kind, list(inputs), [out], name=label or f'{kind}_{out}', **attributes))
+        label = label or f'{kind}_{out}'
+        self.nodes.append(import_onnx().helper.make_node(kind, list(inputs), [out], name=label, **attributes))
         return out
 
     def number(self, v, grid:Grid) -> str:
         "The constant for the integer `v` of `grid`; for a float where that is None"
         return self.constant(np.float32(v) if grid is None else np.dtype(grid.dtype).type(v))
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q573
+class OnnxGraph(_Nodes):
+    "An ONNX graph under construction, and how it says integers"
     def as_floats(self, x:Value, step) -> str:
-        "See `as_floats`"
+        "The value `x` as floats, in units of `step`"
         if x.grid is None or not self.profile.rounded: return x.handle
         return self.op('DequantizeLinear', x.handle, self.number(step, None), self.number(x.grid.zero, x.grid))
 
     def on_grid(self, y:str, grid:Grid, name) -> str:
-        "See `on_grid`"
-        if not self.profile.rounded: return self.op('Relu' if grid.low == grid.zero else 'Identity', y, name=name)
-        ends, low, high = np.iinfo(grid.dtype), grid.low, grid.high
+        "The float `y` on `grid`, as the value `name`"
+        low, high, ends = grid.low, grid.high, np.iinfo(grid.dtype)
+        if not self.profile.rounded: return self.op('Relu' if low == grid.zero else 'Identity', y, name=name)
         narrow, symmetric = (low, high) != (ends.min, ends.max), self.profile.symmetric
         if narrow and symmetric: y = self.op('Clip', y, *(self.number(b*grid.step, None) for b in (low, high)))
         elif low == grid.zero == ends.min: y = self.op('Relu', y)
-        after = narrow and not symmetric # clips the integers
-        q = self.op('QuantizeLinear', y, self.number(grid.step, None), self.number(grid.zero, grid), name=None if after else name)
-        return self.op('Clip', q, *(self.number(b, grid) for b in (low, high)), name=name) if after else q
+        step, zero = self.number(grid.step, None), self.number(grid.zero, grid)
+        if symmetric or not narrow: return self.op('QuantizeLinear', y, step, zero, name=name)
+        q = self.op('QuantizeLinear', y, step, zero)
+        return self.op('Clip', q, *(self.number(b, grid) for b in (low, high)), name=name) # of the integers
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n003
 def as_floats(g:OnnxGraph, x:Value,
@@ -118,18 +125,20 @@ def _stored(p, profile) -> tuple: # integers, zero-point, what one of them means
     if profile.exact and largest_pair(w) > 32767: return (w + 128).astype(np.uint8), np.uint8(128), p['scale'].numpy()
     return w.astype(np.int8), np.int8(0), p['scale'].numpy()
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q576
 def _weight(g, p, name) -> str:
     "The dequantized weight of a layer"
     w, zero, unit = _stored(p, g.profile)
     if not g.profile.rounded: return g.constant(w*unit.reshape(-1, *[1]*(w.ndim - 1)), f'{name}.weight')
-    w, unit, zero = g.constant(w, f'{name}.weight'), g.constant(unit.astype(np.float32), f'{name}.scale'), np.full(len(w), zero)
-    return g.op('DequantizeLinear', w, unit, g.constant(zero), axis=0)
+    integers, scale = g.constant(w, f'{name}.weight'), g.constant(unit.astype(np.float32), f'{name}.scale')
+    return g.op('DequantizeLinear', integers, scale, g.constant(np.full(len(w), zero)), axis=0)
 
 def _bias(g, p, grid, name) -> str:
     "The dequantized bias of a layer that reads `grid`"
-    unit = np.float32(grid.step)*p['scale'].numpy()
-    if g.profile.symmetric or not g.profile.rounded: return g.constant((p['bias'].numpy()*unit).astype(np.float32), f'{name}.bias')
-    return g.op('DequantizeLinear', g.constant(p['bias'].numpy(), f'{name}.bias'), g.constant(unit), g.constant(np.zeros(len(unit), np.int32)), axis=0)
+    bias, unit, name = p['bias'].numpy(), np.float32(grid.step)*p['scale'].numpy(), f'{name}.bias'
+    if g.profile.symmetric or not g.profile.rounded: return g.constant((bias*unit).astype(np.float32), name)
+    zeros = np.zeros(len(unit), np.int32)
+    return g.op('DequantizeLinear', g.constant(bias, name), g.constant(unit), g.constant(zeros), axis=0)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n006
 ONNX = Target('ONNX')
@@ -145,6 +154,7 @@ def _padded(g, p, x:Value) -> tuple: # value, what is left to pad
     fill = g.number(x.grid.zero, x.grid) if g.profile.rounded else g.number(0, None)
     return replace(x, handle=g.op('Pad', x.handle, border, fill, mode=_PAD[mode])), (0, 0)
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q578
 def layer_sums(g:OnnxGraph, s:Step, x:Value, weight:str, *bias:str,
                step=None # of what is read, another than its grid's
               ) -> str:  # floats
@@ -157,16 +167,19 @@ def layer_sums(g:OnnxGraph, s:Step, x:Value, weight:str, *bias:str,
                 pads=[*padding, *padding], dilations=pair(p['dilation']), group=p['groups'])
 
 @ONNX.writes('layer')
-def _layer(g, s, x): return as_result(g, layer_sums(g, s, x, _weight(g, s.params, s.name), _bias(g, s.params, x.grid, s.name)), s)
+def _layer(g, s, x):
+    weight, bias = _weight(g, s.params, s.name), _bias(g, s.params, x.grid, s.name)
+    return as_result(g, layer_sums(g, s, x, weight, bias), s)
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o808
 @ONNX.writes('add')
-def _add(g, s, a, b): # the steps of a sum are the factors of the reference, in units of the result
+def _add(g, s, a, b):
     if s.grid is None or not g.profile.rounded: return as_result(g, g.op('Add', as_floats(g, a), as_floats(g, b)), s)
     fa, fb, shift = sum_factors(a.grid, b.grid, s.grid)
     y = g.op('Add', as_floats(g, a, fa/2**shift), as_floats(g, b, fb/2**shift))
     return on_grid(g, y, replace(s.grid, step=1.), s.name)
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q581
 @ONNX.writes('mean')
 def _mean(g, s, x): return on_grid(g, g.op('GlobalAveragePool', g.as_floats(x, x.grid.step)), s.grid, s.name)
 
@@ -199,13 +212,17 @@ def _flatten(g, s, x): return g.op('Flatten', x.handle, axis=1, name=s.name)
 @ONNX.writes('shuffle')
 def _shuffle(g, s, x): return g.op('DepthToSpace', x.handle, blocksize=s.params['factor'], mode='CRD', name=s.name)
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q582
 @ONNX.writes('take')
-def _take(g, s, x): return g.op('Gather', x.handle, g.constant(s.params['index'].long().numpy()), axis=1, name=s.name)
+def _take(g, s, x):
+    index = s.params['index'].long().numpy()
+    return g.op('Gather', x.handle, g.constant(index), axis=1, name=s.name)
 
 @ONNX.writes('enlarge')
 def _enlarge(g, s, x):
     scales = g.constant(np.float32([1, 1, *s.params['scale']]))
-    return g.op('Resize', x.handle, '', scales, mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor', name=s.name)
+    nearest = dict(mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor')
+    return g.op('Resize', x.handle, '', scales, name=s.name, **nearest)
 
 @ONNX.writes('concat')
 def _concat(g, s, *values): return g.op('Concat', *(v.handle for v in values), axis=s.params.get('dim', 1), name=s.name)
@@ -213,14 +230,20 @@ def _concat(g, s, *values): return g.op('Concat', *(v.handle for v in values), a
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n008
 _IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10} # opset -> version of the format that has it
 
-def _ends(net, values, x) -> tuple: # inputs, outputs, as ONNX has them
-    "The values that come in and go out: the number of images is open, and height and width where no step holds numbers of them"
-    info, one = import_onnx().helper.make_tensor_value_info, import_onnx().TensorProto.FLOAT
-    def described(v, prefix=''):
-        rest = [f'{prefix}height', f'{prefix}width'] if len(v.shape) == 4 and not net.fixed else v.shape[2:]
-        return info(v.handle, one, ['batch' if v.shape[:1] == (1,) else f'{prefix}batch', *v.shape[1:2], *rest])
-    return [described(values[i]) for i in net.inputs], [described(values[o], f'out{i or ""}_') for i, o in enumerate(net.outputs)]
+def _described(v:Value, prefix='', fixed=False):
+    "A value that comes in or goes out, as ONNX describes it: the number of images is open, and the size of maps unless it is fixed"
+    onnx = import_onnx()
+    rest = v.shape[2:]
+    if len(v.shape) == 4 and not fixed: rest = f'{prefix}height', f'{prefix}width'
+    images = 'batch' if v.shape[:1] == (1,) else f'{prefix}batch'
+    return onnx.helper.make_tensor_value_info(v.handle, onnx.TensorProto.FLOAT, [images, *v.shape[1:2], *rest])
 
+def _ends(net, values) -> tuple: # inputs, outputs, as ONNX has them
+    "The values that come in and go out"
+    outs = [_described(values[o], f'out{i or ""}_', net.fixed) for i, o in enumerate(net.outputs)]
+    return [_described(values[i], '', net.fixed) for i in net.inputs], outs
+
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q584
 def onnx_model(net:IntegerNetwork, x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
                profile='integers' # a key of `PROFILES`
               ): # an ONNX ModelProto
@@ -228,8 +251,7 @@ def onnx_model(net:IntegerNetwork, x, # (batch, channels, h, w): images as the n
     onnx, g = import_onnx(), OnnxGraph(PROFILES[profile])
     joined = IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
     values = ONNX.write(joined, g, x)
-    inputs, outputs = _ends(joined, values, x)
-    graph = onnx.helper.make_graph(g.nodes, 'repq', inputs, outputs, g.constants)
+    graph = onnx.helper.make_graph(g.nodes, 'repq', *_ends(joined, values), g.constants)
     opsets = [onnx.helper.make_opsetid('', g.opset)]
     model = onnx.helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=_IR[g.opset])
     onnx.checker.check_model(model, full_check=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from ..networks.schemas import regular
+from .targets import cannot_run
 
 # %% auto #0
 __all__ = ['openvino_model', 'run_openvino', 'openvino_layers']
@@ -16,17 +17,26 @@ def openvino_model(path, threads:int=1): # 0: all cores
     "An ONNX file compiled by OpenVINO for the CPU, floats in 32 bits"
     try: import openvino as ov
     except ImportError: raise ImportError("running files in OpenVINO needs the package openvino: pip install 'repq[runtimes]'") from None
-    options = dict(INFERENCE_PRECISION_HINT='f32', NUM_STREAMS=1) | (dict(INFERENCE_NUM_THREADS=threads) if threads else {})
+    options = dict(INFERENCE_PRECISION_HINT='f32', NUM_STREAMS=1)
+    if threads: options['INFERENCE_NUM_THREADS'] = threads
     core = ov.Core()
     try: return core.compile_model(core.read_model(regular(path)), 'CPU', options)
-    except RuntimeError as e: raise ValueError(f'{path} cannot be run by OpenVINO ({" ".join(str(e).split())[:200]})') from None
+    except RuntimeError as e: raise cannot_run(path, 'OpenVINO', e) from None
 
 def run_openvino(compiled, x:Tensor) -> Tensor:
     "The first output of a compiled model for float32 `x`"
     return torch.from_numpy(compiled({0: x.float().numpy()})[0].copy())
 
+# %% ../../nbs/4_deploy/12c_openvino.ipynb #q870
 def openvino_layers(compiled) -> list: # of dicts: layer, kind, precision
     "What OpenVINO executes, constants left out"
-    text = lambda v: str(v.astype(str) if hasattr(v, 'astype') else v)
-    infos = [(op.get_friendly_name(), {k: text(op.get_rt_info()[k]) for k in ('layerType', 'runtimePrecision')}) for op in compiled.get_runtime_model().get_ops()]
-    return [dict(layer=n.removesuffix('/WithoutBiases'), kind=i['layerType'], precision=i['runtimePrecision']) for n, i in infos if i['layerType'] not in ('Const', 'Input', 'Output')]
+    res = []
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        kind, precision = (_word(info[k]) for k in ('layerType', 'runtimePrecision'))
+        if kind in ('Const', 'Input', 'Output'): continue
+        res.append(dict(layer=op.get_friendly_name().removesuffix('/WithoutBiases'), kind=kind, precision=precision))
+    return res
+
+def _word(v) -> str: # of OpenVINO, which gives arrays of characters for some
+    return str(v.astype(str) if hasattr(v, 'astype') else v)

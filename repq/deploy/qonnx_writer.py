@@ -58,12 +58,9 @@ class QonnxGraph(OnnxGraph):
         return q if exact else self.op('Clip', q, self.number(low, None), self.number(high, None), name=name)
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x110
-QONNX = Target('QONNX', dict(float='no grid of integers: give it one by a form that integers know (repq.integers), or leave it out of the exported network'))
+QONNX = Target('QONNX', dict(float='no grid of integers: give it one by a form that integers know (repq.integers), '
+                                   'or leave it out of the exported network'))
 QONNX.functions |= {op: f for op, f in ONNX.functions.items() if op not in ('island', 'pick', 'widen')}
-
-def _channels(v, w) -> np.ndarray: # float32
-    "Numbers of the output channels, in a shape that goes with a map or with rows"
-    return np.asarray(v, np.float32).reshape(-1, *[1]*(w.ndim - 2))
 
 def _bias_parts(p) -> list: # of float32 tensors
     "The bias in units of the weights' products: what float32 holds, after what is left of it"
@@ -71,6 +68,11 @@ def _bias_parts(p) -> list: # of float32 tensors
     high = b.float()
     low = (b - high.double()).float()
     return [low, high] if low.any() else [high]
+
+# %% ../../nbs/4_deploy/11f_qonnx.ipynb #q882
+def _channels(v, w) -> np.ndarray: # float32
+    "Numbers of the output channels, in a shape that goes with a map or with rows"
+    return np.asarray(v, np.float32).reshape(-1, *[1]*(w.ndim - 2))
 
 @QONNX.writes('layer')
 def _layer(g, s, x):
@@ -80,7 +82,8 @@ def _layer(g, s, x):
     weight = g.rounded(g.constant(w.numpy().astype(np.float32), f'{s.name}.weight'), low, high)
     y = layer_sums(g, s, x, weight, step=1)
     for b in _bias_parts(p): y = g.op('Add', y, g.constant(_channels(b, w)))
-    y = g.op('Mul', y, g.constant(_channels(layer_factor(p, x.grid, s.grid)*p['room'], w)), name=None if s.grid else s.name)
+    factor = g.constant(_channels(layer_factor(p, x.grid, s.grid)*p['room'], w))
+    y = g.op('Mul', y, factor, name=None if s.grid else s.name)
     return y if s.grid is None else on_grid(g, y, replace(s.grid, step=1.), s.name)
 
 # %% ../../nbs/4_deploy/11f_qonnx.ipynb #x111
@@ -112,8 +115,8 @@ def qonnx_model(net:IntegerNetwork, x): # (batch, channels, h, w), or a tuple of
     "The QONNX model of an integer network, for one image of one size"
     onnx, g = import_onnx(), QonnxGraph(Profile('QONNX'))
     values, helper = QONNX.write(net, g, x), onnx.helper
-    info = lambda names: [helper.make_tensor_value_info(values[n].handle, onnx.TensorProto.FLOAT, values[n].shape) for n in names]
-    graph = helper.make_graph(g.nodes, 'repq', info(net.inputs), info(net.outputs), g.constants)
+    def info(n): return helper.make_tensor_value_info(values[n].handle, onnx.TensorProto.FLOAT, values[n].shape)
+    graph = helper.make_graph(g.nodes, 'repq', [*map(info, net.inputs)], [*map(info, net.outputs)], g.constants)
     opsets = [helper.make_opsetid('', g.opset), helper.make_opsetid(QONNX_DOMAIN, 1)]
     model = helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=8)
     model.doc_string = SIGNATURE
@@ -121,6 +124,7 @@ def qonnx_model(net:IntegerNetwork, x): # (batch, channels, h, w), or a tuple of
     onnx.checker.check_model(model)
     return model
 
+# %% ../../nbs/4_deploy/11f_qonnx.ipynb #q880
 def qonnx_bytes(net:IntegerNetwork, x) -> bytes:
     "`qonnx_model` as a file has it"
     return qonnx_model(net, x).SerializeToString()

@@ -52,6 +52,7 @@ class Case:
     @property
     def batches(self) -> list: return list(self.images.split(self.batch))
 
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q692
 @dataclass(frozen=True)
 class Candidate:
     "A way to run a network"
@@ -91,6 +92,7 @@ def _ort_vnni(case):
     if all(r['safe'] for r in check_saturation(case.onnx('vnni'))): raise ValueError('the same file as integers')
     return _onnx(case, case.onnx('vnni'))
 
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q696
 class _Batches:
     "What ONNX Runtime's tool observes"
     def __init__(self, name, batches): self.rows = iter([{name: x.numpy()} for x in batches])
@@ -99,8 +101,8 @@ class _Batches:
 @candidate('ONNX Runtime', 'its static quantization')
 def _ort_static(case):
     q, out = need('onnxruntime.quantization', 'export'), case.folder/'static.onnx'
-    with without_logs():
-        q.quantize_static(str(case.onnx('floats')), str(out), _Batches(case.net.inputs[0], case.batches), per_channel=True)
+    observed = _Batches(case.net.inputs[0], case.batches)
+    with without_logs(): q.quantize_static(str(case.onnx('floats')), str(out), observed, per_channel=True)
     return _onnx(case, out)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x509
@@ -115,10 +117,12 @@ def _ov_integers(case): return _openvino(case, openvino_model(case.onnx('openvin
 @candidate('OpenVINO', 'NNCF')
 def _ov_nncf(case):
     ov, nncf = need('openvino'), need('nncf')
-    made = nncf.quantize(ov.Core().read_model(case.onnx('floats')), nncf.Dataset([x.numpy() for x in case.batches]), subset_size=len(case.batches))
+    observed = nncf.Dataset([x.numpy() for x in case.batches])
+    made = nncf.quantize(ov.Core().read_model(case.onnx('floats')), observed, subset_size=len(case.batches))
     ov.save_model(made, case.folder/'nncf.xml', compress_to_fp16=False)
     return _openvino(case, openvino_model(case.folder/'nncf.xml', case.threads))
 
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q699
 @candidate('LiteRT', 'tflite', exact=True)
 def _litert(case):
     path = case.folder/'net.tflite'
@@ -140,6 +144,7 @@ def _et_integers(case): return _executorch(case, True)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x510
 def _compiled(model):
+    "`model` compiled; what it gives is copied, since the next run writes over it"
     run = torch.compile(model)
     def f(x):
         with torch.no_grad(): return run(x).clone()
@@ -150,8 +155,9 @@ def _torch_floats(case):
     need('torchao')
     return _compiled(torch_graph(case.net, case.images, False))
 
-@candidate('torch.compile', 'PT2E')
-def _torch_pt2e(case):
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q702
+def _pt2e(case) -> nn.Module:
+    "What PT2E makes of the network in floats, having observed its batches"
     pt2e = need('torchao.quantization.pt2e.quantize_pt2e')
     x86 = need('torchao.quantization.pt2e.quantizer.x86_inductor_quantizer')
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
@@ -160,14 +166,20 @@ def _torch_pt2e(case):
     with torch.no_grad():
         for x in case.batches:
             if len(x) == case.batch: model(x)
-    made = pt2e.convert_pt2e(model)
-    if not any('quantize' in str(n.target) for n in made.graph.nodes): raise ValueError('its quantizer for x86 takes nothing of this graph, which would run in floats')
+    return pt2e.convert_pt2e(model)
+
+@candidate('torch.compile', 'PT2E')
+def _torch_pt2e(case):
+    made = _pt2e(case)
+    if not any('quantize' in str(n.target) for n in made.graph.nodes):
+        raise ValueError('its quantizer for x86 takes nothing of this graph, which would run in floats')
     from torch._inductor import config
     with config.patch(freezing=True):
         f = _compiled(made)
         f(case.batches[0]) # compiles
     return f
 
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q700
 @candidate('qonnx', 'QONNX', exact=True, timed=False)
 def _qonnx(case):
     path = case.folder/'net.qonnx'
@@ -184,22 +196,27 @@ def _threads(n):
     try: yield
     finally: torch.set_num_threads(before)
 
-def _made(c, case) -> tuple: # what runs, or None; why not
+def _made(c, case) -> tuple: # what runs, or None; outputs of all batches; why not
+    "A candidate, made and run once"
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): # tools tell of themselves
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter('ignore')
             run = c.make(case)
             return run, [run(x) for x in case.batches], ''
     except (ImportError, ValueError) as e: return None, None, str(e)
 
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q706
 def _faithful(c, case, outputs, want) -> dict:
-    y = torch.cat(outputs)
-    res = dict(agreement=round((y.argmax(1) == want.argmax(1)).float().mean().item(), 4) if y.ndim == 2 else None, error=round(((y - want).norm()/want.norm()).item(), 6))
+    "What a candidate computes beside the model, and the reference if it is written from it"
+    y, agreement = torch.cat(outputs), None
+    if y.ndim == 2: agreement = round((y.argmax(1) == want.argmax(1)).float().mean().item(), 4)
+    res = dict(agreement=agreement, error=round(((y - want).norm()/want.norm()).item(), 6))
     if not c.exact: return res
     differing = ((y - case.reference).abs() > 1e-6*case.reference.abs().max()).sum().item()
     return dict(differing=differing, values=y.numel(), **res)
 
 def _turns(runs:dict, x, rounds) -> dict: # name -> seconds of each round
+    "All run in turns, so that what else the machine does falls on each"
     times = {n: [] for n in runs}
     for _ in range(rounds):
         for n, run in runs.items():
@@ -207,6 +224,19 @@ def _turns(runs:dict, x, rounds) -> dict: # name -> seconds of each round
             run(x)
             times[n].append(time.perf_counter() - t)
     return times
+
+# %% ../../nbs/4_deploy/12e_runtimes.ipynb #q709
+def _row(name, times, why) -> dict:
+    "A line of the table, but for what is computed"
+    res = dict(runtime=name[0], form=name[1], ms=None, speedup=None, spread=None, differing=None, values=None,
+               agreement=None, error=None, missing=why or None)
+    if name not in times: return res
+    res['ms'] = round(statistics.median(times[name])*1e3, 3)
+    base = times.get((name[0], 'float32'))
+    if base is None or name[1] == 'float32': return res
+    each = sorted(a/b for a, b in zip(base, times[name]))
+    low, high = (each[round(q*(len(each) - 1))] for q in (.25, .75))
+    return res | dict(speedup=round(statistics.median(each), 4), spread=[round(low, 4), round(high, 4)])
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x513
 def compare_runtimes(model:nn.Module, # quantized
@@ -217,20 +247,15 @@ def compare_runtimes(model:nn.Module, # quantized
                     ) -> list:        # of dicts: runtime, form, ms, speedup (how many times as fast as float32 in the same runtime), spread (quartiles of rounds), differing of values, agreement, error; or runtime, form, missing
     "The network in each runtime at hand, in each form, taking turns"
     names = list(dict.fromkeys(c.runtime for c in CANDIDATES))
-    if unknown := set(only or ()) - set(names): raise ValueError(f"there is no runtime {', '.join(sorted(unknown))}: {', '.join(names)}")
+    if unknown := set(only or ()) - set(names):
+        raise ValueError(f"there is no runtime {', '.join(sorted(unknown))}: {', '.join(names)}")
     chosen = [c for c in CANDIDATES if not only or c.runtime in only]
     with torch.no_grad(): want = model.eval()(images)
     with tempfile.TemporaryDirectory() as tmp, _threads(threads):
         case = Case(model, images, threads, batch, Path(tmp))
         made = {(c.runtime, c.form): (c, *_made(c, case)) for c in chosen}
-        times = _turns({n: run for n, (c, run, *_) in made.items() if run and c.timed}, images[:batch], rounds)
-        return [_row(n, times, why) | (_faithful(c, case, outputs, want) if run else {}) for n, (c, run, outputs, why) in made.items()]
-
-def _row(name, times, why) -> dict:
-    res = dict(runtime=name[0], form=name[1], ms=None, speedup=None, spread=None, differing=None, values=None, agreement=None, error=None, missing=why or None)
-    if name not in times: return res
-    res['ms'] = round(statistics.median(times[name])*1e3, 3)
-    base = times.get((name[0], 'float32'))
-    if base is None or name[1] == 'float32': return res
-    each = sorted(a/b for a, b in zip(base, times[name]))
-    return res | dict(speedup=round(statistics.median(each), 4), spread=[round(each[round(q*(len(each) - 1))], 4) for q in (.25, .75)])
+        timed = {n: run for n, (c, run, *_) in made.items() if run and c.timed}
+        times, rows = _turns(timed, images[:batch], rounds), []
+        for n, (c, run, outputs, why) in made.items():
+            rows.append(_row(n, times, why) | (_faithful(c, case, outputs, want) if run else {}))
+    return rows

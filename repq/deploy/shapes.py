@@ -40,38 +40,56 @@ class _ChannelShuffle(IntegerOp):
 def _entries(index, rank) -> list:
     "An index as a file has it, `...` written out"
     taken = sum(i is not None and i is not Ellipsis for i in index)
-    full = [e for i in index for e in ([slice(None)]*(rank - taken) if i is Ellipsis else [i])]
-    return [['new'] if i is None else i if isinstance(i, int) else [i.start, i.stop, i.step] for i in full]
+    full, res = [], []
+    for i in index: full += [slice(None)]*(rank - taken) if i is Ellipsis else [i]
+    for i in full:
+        if i is None: res.append(['new'])
+        elif isinstance(i, int): res.append(i)
+        else: res.append([i.start, i.stop, i.step])
+    return res
 
-def _index(entries) -> tuple:
-    "What `_entries` wrote, as torch takes it"
-    return tuple(None if e == ['new'] else e if isinstance(e, int) else slice(*e) for e in entries)
+def _entry(e): # of `_entries`, as torch takes it
+    if e == ['new']: return None
+    return e if isinstance(e, int) else slice(*e)
 
+def _numbers_in(index) -> list:
+    "What stands in an index, starts and stops of slices included"
+    res = []
+    for i in index: res += [i.start, i.stop, i.step] if isinstance(i, slice) else [i]
+    return res
+
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #q781
 @operation('slice')
 class _Slice(IntegerOp):
     "A part of a value"
-    def compute(self, s, x, grids): return x[_index(s.params['index'])]
+    def compute(self, s, x, grids): return x[tuple(map(_entry, s.params['index']))]
 
     def settle(self, n, nodes, shapes):
-        numbers = [v for i in n.params['index'] for v in ((i.start, i.stop, i.step) if isinstance(i, slice) else (i,))]
-        if any(not isinstance(v, (int, type(None), type(Ellipsis))) for v in numbers): raise ValueError('its index is computed by the model')
-        return n.kind
+        known = int, type(None), type(Ellipsis)
+        if all(isinstance(v, known) for v in _numbers_in(n.params['index'])): return n.kind
+        raise ValueError('its index is computed by the model')
 
     def constants(self, n, b):
         index, rank = n.params['index'], _rank(n, b)
         if 'dim' in n.params: index = [slice(None)]*(n.params['dim'] % rank) + index
         return dict(index=_entries(index, rank))
 
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #q783
 @operation('stack')
 class _Stack(IntegerOp):
     "Values beside each other along a dimension that is added"
     def steps(self, n, inputs, grid, b):
         dim = n.params['dim'] % (_rank(n, b) + 1)
-        index = [[None, None, None]]*dim + [['new']]
-        parts = [b.add(f'{n.name}/{i}', 'slice', [b.on(x, grid)], grid, index=index) for i, x in enumerate(inputs)]
+        index, parts = [[None, None, None]]*dim + [['new']], []
+        for i, x in enumerate(inputs): parts.append(b.add(f'{n.name}/{i}', 'slice', [b.on(x, grid)], grid, index=index))
         return b.add(n.name, 'concat', parts, grid, dim=dim)
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i310
+def border_value(s):
+    "What a constant border is filled with: an integer of the grid, or a float"
+    v, g = s.params['value'], s.grid
+    return v if g is None else min(max(g.nearest(v), g.low), g.high)
+
 @operation('pad')
 class _Pad(IntegerOp):
     "A border"
@@ -80,11 +98,7 @@ class _Pad(IntegerOp):
         if p['mode'] == 'constant': return F.pad(x, p['pad'], value=border_value(s))
         return F.pad(x.float(), p['pad'], p['mode']).to(x.dtype)
 
-def border_value(s):
-    "What a constant border is filled with: an integer of the grid, or a float"
-    v, g = s.params['value'], s.grid
-    return v if g is None else min(max(g.nearest(v), g.low), g.high)
-
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #q786
 @operation('expand')
 class _Expand(IntegerOp):
     "A value repeated along dimensions"
@@ -94,54 +108,66 @@ class _Expand(IntegerOp):
     def settle(self, n, nodes, shapes):
         before, after = shapes.get(n.inputs[0]), n.shape
         if before is None or after is None: raise ValueError('how often it repeats is seen on images: give example_input')
-        before = [1]*(len(after) - len(before)) + list(before)
-        n.params = dict(sizes=[-1 if a == -1 and b > 1 or a == b else a for a, b in zip(after, before)])
-        if any(a == -1 and b == 1 for a, b in zip(after, before)): raise ValueError('repeats a value for each image')
-        if len(after) != len(shapes[n.inputs[0]]): raise ValueError('adds dimensions in front')
+        own = [1]*(len(after) - len(before)) + list(before)
+        if any(a == -1 and b == 1 for a, b in zip(after, own)): raise ValueError('repeats a value for each image')
+        if len(after) != len(before): raise ValueError('adds dimensions in front')
+        n.params = dict(sizes=[-1 if a in (-1, b) else a for a, b in zip(after, own)])
         return n.kind
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i310p0
+def _dims(n, b) -> list: # of the node, from the front
+    return [d % _rank(n, b) for d in n.params['dims']]
+
 @operation('roll')
 class _Roll(IntegerOp):
     "Values moved around in a circle"
     def compute(self, s, x, grids): return x.roll(s.params['shifts'], s.params['dims'])
-    def constants(self, n, b): return dict(shifts=n.params['shifts'], dims=[d % _rank(n, b) for d in n.params['dims']])
+    def constants(self, n, b): return dict(shifts=n.params['shifts'], dims=_dims(n, b))
 
 @operation('flip')
 class _Flip(IntegerOp):
     "Values in the opposite order"
     def compute(self, s, x, grids): return x.flip(s.params['dims'])
-    def constants(self, n, b): return dict(dims=[d % _rank(n, b) for d in n.params['dims']])
+    def constants(self, n, b): return dict(dims=_dims(n, b))
 
 @operation('amax')
 class _Largest(IntegerOp):
     "The largest value along dimensions"
     def compute(self, s, x, grids): return x.amax(s.params['dims'], s.params['keepdim'])
-    def constants(self, n, b): return dict(dims=[d % _rank(n, b) for d in n.params['dims']], keepdim=n.params['keepdim'])
+    def constants(self, n, b): return dict(dims=_dims(n, b), keepdim=n.params['keepdim'])
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i313
 _UNITS = 128 # of a weight of an interpolation
 
-def _called(p, x): return getattr(F, p['function'])(x, **{k: tuple(v) if isinstance(v, list) else v for k, v in p['args'].items()})
+def _called(p, x):
+    args = {k: tuple(v) if isinstance(v, list) else v for k, v in p['args'].items()}
+    return getattr(F, p['function'])(x, **args)
 
 def _along(p, h, w, dim) -> Tensor: # (places of the result, h or w), whole numbers
     "With which factors places of the result add up rows (dim 2) or columns (3) of a value (h, w)"
     size = (h, w)[dim - 2]
-    lines = torch.eye(size, dtype=torch.float64).view(size, 1, *((size, 1) if dim == 2 else (1, size))).expand(size, 1, h, w)
+    line = (size, 1) if dim == 2 else (1, size) # a map with ones in one row, or one column, for each
+    lines = torch.eye(size, dtype=torch.float64).view(size, 1, *line).expand(size, 1, h, w)
     y = _called(p, lines).sum(5 - dim)[:, 0].T
     y = y/y.abs().sum(1, keepdim=True).clamp_min(1e-12)
     if p['function'] == 'interpolate': return (y*_UNITS).round()
     return (y > 0).double() # an average: each counts alike
 
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #q789
 def resampling(p:dict, h:int, w:int) -> tuple: # (out h, h), (out w, w), (out h, out w)
     "Rows, columns and factors of a pool or an interpolation of a value (h, w); ValueError where float32 could not add up the sums"
     rows, columns = _along(p, h, w, 2), _along(p, h, w, 3)
     reach = 255*rows.abs().sum(1).max()*columns.abs().sum(1).max()
     if reach >= 2**24: raise ValueError(f'sums of up to {reach:,.0f}, and float32 counts to {2**24:,}')
     total = rows.sum(1).view(-1, 1)*columns.sum(1)
-    return rows.float(), columns.float(), (_called(p, torch.ones(1, 1, h, w, dtype=torch.float64))[0, 0]/total).float()
+    ones = _called(p, torch.ones(1, 1, h, w, dtype=torch.float64))[0, 0]
+    return rows.float(), columns.float(), (ones/total).float()
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i313p0
+def place_factors(s, grid:Grid) -> Tensor: # float32, (out h, out w)
+    "By what the sum of integers of `grid` is multiplied at each place"
+    return s.params['factors']*(torch.tensor(grid.step)/torch.tensor(s.grid.step))
+
 @operation('resample')
 class _Resample(IntegerOp):
     "Rows and columns added up, each place with one factor"
@@ -157,10 +183,6 @@ class _Resample(IntegerOp):
         if len(before) != 4: raise ValueError(f'on {before}: only on (batch, channels, h, w)')
         n.params = dict(zip(('rows', 'columns', 'factors'), resampling(n.params, *before[2:])))
         return n.kind
-
-def place_factors(s, grid:Grid) -> Tensor: # float32, (out h, out w)
-    "By what the sum of integers of `grid` is multiplied at each place"
-    return s.params['factors']*(torch.tensor(grid.step)/torch.tensor(s.grid.step))
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i316
 @operation('axes')

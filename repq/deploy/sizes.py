@@ -24,6 +24,11 @@ def shape_of(v):
     if isinstance(v, dict): return {k: shape_of(i) for k, i in v.items()}
     return type(v)(map(shape_of, v)) if type(v) in (tuple, list) else v
 
+def _has_tensor(v) -> bool: # of `shape_of`
+    if isinstance(v, dict): return any(map(_has_tensor, v.values()))
+    return isinstance(v, (tuple, list)) and (v[:1] == ('shape',) or any(map(_has_tensor, v)))
+
+# %% ../../nbs/4_deploy/05b_sizes.ipynb #q851
 class _Shapes(fx.Interpreter):
     "Runs a graph and keeps the shape of each value"
     def __init__(self, module):
@@ -43,11 +48,8 @@ def _shapes(model, graph, x, images:int) -> dict:
     run.run(*(torch.cat([v[:1]]*images) for v in as_inputs(x)))
     return run.seen
 
-def _has_tensor(v) -> bool:
-    if isinstance(v, dict): return any(map(_has_tensor, v.values()))
-    return isinstance(v, (tuple, list)) and (v[:1] == ('shape',) or any(map(_has_tensor, v)))
-
 def _template(a, b) -> tuple: # None for what is no tensor, or has another number of dimensions
+    "What two shapes have in common, -1 where they differ"
     if not (isinstance(a, tuple) and a[:1] == ('shape',)) or len(a) != len(b): return None
     return tuple(i if i == j else -1 for i, j in zip(a[1:], b[1:]))
 
@@ -56,7 +58,9 @@ _RESHAPES = {'view', 'reshape', 'unflatten', 'flatten'}
 _PARTS = {'chunk', 'split', 'unbind', 'tensor_split', 'split_with_sizes'}
 _ASSERTS = {torch._assert}
 
-def _is_number(v): return isinstance(v, (int, float, bool)) or isinstance(v, tuple) and all(isinstance(i, int) for i in v)
+def _is_number(v):
+    if isinstance(v, tuple): return all(isinstance(i, int) for i in v)
+    return isinstance(v, (int, float, bool))
 
 def _name(n): return n.target if n.op == 'call_method' else getattr(n.target, '__name__', '')
 
@@ -64,8 +68,10 @@ def _with_numbers(n, numbers, templates) -> bool:
     "Let `n` read numbers instead of nodes; was there one?"
     mine = [i for i in n.all_input_nodes if i in numbers]
     if n.op == 'call_function' and n.target in _ASSERTS: return False
-    fill = lambda i: (tuple(numbers[i]) if isinstance(numbers[i], tuple) else numbers[i]) if i in numbers else i
-    n.args, n.kwargs = fx.node.map_arg((n.args, n.kwargs), fill)
+    def number(i):
+        v = numbers.get(i, i)
+        return tuple(v) if isinstance(v, tuple) else v # torch.Size as well
+    n.args, n.kwargs = fx.node.map_arg((n.args, n.kwargs), number)
     x, shape = next(iter(n.args), None), templates.get(n.name)
     open_ = [i for i in n.all_input_nodes if i is not x]
     if open_ and _name(n) in _RESHAPES and isinstance(x, fx.Node) and shape and shape.count(-1) <= 1:
@@ -78,11 +84,16 @@ def _dim(n) -> int:
     at = 1 if _name(n) == 'unbind' else 2
     return n.kwargs.get('dim', n.args[at] if len(n.args) > at else 0)
 
+def _takes_part(n) -> bool:
+    "Does the node take one value of `chunk` and its like?"
+    if n.target is not operator.getitem: return False
+    whole, i = n.args
+    return isinstance(whole, fx.Node) and _name(whole) in _PARTS and isinstance(i, int)
+
 def _take_parts(graph, shapes, templates):
     "`chunk(x)[i]` becomes a part of x"
-    for n in list(graph.nodes):
-        if n.target is not operator.getitem or not isinstance(n.args[0], fx.Node) or _name(n.args[0]) not in _PARTS or not isinstance(n.args[1], int): continue
-        whole, i = n.args[0], n.args[1]
+    for n in filter(_takes_part, list(graph.nodes)):
+        whole, i = n.args
         x, sizes, dim = whole.args[0], shapes.get(whole.name), _dim(whole)
         if not isinstance(dim, int) or not isinstance(sizes, (tuple, list)): continue
         dim, i = dim % (len(shapes[x.name]) - 1), i % len(sizes)
@@ -101,8 +112,10 @@ def numbers_for_sizes(model:nn.Module, graph:fx.Graph, x # a tensor, or a tuple 
     "Let `graph`, in place, compute with numbers where `model` asks for sizes"
     two, three = (_shapes(model, graph, x, n) for n in (2, 3))
     templates = {k: _template(v, three[k]) for k, v in two.items()}
-    sizes = {n: two[n.name] for n in graph.nodes if n.op.startswith('call') and not _has_tensor(two[n.name]) and two[n.name] is not None}
-    numbers = {n: v for n, v in sizes.items() if v == three[n.name] and _is_number(v)}
-    found = [_with_numbers(n, numbers, templates) for n in list(graph.nodes) if n.op.startswith('call') and n not in sizes or n.op == 'output']
+    calls = [n for n in graph.nodes if n.op.startswith('call')]
+    sizes = {n for n in calls if two[n.name] is not None and not _has_tensor(two[n.name])}
+    numbers = {n: two[n.name] for n in sizes if two[n.name] == three[n.name] and _is_number(two[n.name])}
+    readers = [n for n in graph.nodes if n.op == 'output' or n.op.startswith('call') and n not in sizes]
+    found = [_with_numbers(n, numbers, templates) for n in readers]
     _take_parts(graph, two, templates)
     return templates, any(found)

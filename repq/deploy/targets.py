@@ -5,6 +5,7 @@
 # %% ../../nbs/4_deploy/10_targets.ipynb #o702
 from __future__ import annotations
 from dataclasses import dataclass
+from fastcore.basics import patch
 from .integer_grids import Grid
 from .integer_ops import Step
 from .integer_network import IntegerNetwork
@@ -13,7 +14,7 @@ from .sizes import as_inputs
 from ..networks.files import check_output, writing
 
 # %% auto #0
-__all__ = ['Value', 'Target', 'write_target']
+__all__ = ['Value', 'Target', 'write_target', 'cannot_run']
 
 # %% ../../nbs/4_deploy/10_targets.ipynb #o705
 @dataclass(frozen=True)
@@ -35,34 +36,42 @@ class Target:
             return f
         return register
 
-    def check(self, net:IntegerNetwork):
-        "ValueError, with the name of the first step of `net` that this target cannot hold"
-        for s in net.steps:
-            if s.op not in self.functions: self.refuse(s, self.hints.get(s.op, f"of operations it has {', '.join(self.functions)}"))
+# %% ../../nbs/4_deploy/10_targets.ipynb #q531
+@patch
+def refuse(self:Target, s:Step, why:str):
+    "The error of a step that this target cannot hold"
+    raise ValueError(f"'{s.name}', an operation '{s.op}', cannot be written to {self.name}: {why}")
 
-    def refuse(self, s:Step, why:str):
-        "The error of a step that this target cannot hold"
-        raise ValueError(f"'{s.name}', an operation '{s.op}', cannot be written to {self.name}: {why}")
+@patch
+def check(self:Target, net:IntegerNetwork):
+    "ValueError, with the name of the first step of `net` that this target cannot hold"
+    for s in net.steps:
+        if s.op in self.functions: continue
+        self.refuse(s, self.hints.get(s.op, f"of operations it has {', '.join(self.functions)}"))
 
-    def shapes(self, net:IntegerNetwork, x) -> dict: # name -> shape
-        "Of each value, for an image of `x`"
-        xs = x if isinstance(x, tuple) else (x,)
-        return {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}
+# %% ../../nbs/4_deploy/10_targets.ipynb #q534
+@patch
+def shapes(self:Target, net:IntegerNetwork, x) -> dict: # name -> shape
+    "Of each value, for an image of `x`"
+    xs = x if isinstance(x, tuple) else (x,)
+    return {k: tuple(getattr(v, 'shape', ())) for k, v in net.values(*(v[:1] for v in xs)).items()}
 
-    def write(self, net:IntegerNetwork, file, # whatever the functions write to
-              x,             # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
-              handle=None,   # of the input, a dictionary of several; None: the names of the inputs
-              shapes=None,   # of `Target.shapes`, where they are known already
-             ) -> dict:      # name -> `Value`
-        "Write the steps of `net` one after another"
-        self.check(net)
-        shapes, grids = shapes or self.shapes(net, x), net.grids
-        handles = handle if isinstance(handle, dict) else {i: i if handle is None else handle for i in net.inputs}
-        made = {i: Value(handles[i], None, shapes[i]) for i in net.inputs}
-        for s in net.steps:
-            result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
-            made[s.name] = Value(result, grids[s.name], shapes[s.name])
-        return made
+@patch
+def write(self:Target, net:IntegerNetwork,
+          file,          # whatever the functions write to
+          x,             # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
+          handle=None,   # of the input, a dictionary of several; None: the names of the inputs
+          shapes=None,   # of `Target.shapes`, where they are known already
+         ) -> dict:      # name -> `Value`
+    "Write the steps of `net` one after another"
+    self.check(net)
+    shapes, grids = shapes or self.shapes(net, x), net.grids
+    handles = handle if isinstance(handle, dict) else {i: i if handle is None else handle for i in net.inputs}
+    made = {i: Value(handles[i], None, shapes[i]) for i in net.inputs}
+    for s in net.steps:
+        result = self.functions[s.op](file, s, *(made[i] for i in s.inputs))
+        made[s.name] = Value(result, grids[s.name], shapes[s.name])
+    return made
 
 # %% ../../nbs/4_deploy/10_targets.ipynb #o713
 def write_target(model,         # quantized, its steps initialised; or deployed
@@ -79,3 +88,8 @@ def write_target(model,         # quantized, its steps initialised; or deployed
     data = made(net, x)
     with writing(path, overwrite) as part: part.write_bytes(data)
     return net
+
+# %% ../../nbs/4_deploy/10_targets.ipynb #q536
+def cannot_run(path, runtime:str, error:Exception) -> ValueError:
+    "The error of a file that a runtime does not take, in one line"
+    return ValueError(f'{path} cannot be run by {runtime} ({" ".join(str(error).split())[:200]})')

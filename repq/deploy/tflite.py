@@ -12,7 +12,7 @@ import torch, torch.nn as nn
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
 from .sizes import as_inputs
-from .targets import write_target
+from .targets import cannot_run, write_target
 from .tflite_files import decode_tflite, operator_names
 from .tflite_writer import tflite_bytes
 from . import tflite_operations
@@ -43,8 +43,7 @@ def tflite_session(path, threads:int=1, # 0: as many as the runtime likes
     try:
         res = Interpreter(model_content=data, num_threads=threads or None, experimental_op_resolver_type=kind)
         res.allocate_tensors()
-    except Exception as e: # it has kinds of its own
-        raise ValueError(f'{path} cannot be run by LiteRT ({" ".join(str(e).split())[:200]})') from None
+    except Exception as e: raise cannot_run(path, 'LiteRT', e) from None # it has kinds of its own
     return res
 
 def _one(session, images) -> list: # of arrays

@@ -37,6 +37,7 @@ def _add(g, s, a, b): # the steps of a sum are the factors of the reference, in 
     read = [dequantized(g, v.handle, f/2**shift) for v, f in zip((a, b), factors)]
     return on_grid(g, binary(g, s, 'ADD', read, shapes), s.grid, 1.)
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q634
 @TFLITE.writes('mean')
 def _mean(g, s, x):
     n, h = prod(x.shape[2:]), whole_numbers(g, x)
@@ -61,13 +62,15 @@ def _prelu(g, s, x):
 
 @TFLITE.writes('clip')
 def _clip(g, s, x):
-    h, p = x.handle, s.params
-    ends = [('MAXIMUM', p['low'])]*(p['low'] > -np.inf) + [('MINIMUM', p['high'])]*(p['high'] < np.inf)
+    h, p, ends = x.handle, s.params, []
+    if p['low'] > -np.inf: ends.append(('MAXIMUM', p['low']))
+    if p['high'] < np.inf: ends.append(('MINIMUM', p['high']))
     for kind, v in ends:
         if h.form is None: h = g.op(kind, h, g.number(v))
         else: h = g.op(kind, h, g.constant(np.int8([h.form.byte(v, x.grid)]), h.form), form=h.form)
     return h
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q639
 @TFLITE.writes('maxpool')
 def _maxpool(g, s, x):
     p, h, out = s.params, x.handle, channels_last(g.shapes[s.name])
@@ -101,6 +104,7 @@ def _enlarge(g, s, x):
     for axis, n in zip((1, 2), s.params['scale']): h = select(g, h, axis, np.repeat(np.arange(h.shape[axis]), n))
     return h
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q644
 def in_one_form(g:TFLiteFile, values, grid:Grid) -> list: # of `Held`
     "Values whose bytes mean the same, each integer of `grid` among them"
     forms = {(v.handle.form.scale, v.handle.form.zero) for v in values if v.grid}
@@ -117,7 +121,8 @@ def _concat(g, s, *values):
 @TFLITE.writes('float')
 def _float(g, s, *values):
     p = s.params
-    what = type(p['module']).__name__ if 'module' in p else getattr(p['target'], '__name__', p['target']) or p['call']
+    if 'module' in p: what = type(p['module']).__name__
+    else: what = getattr(p['target'], '__name__', p['target']) or p['call']
     line = f" ({p['line']})" if p['line'] else ''
     TFLITE.refuse(s, f'torch computes it in floating point: {what}{line}; what would do: leaving it out, or ONNX, which holds it')
 
@@ -135,6 +140,7 @@ def _table(g, s, x):
     place = g.op('ADD', place, g.numbers([128]), type='int32')
     return g.op('GATHER', g.constant(table, form), place, shape=h.shape, form=form, axis=0)
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q649
 @TFLITE.writes('mul')
 def _mul(g, s, a, b):
     shapes = a.shape, b.shape
@@ -164,23 +170,28 @@ def _permute(g, s, x):
 @TFLITE.writes('reshape')
 def _reshape(g, s, x): return reshaped(g, x.handle, g.shapes[s.name])
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q653
+def _places(e, n): # an integer, or [start, stop, step]
+    "Which of `n` places an index picks"
+    places = np.arange(n)
+    return places[e:e + 1 or None] if isinstance(e, int) else places[slice(*e)]
+
 @TFLITE.writes('slice')
 def _slice(g, s, x):
-    h, rank = x.handle, len(x.shape)
-    for d, e in enumerate(e for e in s.params['index'] if e != ['new']):
-        places = np.arange(x.shape[d])
-        h = select(g, h, file_axis(d, rank), places[e:e + 1 or None] if isinstance(e, int) else places[slice(*e)])
-    plain = all(isinstance(e, list) and e != ['new'] for e in s.params['index'])
+    h, rank, index = x.handle, len(x.shape), s.params['index']
+    for d, e in enumerate(e for e in index if e != ['new']):
+        h = select(g, h, file_axis(d, rank), _places(e, x.shape[d]))
+    plain = all(isinstance(e, list) and e != ['new'] for e in index)
     return h if plain else reshaped(g, h, g.shapes[s.name])
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q654
 @TFLITE.writes('pad')
 def _pad(g, s, x):
-    p, rank = s.params, len(x.shape)
+    p, rank, constant = s.params, len(x.shape), s.params['mode'] == 'constant'
     h, = in_one_form(g, [x], s.grid)
-    ends = [(rank - 1 - i, p['pad'][2*i], p['pad'][2*i + 1]) for i in range(len(p['pad'])//2)] # from the last dimension on
     before, after = [0]*rank, [0]*rank
-    for d, a, b in ends:
-        axis, constant = file_axis(d, rank), p['mode'] == 'constant'
+    for i in range(len(p['pad'])//2): # from the last dimension on
+        axis, (a, b) = file_axis(rank - 1 - i, rank), p['pad'][2*i:2*i + 2]
         h = bordered(g, h, axis, min(a, 0) if constant else a, min(b, 0) if constant else b, p['mode'])
         if constant: before[axis], after[axis] = max(a, 0), max(b, 0)
     return padded(g, h, before, after, h.form.byte(border_value(s), s.grid) if h.form else p['value'])
@@ -222,6 +233,7 @@ def _axes(g, s, x):
     y = _over(g, s, x, whole_numbers(g, x), 'SUM')
     return on_grid(g, g.op('MUL', y, g.number(axes_factor(s, x.grid).item())), s.grid, 1.)
 
+# %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #q660
 @TFLITE.writes('resample')
 def _resample(g, s, x): # rows · x · columns, the last axis each time
     y = transposed(g, whole_numbers(g, x), (0, 3, 1, 2)) # channels, rows, columns

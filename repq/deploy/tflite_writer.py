@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 import numpy as np
 import torch
+from fastcore.basics import patch
 from ..method.kernels import pair
 from ..networks.files import SIGNATURE
 from .integer_grids import Grid
@@ -18,7 +19,7 @@ from .tflite_files import OPERATORS, TYPES, UNION, encode_tflite
 
 # %% auto #0
 __all__ = ['TFLITE', 'ASSUMES', 'Form', 'Held', 'channels_last', 'file_axis', 'TFLiteFile', 'dequantized', 'as_floats',
-           'whole_numbers', 'on_grid', 'bounded_below', 'as_result', 'select', 'transposed', 'reshaped', 'padded',
+           'whole_numbers', 'bounded_below', 'on_grid', 'as_result', 'select', 'transposed', 'reshaped', 'padded',
            'bordered', 'tflite_bytes']
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t106
@@ -55,29 +56,26 @@ class Held:
     shape: tuple
     form: Form = None # None: float32, or int32
 
-def channels_last(shape) -> tuple: return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else tuple(shape)
-def file_axis(dim, rank) -> int: # where the file has dimension `dim`
+def channels_last(shape) -> tuple:
+    "The shape that a value has in the file"
+    return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else tuple(shape)
+
+def file_axis(dim, rank) -> int:
+    "Where the file has dimension `dim`"
     return (0, 3, 1, 2)[dim] if rank == 4 else dim
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q601
 class TFLiteFile:
     "Tensors and operators of a .tflite file under construction"
     def __init__(self, shapes:dict): # name of a value -> its shape, as torch has it
         self.shapes, self.tensors, self.operators, self.codes, self.buffers = shapes, [], [], [], [b'']
 
     def tensor(self, shape, type, name='', buffer=0, scale=None, zero=None, axis=0) -> int:
+        "Add a tensor; its index"
         q = None if scale is None else dict(scale=scale, zero_point=zero, quantized_dimension=axis)
         name = name or f'value/{len(self.tensors)}' # with a slash, which no layer's name has
         self.tensors.append(dict(shape=shape, type=TYPES[type], buffer=buffer, name=name, quantization=q))
         return len(self.tensors) - 1
-
-    def constant(self, value, form=None, scale=None, axis=0, name='') -> Held:
-        "A constant; with a scale for each of its channels along `axis`"
-        value = np.ascontiguousarray(value)
-        self.buffers.append(value.astype(value.dtype.newbyteorder('<')).tobytes())
-        if form: scale, zero = [form.scale], [form.zero]
-        else: zero = None if scale is None else np.zeros(len(scale), np.int64)
-        at = self.tensor(value.shape, value.dtype.name, name, len(self.buffers) - 1, scale, zero, axis)
-        return Held(at, value.shape, form)
 
     def op(self, kind, *inputs, shape=None, form=None, type=None, **options) -> Held:
         "An operator and its result; of the shape of what it reads first, if none is said"
@@ -90,21 +88,37 @@ class TFLiteFile:
         self.operators.append(dict(opcode_index=self.codes.index(kind), inputs=read, outputs=[out], **union))
         return Held(out, shape, form)
 
-    def numbers(self, v) -> Held: return self.constant(np.int32(v))
-    def number(self, v) -> Held: return self.constant(np.float32([v] if np.ndim(v) == 0 else v))
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q603
+@patch
+def constant(self:TFLiteFile, value, form=None, scale=None, axis=0, name='') -> Held:
+    "A constant; with a scale for each of its channels along `axis`"
+    value, zero = np.ascontiguousarray(value), None
+    self.buffers.append(value.astype(value.dtype.newbyteorder('<')).tobytes())
+    if form: scale, zero = [form.scale], [form.zero]
+    elif scale is not None: zero = np.zeros(len(scale), np.int64)
+    at = self.tensor(value.shape, value.dtype.name, name, len(self.buffers) - 1, scale, zero, axis)
+    return Held(at, value.shape, form)
 
-    def encoded(self, inputs, outputs, # lists of `Held`
-                metadata=None, signature=None) -> bytes:
-        "The file"
-        buffers = [*self.buffers, json.dumps(metadata or {}).encode()]
-        return encode_tflite(dict(
-            version=3, description=SIGNATURE, buffers=[dict(data=b) if b else {} for b in buffers],
-            operator_codes=[dict(deprecated_builtin_code=min(c, 127), version=v, builtin_code=c) for c, v in self._numbers()],
-            subgraphs=[dict(tensors=self.tensors, operators=self.operators, name='main',
-                            inputs=[i.index for i in inputs], outputs=[o.index for o in outputs])],
-            metadata=[dict(name='repq', buffer=len(buffers) - 1)], signature_defs=[signature] if signature else None))
+@patch
+def numbers(self:TFLiteFile, v) -> Held: return self.constant(np.int32(v))
 
-    def _numbers(self): return [OPERATORS[k][:2] for k in self.codes]
+@patch
+def number(self:TFLiteFile, v) -> Held: return self.constant(np.float32([v] if np.ndim(v) == 0 else v))
+
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q606
+@patch
+def encoded(self:TFLiteFile, inputs, outputs, # lists of `Held`
+            metadata=None, signature=None) -> bytes:
+    "The file"
+    buffers = [*self.buffers, json.dumps(metadata or {}).encode()]
+    numbers = [OPERATORS[k][:2] for k in self.codes]
+    main = dict(tensors=self.tensors, operators=self.operators, name='main',
+                inputs=[i.index for i in inputs], outputs=[o.index for o in outputs])
+    return encode_tflite(dict(
+        version=3, description=SIGNATURE, subgraphs=[main],
+        buffers=[dict(data=b) if b else {} for b in buffers],
+        operator_codes=[dict(deprecated_builtin_code=min(c, 127), version=v, builtin_code=c) for c, v in numbers],
+        metadata=[dict(name='repq', buffer=len(buffers) - 1)], signature_defs=[signature] if signature else None))
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t111
 def dequantized(g:TFLiteFile, h:Held, step:float) -> Held:
@@ -121,6 +135,11 @@ def whole_numbers(g:TFLiteFile, x:Value) -> Held:
     "The integers of `x`, without the zero-point, as floats"
     return dequantized(g, x.handle, 1.)
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q608
+def bounded_below(g:TFLiteFile, h:Held) -> Held:
+    "What no activation has cut off below"
+    return h if h.form.low == -128 else g.op('MAXIMUM', h, g.constant(np.int8([h.form.low]), h.form), form=h.form)
+
 def on_grid(g:TFLiteFile, y:Held, grid:Grid,
             step=None # of the floats' grid: 1 where they are whole numbers of steps
            ) -> Held:
@@ -129,10 +148,6 @@ def on_grid(g:TFLiteFile, y:Held, grid:Grid,
     unit = np.float32(grid.step if step is None else step)/np.float32(f.scale)
     if unit != 1 or f.activation: y = g.op('DIV', y, g.number(unit), activation=f.activation)
     return bounded_below(g, g.op('QUANTIZE', y, form=f))
-
-def bounded_below(g:TFLiteFile, h:Held) -> Held:
-    "What no activation has cut off below"
-    return h if h.form.low == -128 else g.op('MAXIMUM', h, g.constant(np.int8([h.form.low]), h.form), form=h.form)
 
 def as_result(g:TFLiteFile, y:Held, s:Step) -> Held:
     "The floats `y` as the value of step `s`, on its grid if it has one"
@@ -149,6 +164,7 @@ def select(g:TFLiteFile, h:Held, axis:int, index) -> Held:
     begin[axis] = index[0]
     return g.op('SLICE', h, g.numbers(begin), g.numbers(shape), shape=shape, form=h.form)
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q610
 def transposed(g:TFLiteFile, h:Held, order) -> Held:
     "Axes of the file in another order; nothing where that moves no value"
     moved = [a for a in order if h.shape[a] != 1]
@@ -163,19 +179,19 @@ def reshaped(g:TFLiteFile, h:Held, shape) -> Held:
     if h.shape != tuple(shape): h = g.op('RESHAPE', h, g.numbers(shape), shape=shape, form=h.form)
     return transposed(g, h, (0, 2, 3, 1)) if len(shape) == 4 else h
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q611
 def padded(g:TFLiteFile, h:Held, before, after, # for each axis of the file, none negative
            byte:int=None) -> Held: # None: the zero-point, or 0.
     "A border around values"
     if not any((*before, *after)): return h
-    border, shape = g.numbers(list(zip(before, after))), [a + n + b for a, n, b in zip(before, h.shape, after)]
+    border = g.numbers(list(zip(before, after)))
+    shape = [a + n + b for a, n, b in zip(before, h.shape, after)]
     if byte is None: return g.op('PAD', h, border, shape=shape, form=h.form)
     fill = g.constant(np.int8([byte]), h.form) if h.form else g.number(byte)
     return g.op('PADV2', h, border, fill, shape=shape, form=h.form)
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t115
 TFLITE = Target('TensorFlow Lite')
-
-_LEAST, _MOST = np.float32(2**-32), np.nextafter(np.float32(256), np.float32(0))
 
 def _constants(s:Step, own:Grid) -> tuple: # weight, bias: whole numbers (out, in/groups, ...), (out,); multiplier: float32 (out,)
     "A layer that reads `own`, in units of what it gives"
@@ -188,6 +204,7 @@ def _positive(w, b, m) -> tuple:
     sign = np.where(m < 0, -1, 1)
     return w*sign.reshape(-1, *[1]*(w.ndim - 1)), b*sign, abs(m)
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q614
 def _in_bytes(w, groups) -> tuple: # weights up to 127, which input channels they read; None: all, once
     "128 is 127 + 1, and the 1 reads the channel once more"
     over = w > 127
@@ -201,7 +218,11 @@ def _in_bytes(w, groups) -> tuple: # weights up to 127, which input channels the
         picks.append(i*ins + np.concatenate([np.arange(ins), np.resize([*own, 0], extra.shape[1])]))
     return np.concatenate([w - over, extra], 1), np.concatenate(picks)
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q617
+_LEAST, _MOST = np.float32(2**-32), np.nextafter(np.float32(256), np.float32(0))
+
 def _quantized(g, s, h, w, b, m, axis, form) -> tuple: # weight and bias as constants
+    "The constants of a layer, whose scales multiply to `m`"
     scale = m.clip(_LEAST, _MOST)*np.float32(form.scale/h.form.scale)
     weight = g.constant(np.int8(w), scale=scale, axis=axis, name=f'{s.name}.weight')
     return weight, g.constant(np.int32(b), scale=scale*np.float32(h.form.scale), name=f'{s.name}.bias')
@@ -225,15 +246,15 @@ def _linear_floats(g, s, h, w, b, m) -> Held:
 
 # %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #t119
 _BORDERS = dict(reflect='reflect', replicate='edge', circular='wrap')
+_SAME, _VALID = 0, 1
 
 def bordered(g:TFLiteFile, h:Held, axis:int, before:int, after:int, mode:str) -> Held:
     "Values around, or a crop, along an axis: of the values themselves"
     index = np.pad(np.arange(h.shape[axis]), (max(before, 0), max(after, 0)), mode=_BORDERS.get(mode, 'edge'))
     return select(g, h, axis, index[max(-before, 0):len(index) - max(-after, 0)])
 
-_SAME, _VALID = 0, 1
-
 def _around(g, p, h) -> tuple: # input with its border, `_SAME` or `_VALID`
+    "What a convolution reads, with what is left for it to pad"
     padding, zeros = pair(p['padding']), p['padding_mode'] == 'zeros'
     for axis, n in zip((1, 2), padding):
         if n < 0 or not zeros: h = bordered(g, h, axis, n, n, p['padding_mode'])
@@ -243,6 +264,7 @@ def _around(g, p, h) -> tuple: # input with its border, `_SAME` or `_VALID`
     around = 0, *padding, 0
     return padded(g, h, around, around), _VALID
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q620
 @TFLITE.writes('layer')
 def _layer(g, s:Step, x):
     p, h = s.params, x.handle
@@ -271,13 +293,16 @@ ASSUMES = dict(runtime='TensorFlow Lite (LiteRT) with the XNNPACK delegate, the 
                layout='NHWC, one image, float32 in and out')
 
 def _metadata(net:IntegerNetwork, made) -> dict:
+    "What the scales do not say"
     values = {n: dict(step=v.grid.step, zero_point=v.handle.form.zero) for n, v in made.items() if v.grid is not None}
     return dict(repq=SIGNATURE, assumes=ASSUMES, inputs=net.inputs, outputs=net.outputs, values=values)
 
 def _signature(net, made) -> dict:
-    ends = lambda names: [dict(name=n, tensor_index=made[n].handle.index) for n in names]
+    "Inputs and outputs by their names in the network"
+    def ends(names): return [dict(name=n, tensor_index=made[n].handle.index) for n in names]
     return dict(inputs=ends(net.inputs), outputs=ends(net.outputs), signature_key='serving_default', subgraph_index=0)
 
+# %% ../../nbs/4_deploy/11d_tflite_writer.ipynb #q621
 def _input(g, name) -> Held:
     shape = channels_last(g.shapes[name])
     return Held(g.tensor(shape, 'float32', name), shape)
@@ -288,5 +313,5 @@ def tflite_bytes(net:IntegerNetwork, x # images as the network takes them, or a 
     g = TFLiteFile(TFLITE.shapes(net, x))
     made = TFLITE.write(net, g, x, {i: _input(g, i) for i in net.inputs}, g.shapes)
     for n, v in made.items(): g.tensors[v.handle.index]['name'] = n
-    ends = {k: [made[n].handle for n in names] for k, names in (('inputs', net.inputs), ('outputs', net.outputs))}
-    return g.encoded(**ends, metadata=_metadata(net, made), signature=_signature(net, made))
+    inputs, outputs = ([made[n].handle for n in names] for names in (net.inputs, net.outputs))
+    return g.encoded(inputs, outputs, metadata=_metadata(net, made), signature=_signature(net, made))

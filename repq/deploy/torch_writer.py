@@ -29,6 +29,7 @@ class TorchGraph:
         self.root.register_buffer(name, v)
         return self.graph.get_attr(name)
 
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q670
 _OPS = torch.ops.quantized_decomposed
 _BYTE = -128, 127, torch.int8
 
@@ -43,7 +44,9 @@ def on_torch_grid(g:TorchGraph, y:fx.Node, grid:Grid) -> fx.Node:
     "The float `y` on `grid`; as it is where that is None"
     if grid is None: return y
     if not g.rounded: return g.call(F.relu, y) if grid.low == grid.zero else y
-    if grid.high - grid.low < 255: y = g.call(F.hardtanh, y, *((v - grid.zero)*grid.step for v in (grid.low, grid.high)))
+    if grid.high - grid.low < 255:
+        low, high = ((v - grid.zero)*grid.step for v in (grid.low, grid.high))
+        y = g.call(F.hardtanh, y, low, high)
     return g.call(_OPS.quantize_per_tensor.default, y, grid.step, _zero(grid), *_BYTE)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x207
@@ -51,12 +54,13 @@ TORCH = Target('torch', dict(float='no grid of integers: give it one by a form t
 
 def _float_bias(s, grid:Grid) -> torch.Tensor:
     "A float32 bias that becomes the integers of step `s` when it is divided by the scale of its products; ValueError where there is none"
-    unit, b = torch.tensor(grid.step)*s.params['scale'], s.params['bias'].float()
-    res = b*unit
-    if not torch.equal((res/unit).round().double(), s.params['bias'].double()):
-        TORCH.refuse(s, f"its biases go up to {int(s.params['bias'].abs().max()):,} units, which a float32 does not hold: fewer bits of weights or inputs make units larger")
-    return res
+    unit, b = torch.tensor(grid.step)*s.params['scale'], s.params['bias']
+    res = b.float()*unit
+    if torch.equal((res/unit).round().double(), b.double()): return res
+    TORCH.refuse(s, f'its biases go up to {int(b.abs().max()):,} units, which a float32 does not hold: '
+                    'fewer bits of weights or inputs make units larger')
 
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q674
 def _convolved(g, s, x, w, b) -> fx.Node:
     p = s.params
     if p['weight'].ndim == 2: return g.call(F.linear, x, w, b)
@@ -65,6 +69,7 @@ def _convolved(g, s, x, w, b) -> fx.Node:
     return g.call(F.conv2d, x, w, b, pair(p['stride']), pair(p['padding']), pair(p['dilation']), p['groups'])
 
 def _whole(g, s, x) -> fx.Node: # floats
+    "A layer on whole numbers, and its unit at the end"
     p = s.params
     q = g.call(torch.ops.aten.to.dtype, x.handle, torch.float32)
     if zero := _zero(x.grid): q = g.call(torch.ops.aten.sub.Tensor, q, float(zero))
@@ -72,13 +77,19 @@ def _whole(g, s, x) -> fx.Node: # floats
     unit = torch.tensor(x.grid.step)*p['scale']
     return g.call(torch.mul, y, g.constant(unit.view(-1, *[1]*(p['weight'].ndim - 2))))
 
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q675
+def _unrounded(g, s, x) -> fx.Node:
+    "A layer in floats, its weights on their grid"
+    p = s.params
+    scale = (p['scale']*p['room']).view(-1, *[1]*(p['weight'].ndim - 1))
+    w, b = p['weight'].float()*scale, p['bias']*(x.grid.step*p['scale'])
+    return on_torch_grid(g, _convolved(g, s, x.handle, g.constant(w), g.constant(b.float())), s.grid)
+
 @TORCH.writes('layer')
 def _layer(g, s, x):
-    p, channels = s.params, (-1, *[1]*(s.params['weight'].ndim - 1))
-    if not g.rounded:
-        w, b = p['weight'].float()*(p['scale']*p['room']).view(channels), p['bias']*(x.grid.step*p['scale'])
-        return on_torch_grid(g, _convolved(g, s, x.handle, g.constant(w), g.constant(b.float())), s.grid)
+    if not g.rounded: return _unrounded(g, s, x)
     if s.grid is None: return _whole(g, s, x)
+    p = s.params
     constants = (p['weight']*p['room']).to(torch.int8), p['scale'], torch.zeros(len(p['weight']), dtype=torch.int64)
     w = g.call(_OPS.dequantize_per_channel.default, *map(g.constant, constants), 0, *_BYTE)
     return on_torch_grid(g, _convolved(g, s, as_torch_floats(g, x), w, g.constant(_float_bias(s, x.grid))), s.grid)
@@ -104,12 +115,16 @@ def _mean(g, s, x): return g.call(torch.mean, x, [2, 3], True)
 @_floats('prelu')
 def _prelu(g, s, x): return g.call(F.prelu, x, g.constant(s.params['slope'].flatten()))
 
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q676
 @_floats('maxpool')
-def _maxpool(g, s, x): return g.call(F.max_pool2d, x, **{k: tuple(v) if isinstance(v, list) else v for k, v in s.params.items()})
+def _maxpool(g, s, x):
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in s.params.items()}
+    return g.call(F.max_pool2d, x, **options)
 
 @_floats('concat')
 def _concat(g, s, *values): return g.call(torch.cat, list(values), s.params.get('dim', 1))
 
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q678
 @TORCH.writes('clip')
 def _clip(g, s, x):
     if x.grid is not None and not g.rounded: return on_torch_grid(g, x.handle, s.grid)
@@ -127,15 +142,18 @@ def _take(g, s, x): return g.call(torch.index_select, x.handle, 1, g.constant(s.
 
 @TORCH.writes('enlarge')
 def _enlarge(g, s, x):
-    y = g.call(torch.repeat_interleave, x.handle, s.params['scale'][0], 2)
-    return g.call(torch.repeat_interleave, y, s.params['scale'][1], 3)
+    down, across = s.params['scale']
+    y = g.call(torch.repeat_interleave, x.handle, down, 2)
+    return g.call(torch.repeat_interleave, y, across, 3)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x210
 def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w): an image of it tells shapes
                 rounded:bool=True      # False: the same network without any rounding of activations
                ) -> fx.GraphModule:
     "The graph of torch of an integer network of one input and one output"
-    if len(net.inputs) > 1 or len(net.outputs) > 1: raise ValueError(f'{len(net.inputs)} inputs and {len(net.outputs)} outputs: a graph of torch is written for one of each')
+    if len(net.inputs) > 1 or len(net.outputs) > 1:
+        raise ValueError(f'{len(net.inputs)} inputs and {len(net.outputs)} outputs: '
+                         'a graph of torch is written for one of each')
     g = TorchGraph(rounded)
     values = TORCH.write(net, g, x, g.graph.placeholder('x'))
     g.graph.output(values[net.outputs[0]].handle)
