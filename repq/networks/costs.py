@@ -46,13 +46,18 @@ def _positions(model, x:Tensor, names:list) -> dict:
 def layer_costs(model:nn.Module,
                 x:Tensor, # (batch, ...): images of the size that counts; one of them is used
                ) -> list: # of dicts: name, weight_bits, input_bits, parameters, macs, bit_operations, size_bytes
-    "What each layer with a kernel costs once deployed: weights of the merged kernel, MACs and bit-operations for one image, bytes; `model` stays as it is"
-    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x): raise ValueError(f'x must be a batch of one image or more, got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
+    """What each layer with a kernel costs once deployed: weights of the merged kernel, MACs and bit-operations
+    for one image, bytes; `model` stays as it is"""
+    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
+        given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f'x must be a batch of one image or more, got {given}')
     sites = _distinct(find_sites(model)[0])
     seen = _positions(model, x, [s.name for s in sites])
     return [_row(s, seen[s.name], _absorbed(model, s) is not None) for s in sites]
 
-def _distinct(sites): return list({id(s.module): s for s in sites[::-1]}.values())[::-1] # a layer with two names: once, under the first
+def _distinct(sites):
+    "A layer with two names once, under the first"
+    return list({id(s.module): s for s in sites[::-1]}.values())[::-1]
 
 def _absorbed(model, site:Site):
     "The batch norm that deployment absorbs into this layer, or None"
@@ -61,6 +66,7 @@ def _absorbed(model, site:Site):
 
 @torch.no_grad()
 def _row(site, positions, absorbs):
+    "What one layer costs; `absorbs`: is there a batch norm that it takes in?"
     weight, (wb, ib, steps) = _kernel_weight(site.module), _bits_steps(site.module, absorbs)
     n, macs = weight.numel(), weight.numel()*positions
     return dict(name=site.name, weight_bits=wb, input_bits=ib, parameters=n, macs=macs, bit_operations=macs*wb*ib,

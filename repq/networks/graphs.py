@@ -80,10 +80,9 @@ def _asserted(frame): # True or False, None where it is no assertion
     jump = _next_jump(code, here)
     if jump is None: return None
     jumps_on = 'IF_TRUE' in code[jump].opname
-    target = next((o for o in code if o.offset == code[jump].argval), None)
-    if code[jump + 1].opname in _RAISES: return jumps_on                        # around the error
-    if target is not None and target.opname in _RAISES: return not jumps_on     # to the error: `assert a and b`
-    return None
+    target = next((o.opname for o in code if o.offset == code[jump].argval), '')
+    if code[jump + 1].opname in _RAISES: return jumps_on     # around the error
+    return not jumps_on if target in _RAISES else None       # to the error: `assert a and b`
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a055
 def _pieces(node) -> int: # None where that is not known
@@ -113,7 +112,7 @@ for _name in _OPERATORS: setattr(_Proxy, f'__i{_name}__', _in_place(f'{_name}'))
 # %% ../../nbs/2_networks/01_graphs.ipynb #a013
 _TORCH = str(Path(torch.__file__).parent)
 # functions of this chapter that stand between the model's code and a node
-_OURS = ('code_line', 'holds', 'create_node', 'create_proxy', 'to_bool', 'f', '__setitem__', 'getattr')
+_OURS = 'code_line holds create_node create_proxy to_bool f __setitem__ getattr iter <listcomp>'.split()
 _RECORDS = ('__torch_function__', 'record_') # how functions are called that note what runs
 
 def _is_models(frame) -> bool:
