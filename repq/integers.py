@@ -7,6 +7,7 @@ from repq.deploy.tables import *
 from repq.deploy.shapes import *
 from repq.deploy.islands import *
 from repq.deploy.integer_network import *
+from repq.networks.packing import *
 from repq.deploy.integer_files import *
 from repq.deploy.sizes import *
 from repq.deploy.lowering import *

@@ -41,7 +41,7 @@ def output(o, figures, alt=''):
             path = f'README_files/figure-{len(figures)+1}.{ext}'
             figures[path] = lines(data[mime]).encode() if ext == 'svg' else base64.b64decode(lines(data[mime]))
             return f'![{alt}]({path})'
-    if 'text/markdown' in data: return lines(data['text/markdown']).strip()
+    if 'text/markdown' in data: return relink(lines(data['text/markdown']).strip())
     return text_block(lines(data.get('text/plain', '')))
 
 def joined(outputs):

@@ -20,7 +20,7 @@ from ..networks.adoption import adopt
 from ..networks.surgery import WithNorm, deploy
 from ..networks.changes import without_norm
 from ..networks.checkpoints import differences, write_checkpoint
-from .integer_files import pack, unpack
+from ..networks.packing import compact, expand, pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
                                     of_torch)
 from ..networks.files import check_output
@@ -35,13 +35,8 @@ def _packed(integers:Tensor, bits:int) -> tuple: # uint8 tensor, whether the gri
     w, half = integers.cpu().int(), 2**(bits - 1)
     unsigned = bool((w >= half).any())
     w = w - half*unsigned
-    if bits <= 8: return pack(w, bits), unsigned
+    if bits <= 8: return compact(w, bits), unsigned
     return torch.cat([pack((w & 255) - 128, 8), pack(w >> 8, bits - 8)]), unsigned
-
-def _bytes(n, bits) -> int:
-    "How many bytes `_packed` makes of `n` integers"
-    parts = (bits,) if bits <= 8 else (8, bits - 8)
-    return sum(-(-n*b//8) for b in parts)
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q760
 _TYPES = torch.int8, torch.uint8, torch.int16, torch.int32
@@ -49,9 +44,9 @@ _TYPES = torch.int8, torch.uint8, torch.int16, torch.int32
 def _unpacked(packed:Tensor, bits:int, shape, unsigned:bool) -> Tensor: # int8, uint8, int16 or int32, as `quantize_to_int` has it
     "The integers that `_packed` packed"
     n, (qn, qp) = prod(shape), grid(bits, not unsigned)
-    if packed.dtype != torch.uint8 or packed.shape != (_bytes(n, bits),):
+    if bits <= 8: w = expand(packed, bits, shape).int()
+    elif packed.dtype != torch.uint8 or packed.shape != (n - (-n*(bits - 8)//8),):
         raise ValueError(f'{tuple(packed.shape)} bytes are not {n:,} integers of {bits} bits')
-    if bits <= 8: w = unpack(packed, bits, shape).int()
     else: w = unpack(packed[:n], 8, shape).int() + 128 + 256*unpack(packed[n:], bits - 8, shape).int()
     smallest = next(d for d in _TYPES if torch.iinfo(d).min <= qn and qp <= torch.iinfo(d).max)
     return (w + 2**(bits - 1)*unsigned).to(smallest)

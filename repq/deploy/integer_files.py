@@ -6,12 +6,12 @@
 from __future__ import annotations
 import json
 from dataclasses import asdict
-import numpy as np
 import torch
 from torch import Tensor
 from safetensors.torch import load_file
 from ..networks.files import check_output
 from ..networks.checkpoints import write_checkpoint
+from ..networks.packing import compact, expand
 from .integer_grids import Grid
 from .integer_ops import Step, find_operation
 from .graph_text import decode, encode
@@ -19,22 +19,7 @@ from .integer_network import IntegerNetwork, names_of
 from ..networks.schemas import NETWORK, check_whole, checked, regular, unusable
 
 # %% auto #0
-__all__ = ['pack', 'unpack', 'save_integers', 'load_integers']
-
-# %% ../../nbs/4_deploy/05_integer_files.ipynb #n112
-def pack(w:Tensor, # integers of `bits` bits, signed
-         bits:int # 2 to 8
-        ) -> Tensor: # uint8, (⌈numel·bits/8⌉,)
-    "Integers one after another, `bits` bits each"
-    u = (w.flatten().numpy().astype(np.int16) + 2**(bits - 1)).astype(np.uint8)
-    return torch.from_numpy(np.packbits(np.unpackbits(u[:, None], axis=1)[:, 8 - bits:]))
-
-def unpack(packed:Tensor, bits:int, shape) -> Tensor: # int8, of `shape`
-    "The integers that `pack` packed"
-    n = int(np.prod(shape))
-    rows = np.zeros((n, 8), np.uint8)
-    rows[:, 8 - bits:] = np.unpackbits(packed.numpy(), count=n*bits).reshape(n, bits)
-    return torch.from_numpy((np.packbits(rows, axis=1)[:, 0].astype(np.int16) - 2**(bits - 1)).astype(np.int8).reshape(shape))
+__all__ = ['save_integers', 'load_integers']
 
 # %% ../../nbs/4_deploy/05_integer_files.ipynb #n114
 _VERSION = 2 # 1: repq 0.1.0, which filled the byte with weights of few bits and added with fused multiply-adds
@@ -46,7 +31,7 @@ def _step_text(s:Step) -> tuple: # what JSON holds, tensors
     rest = {k: v for k, v in params.items() if k not in own}
     for k in find_operation(s.op).packed:
         rest[f'{k}_shape'] = list(own[k].shape)
-        own[k] = pack(own[k], rest['bits'])
+        own[k] = compact(own[k], rest['bits'])
     text = dict(name=s.name, op=s.op, inputs=s.inputs, grid=s.grid and asdict(s.grid), params=rest, tensors=list(own))
     return text, {f'{s.name}.{k}': v for k, v in own.items()}
 
@@ -57,7 +42,7 @@ def _step(d:dict, tensors:dict) -> Step:
         check_whole(f"bits of '{d['name']}'", params['bits'], 2, 8)
         check_whole(f"room of '{d['name']}'", params['room'], 1, 128)
     own = {k: tensors[f"{d['name']}.{k}"] for k in d['tensors']}
-    for k in op.packed: own[k] = unpack(own[k], params['bits'], params.pop(f'{k}_shape'))
+    for k in op.packed: own[k] = expand(own[k], params['bits'], params.pop(f'{k}_shape'))
     return Step(d['name'], d['op'], d['inputs'], d['grid'] and Grid(**d['grid']), op.from_file(params | own))
 
 # %% ../../nbs/4_deploy/05_integer_files.ipynb #o305

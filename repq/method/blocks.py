@@ -71,29 +71,41 @@ def _margin(self:Block, name) -> tuple:
 
 # %% ../../nbs/1_method/07_blocks.ipynb #h926
 @patch
-def _set_padding(self:Block, padding, padding_mode):
+def _check_centres(self:Block):
+    "Each branch must have a centred place in the block's kernel"
     for n, f in self._foot.items():
         if any((k - s) % 2 for k, s in zip(self.kernel_size, f.size)):
             raise ValueError(f"branches cannot be merged: a {f.size} kernel ('{n}') has no centred place "
                              f"in a {self.kernel_size} one")
+
+@patch
+def _own_padding(self:Block) -> tuple:
+    "The padding that the branches' own modules agree on"
     own = {n: tuple(p + m for p, m in zip(f.padding, self._margin(n))) for n, f in self._foot.items()}
-    if padding is None:
-        if len(set(own.values())) > 1:
-            raise ValueError('branches are not aligned: seen as '
-                             f'{self.kernel_size[0]}×{self.kernel_size[1]} kernels their paddings are '
-                             + ', '.join(f"'{n}' {p}" for n, p in own.items()) + '; or give the block a padding and its modules none')
-        self.padding = next(iter(own.values()))
-    else:
-        if any(any(f.padding) for f in self._foot.values()):
-            raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
-        self.padding = pair(padding, 'padding')
-    modes = {o.padding_mode for b in self.branches.values() for o in flat(b)
-             if isinstance(o, (nn.Conv2d, nn.Conv1d, Block)) and (o.padding_mode != 'zeros' or any(footprint(o)[2]))}
-    if padding_mode is None:
-        if len(modes) > 1:
-            raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
-        padding_mode = modes.pop() if modes else 'zeros'
-    self.padding_mode = padding_mode
+    if len(set(own.values())) == 1: return next(iter(own.values()))
+    said = ', '.join(f"'{n}' {p}" for n, p in own.items())
+    raise ValueError(f'branches are not aligned: seen as {self.kernel_size[0]}×{self.kernel_size[1]} kernels '
+                     f'their paddings are {said}; or give the block a padding and its modules none')
+
+# %% ../../nbs/1_method/07_blocks.ipynb #k002
+@patch
+def _own_mode(self:Block) -> str:
+    "The padding mode of the branches that pad"
+    convs = [o for b in self.branches.values() for o in flat(b) if isinstance(o, (nn.Conv2d, nn.Conv1d, Block))]
+    modes = {o.padding_mode for o in convs if o.padding_mode != 'zeros' or any(footprint(o)[2])}
+    if len(modes) > 1:
+        raise ValueError(f'branches cannot be merged, their padding modes differ: {", ".join(sorted(modes))}')
+    return modes.pop() if modes else 'zeros'
+
+@patch
+def _set_padding(self:Block, padding, padding_mode):
+    "Padding and its mode, as they are given or as the branches have them"
+    self._check_centres()
+    if padding is None: self.padding = self._own_padding()
+    elif any(any(f.padding) for f in self._foot.values()):
+        raise ValueError(f'padding={padding} is given for the block, so its modules must have padding 0')
+    else: self.padding = pair(padding, 'padding')
+    self.padding_mode = self._own_mode() if padding_mode is None else padding_mode
     self.geometry # checks the mode
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c019

@@ -45,17 +45,19 @@ def warned(contains):
     assert any(contains in m for m in msgs), msgs
 
 # %% ../../nbs/1_method/00_examples.ipynb #h014
+def _draw_shape(cls, rng, size) -> Image.Image:
+    "A bright disc or square on a dark ground"
+    im = Image.new('RGB', (size, size), tuple(rng.randrange(100) for _ in range(3)))
+    s = rng.randint(size//4, size//2)
+    l, t = rng.randrange(size - s), rng.randrange(size - s)
+    draw = ImageDraw.Draw(im)
+    shape = draw.ellipse if cls == 'disc' else draw.rectangle
+    shape((l, t, l + s, t + s), fill=tuple(rng.randrange(120, 256) for _ in range(3)))
+    return im
+
 def draw_shapes(root, n=40, size=32, splits=('train', 'val')):
     "Write `n` discs and as many squares a split, as `root`/SPLIT/CLASS/NUMBER.png"
     for split in splits:
         for cls in ('disc', 'square'):
             (d := Path(root)/split/cls).mkdir(parents=True)
-            for i in range(n):
-                rng = random.Random(f'{split}/{cls}/{i}')
-                im = Image.new('RGB', (size, size), tuple(rng.randrange(100) for _ in range(3)))
-                s = rng.randint(size//4, size//2)
-                l,t = rng.randrange(size-s), rng.randrange(size-s)
-                draw = ImageDraw.Draw(im)
-                shape = draw.ellipse if cls=='disc' else draw.rectangle
-                shape((l, t, l+s, t+s), fill=tuple(rng.randrange(120, 256) for _ in range(3)))
-                im.save(d/f'{i:03d}.png')
+            for i in range(n): _draw_shape(cls, random.Random(f'{split}/{cls}/{i}'), size).save(d/f'{i:03d}.png')

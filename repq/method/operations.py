@@ -66,8 +66,8 @@ def footprint(op) -> tuple:
     if computes(op, *POINTWISE): return (1, 1), (1, 1), (0, 0), (1, 1)
     if computes(op, nn.AvgPool2d): return pair(op.kernel_size), pair(op.stride), pair(op.padding), (1, 1)
     if computes(op, nn.Conv2d, nn.Conv1d, nn.Linear):
-        g = Geometry.of(op)
-        return op.kernel_size if isinstance(op, nn.Conv2d) else Kernel.of(op).kernel_size, g.stride, g.padding, g.dilation
+        g, size = Geometry.of(op), op.kernel_size if isinstance(op, nn.Conv2d) else Kernel.of(op).kernel_size
+        return size, g.stride, g.padding, g.dilation
     if computes(op, *kernel_owner(op)):
         size = getattr(op, 'kernel_size', None) or op.kernel().kernel_size
         return pair(size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))

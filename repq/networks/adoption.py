@@ -60,6 +60,7 @@ def _traceable(model, grow, name='') -> tuple: # ([(name, searches)], [(name, wh
     found = [_traceable(m, grow, f'{name}.{n}'.strip('.')) for n, m in model.named_children()]
     return [p for ps, _ in found for p in ps], [(name or type(model).__name__, why), *(w for _, ws in found for w in ws)]
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n001
 def _silent(searches) -> set: # names
     "Modules that leave no node behind: they give what they get"
     heard = {name for s in searches for n in s.graph.nodes for name, _ in (n.meta.get('nn_module_stack') or {}).values()}
@@ -114,6 +115,7 @@ def _one_way(part, searches, grow) -> tuple: # (searches, {module that goes one 
         changed[m] = cls, [n.removeprefix(f'{names[m]}.') for n in only]
     return (_searches(part, grow) if changed else searches), changed
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n003
 def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes its place}, blocks, left)
     "Adopt all regions of the part of the model at `name`, the innermost owners first"
     part = model.get_submodule(name)
@@ -166,6 +168,7 @@ def _snapshot(model) -> dict:
 def _restore(snapshot):
     for m, (kind, attrs) in snapshot.items(): m.__class__ = kind; object.__setattr__(m, '__dict__', attrs)
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n005
 @torch.no_grad()
 def _outputs(model, x) -> list: # of tensors
     "What `model` gives in evaluation mode"
@@ -209,6 +212,7 @@ def adopt(model:nn.Module,
     _report(model, blocks, left, untraced, verbose)
     return model
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n007
 def _convolutions(block) -> int: return sum(isinstance(m, LAYERS) for m in block.modules())
 
 def _report(model, blocks, left, untraced, verbose):
@@ -232,6 +236,7 @@ def _plain_name(key, begins) -> str: # begins: {layer: `_layer_keys`}; None for 
     inside = f'{key.removeprefix(layer).lstrip(".")}.'
     return _join(layer, inside.removeprefix(begins[layer]).strip('.')) if inside.startswith(begins[layer]) else None
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n009
 def original_names(model:nn.Module) -> dict: # key of the state dict -> key before `adopt` and `quantize`
     "How the tensors of an adopted or quantized model were called; steps of quantizers have no such name"
     begins = {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}
@@ -252,6 +257,7 @@ def _without_border(name, module) -> str:
     inside = f'{module}.conv.'
     return f'{module}.{name.removeprefix(inside)}' if name.startswith(inside) else name
 
+# %% ../../nbs/2_networks/04f_adoption.ipynb #n011
 def _merged_once(model) -> dict: # key -> tensor
     "What adopted modules used to merge into for evaluation, anew"
     res, begins = {}, {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}

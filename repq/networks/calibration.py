@@ -26,28 +26,36 @@ from .changes import modes_kept, unquantized, working_copy
 __all__ = ['feed', 'adapt_statistics', 'remember_batch', 'calibrate']
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #s105
-def _arguments(model) -> tuple: # (positional parameters of forward, all names, takes any by position?, takes any by keyword?)
+def _arguments(model) -> tuple: # (positional parameters of forward, all names, takes any by position?, by keyword?)
     "What `model.forward` takes; wrappers (DistributedDataParallel, torch.compile, averages) take what they wrap does"
     params = inspect.signature(model.forward).parameters.values()
     kinds = {p.kind for p in params}
+    any_place, any_keyword = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     inner = dict(model.named_children()).keys() & {'module', '_orig_mod'}
-    if inner and not kinds - {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}: return _arguments(getattr(model, inner.pop()))
+    if inner and not kinds - {any_place, any_keyword}: return _arguments(getattr(model, inner.pop()))
     places = [p for p in params if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return places, names, inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds
+    return places, names, any_place in kinds, any_keyword in kinds
 
 def _unclear(model, why):
-    return ValueError(f'how this batch enters {type(model).__name__} is unclear: {why}; give forward=, a function of model and batch, as forward=lambda model, batch: model(batch[0])')
+    "The error for a batch that could enter in several ways, or in none"
+    return ValueError(f'how this batch enters {type(model).__name__} is unclear: {why}; give forward=, a function of '
+                      'model and batch, as forward=lambda model, batch: model(batch[0])')
 
+# %% ../../nbs/2_networks/06_calibration.ipynb #k003
 def _by_name(model, batch) -> dict:
     "The entries of a dictionary that `model` takes"
     places, names, _, any_keyword = _arguments(model)
     res = dict(batch) if any_keyword else {n: batch[n] for n in names if n in batch}
     missing = [p.name for p in places if p.default is p.empty and p.name not in res]
-    if missing or not res: raise _unclear(model, f'a dictionary of {", ".join(map(str, batch))}, and forward takes {", ".join(names)}')
+    if missing or not res:
+        raise _unclear(model, f'a dictionary of {", ".join(map(str, batch))}, and forward takes {", ".join(names)}')
     return res
 
-def _are_images(batch): return isinstance(batch, list) and all(isinstance(t, Tensor) and t.ndim == 3 and t.is_floating_point() for t in batch)
+def _are_images(batch):
+    "Is this a list of tensors that could each be an image?"
+    def is_image(t): return isinstance(t, Tensor) and t.ndim == 3 and t.is_floating_point()
+    return isinstance(batch, list) and all(map(is_image, batch))
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #s106
 def _by_place(model, batch) -> tuple:
@@ -57,13 +65,16 @@ def _by_place(model, batch) -> tuple:
     if not len(batch): raise _unclear(model, 'it is empty')
     if needed == 1 and _are_images(batch):
         if places and 'list' in str(places[0].annotation).lower(): return (batch,)
-        if len(batch) > 1 and len({len(t) for t in batch}) == 1 and len(batch[0]) in (1, 3): raise _unclear(model, f'a list of {len(batch)} images, or an input and targets')
+        alike = len({len(t) for t in batch}) == 1 and len(batch[0]) in (1, 3)
+        if len(batch) > 1 and alike: raise _unclear(model, f'a list of {len(batch)} images, or an input and targets')
     first = batch[0]
     if needed > 1 and isinstance(first, (tuple, list)) and len(first) == needed: return tuple(first)
     if needed > len(batch): raise _unclear(model, f'{len(batch)} elements, and forward takes {needed}')
-    if needed == 1 and len(batch) > 2 and (any_place or len(places) > 1): raise _unclear(model, f'{len(batch)} elements, and forward takes one or more')
+    if needed == 1 and len(batch) > 2 and (any_place or len(places) > 1):
+        raise _unclear(model, f'{len(batch)} elements, and forward takes one or more')
     return tuple(batch[:needed])
 
+# %% ../../nbs/2_networks/06_calibration.ipynb #k005
 def feed(model:nn.Module,
          batch,        # as a loader gives it
          forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
@@ -90,7 +101,8 @@ def _watched(model) -> dict: # layer -> (name, block)
     res |= {m: (n, m) for n, m in model.named_modules() if isinstance(m, WithNorm)}
     for n, b in res.values():
         if any(isinstance(m, BatchNorm) and (m.weight is None or m.running_mean is None) for m in b.modules()):
-            raise ValueError(f"layer '{n}': a batch norm without weight and bias (affine=False) or running statistics cannot take other statistics and stay the same")
+            raise ValueError(f"layer '{n}': a batch norm without weight and bias (affine=False) or running statistics "
+                             'cannot take other statistics and stay the same')
     return res
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #c048
@@ -113,7 +125,8 @@ def adapt_statistics(model:nn.Module,
                      batches,      # iterable of batches as loaders give them, see `feed`
                      forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
                     ) -> nn.Module:
-    "Rebase the batch norms inside blocks onto the average statistics of `batches`, in place: evaluation mode computes what it did, and training mode starts from there"
+    """Rebase the batch norms inside blocks onto the average statistics of `batches`, in place:
+    evaluation mode computes what it did, and training mode starts from there"""
     return _adapt(model, batches, forward)
 
 def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone
@@ -133,32 +146,39 @@ def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left 
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #c076
 def _free_norms(model) -> set:
-    "Batch norms that may take other running statistics: not those that are frozen, by `requires_grad_(False)` or by evaluation mode while the model is in training mode"
+    """Batch norms that may take other running statistics: not those that are frozen, by `requires_grad_(False)`
+    or by evaluation mode while the model is in training mode"""
     def frozen(m):
         own = [p.requires_grad for p in m.parameters(recurse=False)]
         return own and not any(own) or model.training and not m.training
-    return {m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None and not frozen(m)}
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
+    return {m for m in norms if not frozen(m)}
 
 @contextmanager
 def _calibrating(model, norms):
-    "Evaluation mode, but `norms` (and the layers around them) take the statistics of the batch, and quantizers may set their steps"
+    "Evaluation mode, but `norms` and layers around them take the batch's statistics, and quantizers may set steps"
+    def learns(m): # one by one: what is inside a layer has a mode of its own
+        around = isinstance(m, (Block, RepQLayer)) and not norms.isdisjoint(m.modules())
+        return isinstance(m, LSQ) or m in norms or around
     with modes_kept(model):
         model.eval()
-        for m in model.modules(): # one by one: what is inside a layer has a mode of its own
-            m.training = isinstance(m, LSQ) or m in norms or isinstance(m, (Block, RepQLayer)) and not norms.isdisjoint(m.modules())
+        for m in model.modules(): m.training = learns(m)
         yield
 
+# %% ../../nbs/2_networks/06_calibration.ipynb #k010
 @contextmanager
 def _averaging(norms):
-    "Running statistics of `norms` begin anew and average over all batches alike; what nothing reaches keeps its own, as all do after an error"
+    """Running statistics of `norms` begin anew and average over all batches alike;
+    what nothing reaches keeps its own, as all do after an error"""
     own = {m: (m.momentum, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in norms}
-    calls = Counter()
-    def share(m, args): # of the next batch: classes of others do not all know momentum=None
+    calls, reached = Counter(), ()
+    def share(m, args): # of the next batch
         calls[m] += 1
         m.momentum = 1/calls[m]
-    for m in norms: m.reset_running_stats(); m.momentum = None
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
     hooks = [m.register_forward_pre_hook(share) for m in norms if not is_norm(m)]
-    reached = ()
     try:
         yield calls.clear
         reached = [m for m in norms if m.num_batches_tracked > 0 or calls[m]]
@@ -176,7 +196,10 @@ def _choosing_steps(model):
     names = {m: n for n, m in model.named_modules() if isinstance(m, LSQ) and not m.initialized}
     entered, inside = [], []
     with at('steps of quantizers', len(names)) as say:
-        def enter(m, args): entered.append(m); inside.append(names[m]); say(len(entered))
+        def enter(m, args):
+            entered.append(m)
+            inside.append(names[m])
+            say(len(entered))
         def leave(m, args, out): inside.pop()
         hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
         try: yield
@@ -187,8 +210,10 @@ def _choosing_steps(model):
             for h in hooks: h.remove()
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #s109
-def _pending(model): # blocks or norms that still have to be rebased
-    return any(isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh for m in model.modules())
+def _pending(model) -> bool:
+    "Are there blocks or norms that still have to be rebased?"
+    def one(m): return isinstance(m, RepQLayer) and m.switching or isinstance(m, WithNorm) and m.fresh
+    return any(map(one, model.modules()))
 
 def _restartable(batches) -> tuple: # (what to adapt to, all batches)
     "Of an iterator the first batch, and all; otherwise twice the same"
@@ -202,16 +227,21 @@ def remember_batch(model, batch, forward=None):
     if isinstance(batch, (tuple, list)) and batch and not isinstance(batch[0], Mapping): batch = _by_place(model, batch)
     remember_sizes(model, batch)
 
+# %% ../../nbs/2_networks/06_calibration.ipynb #k013
 @torch.no_grad()
 def calibrate(model:nn.Module,
               batches,      # iterable of batches as loaders give them, see `feed`
               forward=None, # function of model and batch; None: by the arguments of the model's own `forward`
              ) -> nn.Module:
-    "Set steps that are not there on the first batch and estimate running statistics over all, in place; weights, frozen norms and those that nothing reaches stay, norms that still have to be rebased (see `adapt_statistics`) are"
+    """Set steps that are not there on the first batch and estimate running statistics over all, in place;
+    weights, frozen norms and those that nothing reaches stay, norms that still have to be rebased
+    (see `adapt_statistics`) are"""
     _check_batches(batches)
     norms, n = _free_norms(working_copy(model, True)), 0
     head, batches = _restartable(batches)
-    if _pending(model): _adapt(model, head, forward, {m for m in model.modules() if isinstance(m, BatchNorm)} - norms)
+    if _pending(model):
+        frozen = {m for m in model.modules() if isinstance(m, BatchNorm)} - norms
+        _adapt(model, head, forward, frozen)
     with _calibrating(model, norms), _averaging(norms) as begin_anew:
         for n, b in enumerate(batches, 1):
             if n == 1: # to set the steps

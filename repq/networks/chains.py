@@ -24,8 +24,8 @@ class Step:
     "One linear operation"
     kind: str           # 'conv', 'norm', 'pool', 'scale', 'shift' or 'border'
     name: str = ''      # of the module, or of the parameter or buffer of a scale or shift
-    value: tuple = ()   # a scale's or shift's number; kernel size, stride and padding of a pool; a border's width
-    dims: int = None    # of a factor or addend for each channel: behind the channels, 2 in maps, 1 in signals, 0 in rows of features
+    value: tuple = ()   # a number; kernel size, stride and padding of a pool; a border's width
+    dims: int = None    # of values for each channel: how many behind it, 2 in maps, 1 in signals, 0 in rows of features
 
 @dataclass(frozen=True)
 class Sum:
@@ -34,7 +34,11 @@ class Sum:
 
 def steps(chain) -> list:
     "All steps of a chain, those within sums as well"
-    return [s for o in chain for s in ([o] if isinstance(o, Step) else [s for p in o.parts for s in steps(p)])]
+    res = []
+    for o in chain:
+        if isinstance(o, Step): res.append(o)
+        else: res += [s for part in o.parts for s in steps(part)]
+    return res
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r007
 def _constant(node, model):
@@ -45,25 +49,29 @@ def _constant(node, model):
         except AttributeError: return None # a tensor that `forward` makes
     args = [_constant(a, model) for a in node.args]
     if any(a is None for a in args) or node.op == 'call_module': return None
-    try: return node.target(*args, **node.kwargs) if node.op == 'call_function' else getattr(args[0], node.target)(*args[1:], **node.kwargs)
+    try:
+        if node.op == 'call_function': return node.target(*args, **node.kwargs)
+        return getattr(args[0], node.target)(*args[1:], **node.kwargs)
     except Exception: return None
 
 def _roots(node) -> set:
     "The parameters and buffers that a constant is made of"
     return {node} if node.op == 'get_attr' else {r for i in node.all_input_nodes for r in _roots(i)}
 
+# %% ../../nbs/2_networks/04b_chains.ipynb #n002
 def _dims(v) -> int: # ValueError where its values are not those of channels
     "Dimensions behind the channels where `v` has one value for each, None where it has one for all"
     if v.numel() == 1: return None
-    for dims in (2, 1, 0):
-        if dims < v.ndim <= (4 if dims == 2 else 3) and v.shape[v.ndim - dims - 1] == v.numel(): return dims
+    for dims, most in (2, 4), (1, 3), (0, 3):
+        if dims < v.ndim <= most and v.shape[v.ndim - dims - 1] == v.numel(): return dims
     raise ValueError(f'values of shape {tuple(v.shape)} are not one for each channel')
 
+# %% ../../nbs/2_networks/04b_chains.ipynb #n004
 def channel_constant(node, model) -> tuple: # (name, value, dims) of a `Step`, None where it is something else
     "Is this a number, or a parameter or buffer with one value for each channel or for all?"
     if isinstance(node, (int, float)) and not isinstance(node, bool): return '', (float(node),), None
     if not isinstance(node, fx.Node) or len(roots := _roots(node)) != 1: return None
-    root = next(iter(roots))
+    root, = roots
     with torch.no_grad(): own, v = _constant(root, model), _constant(node, model)
     if not all(isinstance(t, Tensor) and t.is_floating_point() for t in (own, v)): return None
     if v.data_ptr() != own.data_ptr() or v.numel() != own.numel(): return None
@@ -74,63 +82,84 @@ def channel_constant(node, model) -> tuple: # (name, value, dims) of a `Step`, N
 def _drops(node, model) -> bool: # it may be 'same' in evaluation only
     "Is this a dropout of any kind that drops something?"
     if 'drop' not in (name := node_name(node, model).lower()) and 'stochastic' not in name: return False
-    m = model.get_submodule(node.target) if node.op == 'call_module' else None
-    return (getattr(m, 'p', 1) if m is not None else node.kwargs.get('p', next(iter(node.args[1:]), 1))) != 0
+    if node.op == 'call_module': return getattr(model.get_submodule(node.target), 'p', 1) != 0
+    return node.kwargs.get('p', next(iter(node.args[1:]), 1)) != 0
 
 @lru_cache(4096)
 def _plain_rest(graph, m) -> bool:
-    calls = [n for n in graph.nodes if n.op.startswith('call')]
-    return all((o := operation_of(n, m)) is not None and o.kind == 'same' and not _drops(n, m) for n in calls)
+    "Does what follows the norm pass its value on?"
+    def same(n): return (o := operation_of(n, m)) is not None and o.kind == 'same' and not _drops(n, m)
+    return all(same(n) for n in graph.nodes if n.op.startswith('call'))
 
 def ends_in(m:BatchNorm) -> bool:
     "Does the class of a batch norm go on with something, an activation say?"
     return not is_norm(m) and not _plain_rest(rest_graph(m), m)
 
+# %% ../../nbs/2_networks/04b_chains.ipynb #n010
 NORMS = (*BATCH_NORMS, nn.BatchNorm1d)
 
+def _is_step(m) -> bool:
+    "Is this a norm over channels, perhaps with something after it, that uses statistics?"
+    return isinstance(m, NORMS) and m.running_mean is not None and (is_norm(m) or rest_graph(m) is not None)
+
 def _module_step(node, m) -> Step: # or None
+    "The step that a call of the module `m` is"
     if len(node.args) != 1 or node.kwargs or hooked(m): return None
     if computes(m, nn.Conv2d, nn.Conv1d, nn.Linear): return Step('conv', node.target)
-    if isinstance(m, NORMS) and m.running_mean is not None and (is_norm(m) or rest_graph(m) is not None): return Step('norm', node.target)
-    if isinstance(m, (nn.ZeroPad2d, nn.ZeroPad1d)): return _border(m.padding)
-    return None
+    if _is_step(m): return Step('norm', node.target)
+    return _border(m.padding) if isinstance(m, (nn.ZeroPad2d, nn.ZeroPad1d)) else None
 
 def _border(padding, mode='constant', value=None) -> Step: # or None
     "A border of zeros, as wide on the left as on the right"
-    if mode != 'constant' or value not in (None, 0) or not isinstance(padding, (tuple, list)) or len(padding) not in (2, 4): return None
+    if mode != 'constant' or value not in (None, 0): return None
+    if not isinstance(padding, (tuple, list)) or len(padding) not in (2, 4): return None
     left, right, top, bottom = *padding, *(0, 0)[:4 - len(padding)]
-    return Step('border', value=(top, left)) if left == right and top == bottom and min(top, left) >= 0 else None
+    even = left == right and top == bottom and min(top, left) >= 0
+    return Step('border', value=(top, left)) if even else None
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r009
 ADD = object() # in the place of a step: two values are added
+_NONE = None, [] # of what is not linear
 
 def _affine(kind, factors, values, model) -> tuple:
     "A scale or shift of the one value by the one constant"
     found = channel_constant(factors[0], model) if len(factors) == len(values) == 1 else None
-    return (None, []) if found is None else ((Step(kind, *found),), values)
+    return _NONE if found is None else ((Step(kind, *found),), values)
+
+def _pad(a, kwargs, values) -> tuple:
+    "The step of `pad`, of which only the first argument may be a value"
+    given = dict(mode='constant', value=None) | dict(zip(('pad', 'mode', 'value'), a[1:])) | kwargs
+    step = _border(given['pad'], given['mode'], given['value'])
+    return _NONE if step is None else ((step,), values)
+
+def _is_number(a) -> bool: return isinstance(a, (int, float))
+
+# %% ../../nbs/2_networks/04b_chains.ipynb #n013
+def _binary(name, a, b, values, model) -> tuple:
+    "The steps of an operation with two arguments, of which `values` are none of the constants"
+    numbers = [v for v in (a, b) if v not in values]
+    if name in ('mul', 'imul', 'multiply'): return _affine('scale', numbers, values, model)
+    if name in ('add', 'iadd') and len(values) == 1: return _affine('shift', numbers, values, model)
+    if name in ('sub', 'isub', 'subtract') and len(values) == 2: return (ADD, Step('scale', value=(-1.,))), values
+    if values != [a] or not _is_number(b): return _NONE
+    if name in ('sub', 'isub', 'subtract'): return _affine('shift', [-b], values, model)
+    return _affine('scale', [1/b], values, model) if name in ('truediv', 'itruediv', 'div') and b else _NONE
 
 def _function_step(node, model, constants) -> tuple:
+    "The steps of a call of a function or method"
     name = node_name(node, model).strip('_')
     a = [*node.args, *(node.kwargs[k] for k in ('input', 'other') if k in node.kwargs)]
     values = [v for v in a if isinstance(v, fx.Node) and v not in constants]
-    numbers = [v for v in a if v not in values]
     if name == 'neg' and len(a) == 1: return (Step('scale', value=(-1.,)),), a
     if name == 'pad' and values == a[:1]:
-        given = dict(mode='constant', value=None) | dict(zip(('pad', 'mode', 'value'), a[1:])) | {k: v for k, v in node.kwargs.items() if k != 'input'}
-        step = _border(given['pad'], given['mode'], given['value'])
-        return (None, []) if step is None else ((step,), values)
-    if set(node.kwargs) - {'input', 'other'}: return None, []
-    if name in ('mul', 'imul', 'multiply') and len(a) == 2: return _affine('scale', numbers, values, model)
-    if name in ('truediv', 'itruediv', 'div') and len(a) == 2 and values == a[:1] and isinstance(a[1], (int, float)) and a[1]: return _affine('scale', [1/a[1]], values, model)
-    if name in ('sub', 'isub', 'subtract') and len(a) == 2:
-        if len(values) == 2: return (ADD, Step('scale', value=(-1.,))), values
-        if values == a[:1] and isinstance(a[1], (int, float)): return _affine('shift', [-a[1]], values, model)
-    if name in ('add', 'iadd') and len(a) == 2 and len(values) == 1: return _affine('shift', numbers, values, model)
-    return None, []
+        return _pad(a, {k: v for k, v in node.kwargs.items() if k != 'input'}, values)
+    if set(node.kwargs) - {'input', 'other'} or len(a) != 2: return _NONE
+    return _binary(name, *a, values, model)
 
-def linear(node, model, constants) -> tuple: # ((steps), values); an ADD among the steps: the chain of the second value goes on with what follows it
+# %% ../../nbs/2_networks/04b_chains.ipynb #n016
+def linear(node, model, constants) -> tuple: # ((steps), values)
     "What a node does to the values it reads, where that is linear; (None, []) where it is not"
-    if not node.op.startswith('call') or node in constants or 'unclear' in node.meta: return None, []
+    if not node.op.startswith('call') or node in constants or 'unclear' in node.meta: return _NONE
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     step = None if m is None else _module_step(node, m)
     if step is not None: return (step,), list(node.args)
@@ -138,8 +167,10 @@ def linear(node, model, constants) -> tuple: # ((steps), values); an ADD among t
     if o is not None and not o.lacks and all(isinstance(i, fx.Node) and i not in constants for i in o.inputs):
         if o.kind == 'same' and not _drops(node, model): return (), o.inputs
         if o.kind == 'add' and len(o.inputs) == 2: return (ADD,), o.inputs
-        if o.kind == 'average': return (Step('pool', value=(o.params['kernel_size'], o.params['stride'], o.params['padding'])),), o.inputs
-    return _function_step(node, model, constants) if m is None else (None, [])
+        if o.kind == 'average':
+            pool = tuple(o.params[k] for k in ('kernel_size', 'stride', 'padding'))
+            return (Step('pool', value=pool),), o.inputs
+    return _function_step(node, model, constants) if m is None else _NONE
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r011
 @dataclass(frozen=True, eq=False)
@@ -159,33 +190,37 @@ def _flattened(chain) -> list: # of chains
     return list(chain[0].parts) if len(chain) == 1 and isinstance(chain[0], Sum) else [chain]
 
 def _add(root, a, b, after) -> Region: # or None
+    "The sum of two regions of one base, `after` being done to the second; None where a step is in both"
     if a.nodes & b.nodes: return None
     second = [p + after for p in _flattened(b.chain)]
     return Region(a.base, root, (Sum((*_flattened(a.chain), *second)),), a.nodes | b.nodes | {root})
 
+# %% ../../nbs/2_networks/04b_chains.ipynb #r011p0
 MOST = 16 # bases that are remembered for a value
 
-# %% ../../nbs/2_networks/04b_chains.ipynb #r011p0
 def find_chains(graph:fx.Graph, model:nn.Module) -> dict: # node -> {base: `Region`}
     "Every value of `graph` as a chain of every value before it that it is one of"
     constants, res = constant_nodes(graph), {}
     for node in graph.nodes:
         own = {node: Region(node, node, (), frozenset())}
         step, values = linear(node, model, constants)
-        direct = {} if step is None else _direct(node, step, [_extendable(v, res, model) for v in values])
-        for region in list(direct.values()):
-            for base, before in _extendable(region.base, res, model).items(): direct.setdefault(base, before.before(region))
-        res[node] = own | dict(list(direct.items())[:MOST])
+        found = {} if step is None else _direct(node, step, [_extendable(v, res, model) for v in values])
+        for region in list(found.values()):
+            for base, before in _extendable(region.base, res, model).items():
+                found.setdefault(base, before.before(region))
+        res[node] = own | dict(list(found.items())[:MOST])
     return res
 
-def _direct(node, step, chains) -> dict:
-    if len(chains) == 1: return {base: Region(base, node, r.chain + step, r.nodes | {node}) for base, r in chains[0].items()}
-    after = step[1:]
-    found = {base: _add(node, r, chains[1][base], after) for base, r in chains[0].items() if base in chains[1]}
+def _direct(node, step, chains) -> dict: # {base: `Region`}
+    "The chains of a value whose last step is its own: of one value, or of two that are added"
+    if len(chains) == 1:
+        return {base: Region(base, node, r.chain + step, r.nodes | {node}) for base, r in chains[0].items()}
+    first, second = chains
+    found = {base: _add(node, r, second[base], step[1:]) for base, r in first.items() if base in second}
     return {base: r for base, r in found.items() if r is not None}
 
 def _extendable(node, chains, model) -> dict:
-    "The chains of a value that others may go on: only the empty one where an activation is a part of the norm that gives it"
+    "The chains of a value that others may go on: the empty one where an activation is a part of the norm that gives it"
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     ends = isinstance(m, NORMS) and rest_graph(m) is not None and ends_in(m)
     return {node: chains[node][node]} if ends else chains[node]

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import torch, torch.nn as nn
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from .schemas import regular, unusable
-from .files import SIGNATURE, check_output, locked, sign_archive, writing
+from .schemas import unusable
+from .files import check_output, locked
+from .state_dicts import differences, read_checkpoint, unwrap, write_checkpoint
 from ..method.blocks import Block
 from ..method.published import QARepVGGBlock
 from ..method.layers import RepQLayer
@@ -24,87 +23,46 @@ from .official import LAYOUTS, entries_of
 from .changes import some
 
 # %% auto #0
-__all__ = ['unwrap', 'differences', 'Origin', 'identify', 'load_official', 'to_official', 'read_checkpoint', 'apart',
-           'write_checkpoint', 'from_official', 'convert']
-
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #g001
-_AVERAGES = 'state_dict_ema model_ema params_ema ema_state_dict ema ema_model averaged_model swa_model swa_state_dict shadow'.split()
-_NETWORKS = 'state_dict model_state_dict model module params net network online_model student teacher'.split()
-_ASIDE = 'n_averaged num_updates initted step decay updates criterion loss loss_fn loss_func metric metrics'.split() # what averages and trainers keep beside
-_UNSEEN = re.compile(r'(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.') # wrappers of single modules, anywhere in a key
-
-def _choose(names) -> str: # None if no name is known
-    "The network to be taken among several names"
-    averages, others = ([n for n in names if n in known] for known in (_AVERAGES, _NETWORKS))
-    found = averages or others
-    if len(found) > 1: raise ValueError(f'the checkpoint holds several networks, {", ".join(found)}: give one of them, checkpoint[{found[0]!r}], or the keys that begin with its name')
-    if averages and others: warnings.warn(f"the checkpoint holds {', '.join(others)} and its average {averages[0]}: the average is taken")
-    return found[0] if found else None
-
-def _inner(checkpoint:Mapping) -> Mapping:
-    "The state dict in dictionaries"
-    above = set()
-    while name := _choose([k for k, v in checkpoint.items() if isinstance(v, Mapping)]):
-        above.add(id(checkpoint)); checkpoint = checkpoint[name]
-        if id(checkpoint) in above: raise ValueError(f'the checkpoint holds itself, as {name!r}')
-    return checkpoint
-
-def _without_prefixes(state:dict) -> dict:
-    "Keys without the names of modules around the network"
-    state = {_UNSEEN.sub('', k): v for k, v in state.items()}
-    names = dict.fromkeys(k.partition('.')[0] for k in state)
-    around = [n for n in names if n not in _ASIDE]
-    if not all(n in _AVERAGES + _NETWORKS and n not in state for n in around): return state
-    name = _choose(around)
-    return state if name is None else _without_prefixes({k[len(name) + 1:]: v for k, v in state.items() if k.startswith(f'{name}.')})
-
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #c018
-def unwrap(checkpoint:Mapping) -> dict: # key -> tensor
-    "The state dict in a checkpoint, without what is wrapped around it"
-    if not isinstance(checkpoint, Mapping): raise TypeError(f'a checkpoint is a dict of tensors, got {type(checkpoint).__name__}')
-    inner = _inner(checkpoint)
-    if not inner: raise ValueError('the checkpoint is empty')
-    if odd := [k for k in inner if not isinstance(k, str)]: raise ValueError(f'not a state dict: {odd[0]!r} is no name')
-    if odd := [k for k, v in inner.items() if not isinstance(v, Tensor)]:
-        within = [k for k, v in inner.items() if isinstance(v, Mapping) and v and all(isinstance(t, Tensor) for t in v.values())]
-        hint = f'; tensors are in {some(within)}: give checkpoint[{within[0]!r}]' if within else f' (a state dict may be wrapped in {", ".join(_NETWORKS[:3])})' if inner is checkpoint else ''
-        raise ValueError(f'not a state dict: {odd[0]!r} is a {type(inner[odd[0]]).__name__}, not a tensor{hint}')
-    return _without_prefixes(inner)
-
-
-def differences(expected:dict, # key -> shape
-                found:dict,    # key -> tensor
-                optional=(),   # keys that may be missing
-               ) -> str:       # '' if there are none
-    "What is missing, unexpected or of another shape in a state dict, in words"
-    missing, extra = [k for k in expected if k not in found and k not in optional], [k for k in found if k not in expected]
-    shapes = [f'{k} {tuple(found[k].shape)} instead of {tuple(s)}' for k, s in expected.items() if k in found and tuple(found[k].shape) != tuple(s)]
-    return '; '.join(f'{t}: {some(o)}' for t, o in (('missing', missing), ('unexpected', extra), ('other shapes', shapes)) if o)
+__all__ = ['Origin', 'identify', 'load_official', 'to_official', 'from_official', 'convert']
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c019
+def _official_values(module, entries):
+    "(entry, official tensor) of each entry"
+    own = module.state_dict()
+    for e in entries:
+        if e.constant is not None: yield e, e.constant
+        else: yield e, e.encode(*(own[k] for k in e.ours)) if e.encode else own[e.ours[0]]
+
 def _shapes(module, entries) -> dict: # official key -> shape
     "What the official state dict of `module` looks like"
-    own = module.state_dict()
-    def shape(e):
-        if e.constant is not None: return tuple(e.constant.shape)
-        return tuple((e.encode(*(own[k] for k in e.ours)) if e.encode else own[e.ours[0]]).shape)
-    return {e.official: shape(e) for e in entries}
+    return {e.official: tuple(v.shape) for e, v in _official_values(module, entries)}
 
-def _optional(entries) -> set: return {e.official for e in entries if not e.ours or e.official.endswith('num_batches_tracked')}
+def _optional(entries) -> set:
+    "Keys without which a file is complete: constants and counts"
+    return {e.official for e in entries if not e.ours or e.official.endswith('num_batches_tracked')}
 
 def _candidates(module) -> dict: # layout's name -> entries
     "The layouts that have a word for everything in `module`"
     known = {n: entries_of(module, l) for n, l in LAYOUTS.items()}
     return {n: e for n, e in known.items() if e is not None}
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #k010
+def _class_names(classes) -> str: return ', '.join(sorted({c.__name__ for c in classes}))
+
+def _no_layout(module) -> str:
+    "What is in the way of a layout for `module`"
+    if any(isinstance(m, RepQLayer) for m in module.modules()):
+        return 'layers made by quantize() and train_merged() are in no official layout: load before that'
+    networks = _class_names(c for l in LAYOUTS.values() for c in l.networks)
+    blocks = _class_names(c for l in LAYOUTS.values() for c in l.blocks)
+    return (f'known are the networks {networks} made of their blocks or deployed (OREPA with its batch norms: '
+            f'deploy(module)), and the blocks {blocks}, each alone or in a Sequential with a batch norm and an '
+            'activation')
+
 def _known(module) -> dict:
     "`_candidates`, or a ValueError that says what is in the way"
-    found = _candidates(module)
-    if not found:
-        hint = 'layers made by quantize() and train_merged() are in no official layout: load before that' if any(isinstance(m, RepQLayer) for m in module.modules()) else \
-               f'known are the networks {", ".join(sorted({c.__name__ for l in LAYOUTS.values() for c in l.networks}))} made of their blocks or deployed (OREPA with its batch norms: deploy(module)), and the blocks {", ".join(sorted({c.__name__ for l in LAYOUTS.values() for c in l.blocks}))}, each alone or in a Sequential with a batch norm and an activation'
-        raise ValueError(f'there is no official layout for this {type(module).__name__}: {hint}')
-    return found
+    if found := _candidates(module): return found
+    raise ValueError(f'there is no official layout for this {type(module).__name__}: {_no_layout(module)}')
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c021
 def _forms(model, deployed:bool) -> list:
@@ -112,27 +70,43 @@ def _forms(model, deployed:bool) -> list:
     return [merge(model, verbose=False), deploy(model, verbose=False)] if deployed else [model]
 
 @lru_cache(256)
-def _expected(name:str, num_classes:int, in_channels:int, scale:int, deployed:bool) -> list: # of (layout, {official key: shape}, optional keys)
+def _expected(name:str, num_classes:int, in_channels:int, scale:int, deployed:bool
+             ) -> list: # of (layout, {official key: shape}, optional keys)
     "The official state dicts of a network"
     with torch.device('meta'): model = create_model(name, num_classes, in_channels, scale).eval()
     own = _candidates(model) # not a layout that deploys the same convolutions under other names
-    return [(layout, _shapes(m, entries), _optional(entries)) for m in _forms(model, deployed) for layout, entries in _candidates(m).items() if layout in own]
+    found = [(m, *o) for m in _forms(model, deployed) for o in _candidates(m).items()]
+    return [(layout, _shapes(m, entries), _optional(entries)) for m, layout, entries in found if layout in own]
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #k011
 def _sizes(state) -> tuple: # classes (None for super-resolution), input channels
     "What a state dict tells of the task, read off the head and the first layer"
     head = next((state[k] for k in ('linear.weight', 'head.fc.weight', 'head.weight') if k in state), None)
-    first = [v for k, v in state.items() if k.startswith(('stem', 'stage0', 'conv1.', 'backbone.0.')) and v.ndim == 4]
-    return None if head is None or not head.ndim else head.shape[0], first[0].shape[1] if first else None
+    begins = 'stem', 'stage0', 'conv1.', 'backbone.0.'
+    first = next((v for k, v in state.items() if k.startswith(begins) and v.ndim == 4), None)
+    classes = None if head is None or not head.ndim else head.shape[0]
+    return classes, None if first is None else first.shape[1]
 
-def _is_deployed(state) -> bool: return any('reparam' in k or 'fused_conv' in k for k in state) or ('backbone.0.conv3x3.weight' in state and 'backbone.0.conv1x1_3x3.k0' not in state)
+def _is_deployed(state) -> bool:
+    "Are these the keys of merged blocks?"
+    if any('reparam' in k or 'fused_conv' in k for k in state): return True
+    return 'backbone.0.conv3x3.weight' in state and 'backbone.0.conv1x1_3x3.k0' not in state # ECBSR
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c021b
 @dataclass(frozen=True)
 class Origin:
     "Which network a state dict is of"
-    model: str; layout: str; deployed: bool; num_classes: int = None; in_channels: int = None; scale: int = None
+    model: str
+    layout: str
+    deployed: bool
+    num_classes: int = None
+    in_channels: int = None
+    scale: int = None
 
-    def __str__(self): return f'{self.model}{f", scale {self.scale}" if self.scale else ""} ({LAYOUTS[self.layout].text} layout, {"deployed" if self.deployed else "training form"})'
+    def __str__(self):
+        scale = f', scale {self.scale}' if self.scale else ''
+        form = 'deployed' if self.deployed else 'training form'
+        return f'{self.model}{scale} ({LAYOUTS[self.layout].text} layout, {form})'
 
 def _origins(state:dict):
     "Every known network in every layout, with its keys, in the form and for the task that `state` is of"
@@ -141,65 +115,93 @@ def _origins(state:dict):
     for name in sorted(list_models(), key=len):
         if plain_twin(name) == name or (task(name) == 'classification') != (classes is not None): continue
         for scale in (None,) if classes else (2, 3, 4):
-            for layout, shapes, optional in _expected(name, classes, channels, scale, deployed): yield Origin(name, layout, deployed, classes, channels, scale), shapes, optional
+            for layout, shapes, optional in _expected(name, classes, channels, scale, deployed):
+                yield Origin(name, layout, deployed, classes, channels, scale), shapes, optional
 
 def identify(state:dict) -> Origin: # None if it is of none
-    "The network of `repq.models` that an official state dict fits, key by key and shape by shape; where deployed forms of several are alike, the one with the shortest name"
-    return next((origin for origin, shapes, optional in _origins(state) if not differences(shapes, state, optional)), None)
+    "The network of `repq.models` that an official state dict fits, in keys and shapes; the shortest name of several"
+    fit = (origin for origin, shapes, optional in _origins(state) if not differences(shapes, state, optional))
+    return next(fit, None)
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c021d
-_TELLTALES = {'rbr_conv.': 'MobileOne', 'conv_kxk': "timm's RepVGG or MobileOne", 'rbr_dense': 'RepVGG or QARepVGG', 'rbr_reparam': 'RepVGG or QARepVGG, deployed', 'reparam_conv': "MobileOne or timm's RepVGG, deployed", 'square_conv': 'ACNet', 'fused_conv': 'ACNet, deployed',
-              'weight_orepa': 'OREPA', 'weight_or1x1': "OREPA's 1×1", 'orepa_reparam': 'OREPA, deployed', 'conv1x1_sbx': 'ECB', 'dbb_': 'DBB', 'branches.': 'repq itself (load it with load_state_dict)', 'layer1.0.conv1': "torchvision's ResNet"}
+_TELLTALES = { # part of a key -> whose it is
+    'rbr_conv.': 'MobileOne', 'conv_kxk': "timm's RepVGG or MobileOne", 'rbr_dense': 'RepVGG or QARepVGG',
+    'rbr_reparam': 'RepVGG or QARepVGG, deployed', 'reparam_conv': "MobileOne or timm's RepVGG, deployed",
+    'square_conv': 'ACNet', 'fused_conv': 'ACNet, deployed', 'weight_orepa': 'OREPA', 'weight_or1x1': "OREPA's 1×1",
+    'orepa_reparam': 'OREPA, deployed', 'conv1x1_sbx': 'ECB', 'dbb_': 'DBB',
+    'branches.': 'repq itself (load it with load_state_dict)', 'layer1.0.conv1': "torchvision's ResNet"}
+
+def _distance(shapes, optional, state) -> int:
+    "How many keys of a state dict are missing, unexpected or of another shape"
+    missing = sum(k not in state and k not in optional for k in shapes)
+    other = sum(k in state and tuple(state[k].shape) != tuple(s) for k, s in shapes.items())
+    return missing + other + sum(k not in shapes for k in state)
 
 def _nearest(state) -> str:
     "Which network differs least, and by what; '' if all differ in more than a tenth of their keys"
-    def wrong(shapes, optional): return sum(k not in state and k not in optional or k in state and tuple(state[k].shape) != tuple(s) for k, s in shapes.items()) + sum(k not in shapes for k in state)
-    best = min(((wrong(shapes, optional), str(origin), shapes, optional) for origin, shapes, optional in _origins(state)), key=lambda o: o[0], default=None)
-    return f'nearest is {best[1]}, but {differences(best[2], state, best[3])}' if best and best[0] <= max(len(state)//10, 1) else ''
+    found = ((_distance(*o[1:], state), *o) for o in _origins(state)) # and origin, shapes, optional keys
+    best = min(found, key=lambda o: o[0], default=None)
+    if best is None or best[0] > max(len(state)//10, 1): return ''
+    _, origin, shapes, optional = best
+    return f'nearest is {origin}, but {differences(shapes, state, optional)}'
 
 def _looks_like(state) -> str:
+    "Of what a state dict seems to be"
     if origin := identify(state): return f'it looks like {origin}'
     if near := _nearest(state): return near
     seen = next((t for mark, t in _TELLTALES.items() if any(mark in k for k in state)), None)
     return f'by its keys it is of {seen}' if seen else f'its keys ({some(list(state))}) are of no layout known here'
 
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #c022
-def load_official(module:nn.Module,   # a network of `repq.models`, a block, a block with batch norm or activation behind it in a `Sequential`, or one of these merged
-                  state_dict:Mapping, # as its authors' code saves it
-                 ) -> nn.Module:      # `module`
-    "Load an official checkpoint, in place; ValueError names what does not fit, and then nothing is changed"
-    state, known = unwrap(state_dict), _known(module)
-    layout, entries = max(known.items(), key=lambda o: sum(e.official in state for e in o[1]))
-    state, entries = _without_activation(module, state, layout), [*entries]
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #k016
+def _unfit(module, entries, state) -> str:
+    "What in a state dict does not fit, '' if all of it does"
     odd = [k for e in entries if e.official is None for k in e.ours]
-    text = f'nothing in that layout is like {some(odd)}' if odd else differences(_shapes(module, entries), state, _optional(entries))
-    if not text: text = unusable(state, _counts) or _wrong_constants(entries, state)
-    if text: raise ValueError(f'the checkpoint is not of this {type(module).__name__} ({LAYOUTS[layout].text} layout): {text}; {_looks_like(state)}{_advice(module, state)}')
-    new = {}
-    for e in entries:
-        if e.official in state: new.update(zip(e.ours, e.decode(state[e.official]) if e.decode else (state[e.official],)))
-    module.load_state_dict({**module.state_dict(), **new})
-    return module
+    if odd: return f'nothing in that layout is like {some(odd)}'
+    if text := differences(_shapes(module, entries), state, _optional(entries)): return text
+    return unusable(state, _counts) or _wrong_constants(entries, state)
 
 def _counts(key) -> bool: return key.endswith('num_batches_tracked') # whole numbers, in every layout
 
 def _wrong_constants(entries, state) -> str:
     "Which constants in the file are not those of the block"
-    wrong = [e.official for e in entries if e.constant is not None and not e.computed and e.official in state and not torch.allclose(state[e.official].to(e.constant), e.constant, atol=1e-5)]
+    there = [e for e in entries if e.constant is not None and not e.computed and e.official in state]
+    wrong = [e.official for e in there if not torch.allclose(state[e.official].to(e.constant), e.constant, atol=1e-5)]
     return f'constants with other values: {some(wrong)}' if wrong else ''
+
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #c022
+def load_official(module:nn.Module,   # of `repq.models`, or a block, alone or with what follows it, or merged
+                  state_dict:Mapping, # as its authors' code saves it
+                 ) -> nn.Module:      # `module`
+    "Load an official checkpoint, in place; ValueError names what does not fit, and then nothing is changed"
+    state, known = unwrap(state_dict), _known(module)
+    layout, entries = max(known.items(), key=lambda o: sum(e.official in state for e in o[1]))
+    state = _without_activation(module, state, layout)
+    if text := _unfit(module, entries, state):
+        where = f'{type(module).__name__} ({LAYOUTS[layout].text} layout)'
+        raise ValueError(f'the checkpoint is not of this {where}: {text}; {_looks_like(state)}{_advice(module, state)}')
+    new = {}
+    for e in entries:
+        if e.official not in state: continue
+        tensor = state[e.official]
+        new.update(zip(e.ours, e.decode(tensor) if e.decode else (tensor,)))
+    module.load_state_dict({**module.state_dict(), **new})
+    return module
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c024
 def _without_activation(module, state, layout) -> dict:
     "`state` without the parameters of an activation that a bare block does not have"
     act = [k for k in state if k.startswith('act.')]
     if not act or not isinstance(module, (Block, nn.Conv2d)): return state
-    warnings.warn(f'{some(act)} belongs to the activation, which is not part of {type(module).__name__}: passed over. For both, load into nn.Sequential(block, nn.PReLU(channels))')
+    warnings.warn(f'{some(act)} belongs to the activation, which is not part of {type(module).__name__}: passed over. '
+                  'For both, load into nn.Sequential(block, nn.PReLU(channels))')
     return {k: v for k, v in state.items() if k not in act}
 
 def _advice(module, state) -> str:
     "What would do, where that can be told"
-    if isinstance(module, Block) and any(k.startswith('bn.') for k in state) and not isinstance(module, QARepVGGBlock):
-        return f'. The batch norm behind the block (bn.*) is not part of {type(module).__name__}: load into nn.Sequential(block, nn.BatchNorm2d({module.out_channels}))'
+    has_bn = any(k.startswith('bn.') for k in state)
+    if isinstance(module, Block) and has_bn and not isinstance(module, QARepVGGBlock):
+        return (f'. The batch norm behind the block (bn.*) is not part of {type(module).__name__}: '
+                f'load into nn.Sequential(block, nn.BatchNorm2d({module.out_channels}))')
     deployed, blocks = _is_deployed(state), any(isinstance(m, Block) for m in module.modules())
     if deployed and blocks: return '. It is a deployed form: load it into merge(module), or deploy(module) for OREPA'
     return '' if deployed or blocks else '. The module is merged already: load a training form before merging'
@@ -210,54 +212,26 @@ def to_official(module:nn.Module,   # as for `load_official`
                 layout:str=None,    # a key of `LAYOUTS`; None: the authors' own
                ) -> dict:           # official key -> tensor
     "The state dict of `module` as its authors' code would save it"
-    known = _known(module)
+    known, name = _known(module), type(module).__name__
     if layout is None: layout = next(iter(known))
-    if layout not in known: raise ValueError(f'layout must be one of {", ".join(known)} for this {type(module).__name__}, got {layout!r}')
-    if odd := [k for e in known[layout] if e.official is None for k in e.ours]: raise ValueError(f'{type(module).__name__} has something that its authors\' layout has no place for: {some(odd)}')
-    own = module.state_dict()
-    return {e.official: (e.constant if e.constant is not None else e.encode(*(own[k] for k in e.ours)) if e.encode else own[e.ours[0]]).detach().clone() for e in known[layout]}
-
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #c032
-def read_checkpoint(path) -> dict: # key -> tensor, on the CPU
-    "The state dict in a file (.safetensors, or torch's format), unwrapped; nothing in it is executed"
-    path = Path(path)
-    regular(path)
-    try: state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: # what a damaged or a malicious file raises is of many kinds
-        raise ValueError(f'{path} cannot be read as tensors ({type(e).__name__}). If it is a whole module or holds other objects, whose code would run: '
-                         'save its state dict alone, torch.save(model.state_dict(), file)') from None
-    try: return unwrap(state)
-    except (TypeError, ValueError) as e: raise ValueError(f'{path}: {e}') from None
-
-def apart(state:dict) -> dict: # name -> tensor
-    "Tensors that are contiguous and share no memory, as safetensors wants them: what is tied becomes copies"
-    seen, res = set(), {}
-    for k, v in state.items():
-        v = v.contiguous()
-        place = v.untyped_storage().data_ptr()
-        res[k] = v.clone() if place in seen else v
-        seen.add(place)
-    return res
-
-def write_checkpoint(path, state:dict,
-                     overwrite:bool=False): # a file that repq made?
-    "Write a state dict to .safetensors, or to .pth or .pt in torch's format, whole or not at all"
-    path, state = Path(path), apart(state)
-    if path.suffix not in ('.safetensors', '.pth', '.pt'): raise ValueError(f'{path}: the name must end in .safetensors, .pth or .pt')
-    with writing(path, overwrite) as part:
-        if path.suffix == '.safetensors': return save_file(state, part, dict(format='pt', made_by=SIGNATURE))
-        with open(part, 'wb') as f: torch.save(state, f)
-        sign_archive(part)
+    if layout not in known:
+        raise ValueError(f'layout must be one of {", ".join(known)} for this {name}, got {layout!r}')
+    if odd := [k for e in known[layout] if e.official is None for k in e.ours]:
+        raise ValueError(f'{name} has something that its authors\' layout has no place for: {some(odd)}')
+    return {e.official: v.detach().clone() for e, v in _official_values(module, known[layout])}
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c035
 def from_official(state_dict:Mapping) -> tuple: # network, `Origin`
-    "The network that an official checkpoint is of, in training form or merged as the checkpoint is, in evaluation mode"
+    "The network that an official checkpoint is of, in training form or merged as it is, in evaluation mode"
     state = unwrap(state_dict)
     origin = identify(state)
-    if origin is None: raise ValueError(f'the checkpoint is of no network known here: {_looks_like(state)}. Known are {", ".join(n for n in list_models() if plain_twin(n) != n and not n.endswith(("_small", "_tiny")))}')
-    forms = _forms(create_model(origin.model, origin.num_classes, origin.in_channels, origin.scale).eval(), origin.deployed)
-    fits = lambda m: any(not differences(_shapes(m, e), state, _optional(e)) for e in _candidates(m).values())
-    return load_official(next(filter(fits, forms)), state), origin
+    if origin is None:
+        known = [n for n in list_models() if plain_twin(n) != n and not n.endswith(('_small', '_tiny'))]
+        raise ValueError(f'the checkpoint is of no network known here: {_looks_like(state)}. '
+                         f'Known are {", ".join(known)}')
+    model = create_model(origin.model, origin.num_classes, origin.in_channels, origin.scale).eval()
+    def fits(m): return any(not differences(_shapes(m, e), state, _optional(e)) for e in _candidates(m).values())
+    return load_official(next(filter(fits, _forms(model, origin.deployed))), state), origin
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #n002
 def convert(checkpoint, out,      # files
@@ -268,26 +242,42 @@ def convert(checkpoint, out,      # files
            ) -> str:              # what was done
     "Write the network in `checkpoint` to `out` in another layout"
     check_output(out, overwrite)
-    if Path(out).exists() and Path(out).samefile(checkpoint): raise FileExistsError(f'{out} is what is read: give another name')
-    if to not in ('repq', 'authors', *LAYOUTS): raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
+    if Path(out).exists() and Path(out).samefile(checkpoint):
+        raise FileExistsError(f'{out} is what is read: give another name')
+    if to not in ('repq', 'authors', *LAYOUTS):
+        raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
+    m, text = _read_network(checkpoint, model)
+    if deployed: m = (deploy if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge)(m, verbose=False)
+    state = m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to)
+    with locked(out): write_checkpoint(out, state, overwrite)
+    form, n = 'deployed' if deployed else 'as it was', sum(p.numel() for p in m.parameters())
+    return f'{checkpoint}: {text} → {out}: {to}, {form}, {n:,} parameters'
+
+def _read_network(checkpoint, model) -> tuple: # network, what it is in words
+    "The network in a file, of the name `model` if that is given"
     state = read_checkpoint(checkpoint)
-    if _is_ours(state):
-        if model is None: raise ValueError(f"{checkpoint} is in repq's own layout, which does not tell the model: name it (--model, model=)")
-        m, text = _own(model, state, checkpoint), f'{model} (repq)'
-    else:
-        m, text = from_official(state)
-        if model not in (None, text.model): raise ValueError(f'{checkpoint} is {text}, not {model}')
-    if deployed: m = deploy(m, verbose=False) if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge(m, verbose=False)
-    with locked(out): write_checkpoint(out, m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to), overwrite)
-    return f'{checkpoint}: {text} → {out}: {to}, {"deployed" if deployed else "as it was"}, {sum(p.numel() for p in m.parameters()):,} parameters'
+    if not _is_ours(state):
+        m, origin = from_official(state)
+        if model not in (None, origin.model): raise ValueError(f'{checkpoint} is {origin}, not {model}')
+        return m, origin
+    if model is None:
+        raise ValueError(f"{checkpoint} is in repq's own layout, which does not tell the model: "
+                         'name it (--model, model=)')
+    return _own(model, state, checkpoint), f'{model} (repq)'
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #n005
-def _is_ours(state) -> bool: return any(k.startswith(('stem.', 'stages.', 'backbone.')) and ('.branches.' in k or re.match(r'(stem|(stages|backbone)\.[\d.]*\d)\.(conv|conv1|conv2)\.(weight|conv\.weight)$', k)) for k in state) and 'head.fc.weight' not in state
+_OURS = re.compile(r'(stem|(stages|backbone)\.[\d.]*\d)\.(conv|conv1|conv2)\.(weight|conv\.weight)$')
+
+def _is_ours(state) -> bool:
+    "Are these keys of repq's own layout?"
+    ours = (k for k in state if k.startswith(('stem.', 'stages.', 'backbone.')))
+    return 'head.fc.weight' not in state and any('.branches.' in k or _OURS.match(k) for k in ours)
 
 def _own(model:str, state, file) -> nn.Module:
     "The named network from a state dict in repq's own layout, in training form, merged or deployed"
     classes, channels = _sizes(state)
-    if (task(model) == 'super-resolution') != (classes is None): raise ValueError(f'{file} is not of {model}: it {"has no" if classes is None else "has a"} head for classes')
+    if (task(model) == 'super-resolution') != (classes is None):
+        raise ValueError(f'{file} is not of {model}: it {"has no" if classes is None else "has a"} head for classes')
     full = create_model(model, classes, channels).eval()
     forms = [full, *_forms(full, True)]
     diffs = [differences({k: v.shape for k, v in m.state_dict().items()}, state) for m in forms]

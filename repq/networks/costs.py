@@ -9,6 +9,7 @@ from torch import Tensor
 from ..method.layers import IntegerKernel, RepQLayer
 from .sites import Site, find_sites
 from .changes import unquantized, copy_model
+from .packing import packed_bytes
 
 # %% auto #0
 __all__ = ['layer_costs', 'cost']
@@ -19,15 +20,24 @@ def _kernel_weight(m) -> Tensor: # (out, in/groups, ...)
     if isinstance(m, (nn.Conv2d, nn.Linear)): return m.weight
     return (m.block if isinstance(m, RepQLayer) else m).kernel().weight
 
-def _bits_steps(m, absorbs:bool) -> tuple: # weight bits, input bits, bits a weight is stored in, how many steps are
+def _bits_steps(m, absorbs:bool) -> tuple: # weight bits, input bits, how many steps are stored
     "How `m` is quantized; 32 bits and no steps where it is not"
-    if not isinstance(m, RepQLayer): return 32, 32, 32, 0
+    if not isinstance(m, RepQLayer): return 32, 32, 0
     block, wq, iq = m.block, m.weight_quantizer, m.input_quantizer
-    bits, stored, steps = 32, 32, 0
-    if isinstance(block, IntegerKernel): bits, stored, steps = block.bits, block.bits, block.scale.numel()
-    elif wq is not None:
-        bits, stored, steps = wq.bits, wq.stored_bits, block.out_channels if wq.per_channel or absorbs else 1
-    return bits, 32 if iq is None else iq.bits, stored, steps + (iq is not None)
+    bits, steps = 32, 0
+    if isinstance(block, IntegerKernel): bits, steps = block.bits, block.scale.numel()
+    elif wq is not None: bits, steps = wq.bits, block.out_channels if wq.per_channel or absorbs else 1
+    return bits, 32 if iq is None else iq.bits, steps + (iq is not None)
+
+def _weight_bytes(m, weight) -> int:
+    "What the weights of `m` take in a file; by their bits alone while a quantizer has no step"
+    kernel, wq = (m.block, m.weight_quantizer) if isinstance(m, RepQLayer) else (None, None)
+    if isinstance(kernel, IntegerKernel): integers, bits = kernel.integers, kernel.bits
+    elif wq is None: return 4*weight.numel()
+    elif wq.initialized: integers, bits = wq.quantized(weight), wq.stored_bits
+    else: return -(-weight.numel()*wq.bits//8)
+    if bits > 8 or int(integers.max()) >= 2**(bits - 1): return -(-integers.numel()*bits//8)
+    return packed_bytes(integers, bits)
 
 # %% ../../nbs/2_networks/08_costs.ipynb #c009
 @torch.no_grad()
@@ -47,13 +57,18 @@ def _positions(model, x:Tensor, names:list) -> dict:
 def layer_costs(model:nn.Module,
                 x:Tensor, # (batch, ...): images of the size that counts; one of them is used
                ) -> list: # of dicts: name, weight_bits, input_bits, parameters, macs, bit_operations, size_bytes
-    "What each layer with a kernel costs once deployed: weights of the merged kernel, MACs and bit-operations for one image, bytes; `model` stays as it is"
-    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x): raise ValueError(f'x must be a batch of one image or more, got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
+    """What each layer with a kernel costs once deployed: weights of the merged kernel, MACs and bit-operations
+    for one image, bytes; `model` stays as it is"""
+    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
+        given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f'x must be a batch of one image or more, got {given}')
     sites = _distinct(find_sites(model)[0])
     seen = _positions(model, x, [s.name for s in sites])
     return [_row(s, seen[s.name], _absorbed(model, s) is not None) for s in sites]
 
-def _distinct(sites): return list({id(s.module): s for s in sites[::-1]}.values())[::-1] # a layer with two names: once, under the first
+def _distinct(sites):
+    "A layer with two names once, under the first"
+    return list({id(s.module): s for s in sites[::-1]}.values())[::-1]
 
 def _absorbed(model, site:Site):
     "The batch norm that deployment absorbs into this layer, or None"
@@ -62,10 +77,11 @@ def _absorbed(model, site:Site):
 
 @torch.no_grad()
 def _row(site, positions, absorbs):
-    weight, (wb, ib, stored, steps) = _kernel_weight(site.module), _bits_steps(site.module, absorbs)
+    "What one layer costs; `absorbs`: is there a batch norm that it takes in?"
+    weight, (wb, ib, steps) = _kernel_weight(site.module), _bits_steps(site.module, absorbs)
     n, macs = weight.numel(), weight.numel()*positions
     return dict(name=site.name, weight_bits=wb, input_bits=ib, parameters=n, macs=macs, bit_operations=macs*wb*ib,
-                size_bytes=-(-n*stored//8) + 4*(len(weight) + steps)) # packed weights, biases, steps
+                size_bytes=_weight_bytes(site.module, weight) + 4*(len(weight) + steps)) # packed weights, biases, steps
 
 # %% ../../nbs/2_networks/08_costs.ipynb #c019
 def cost(model:nn.Module, x:Tensor # (batch, ...)

@@ -15,63 +15,99 @@ __all__ = ['TABLES', 'table']
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i105
 TABLES = dict( # name -> function of a tensor and numbers
-    silu=lambda x: F.silu(x), mish=lambda x: F.mish(x), hardswish=lambda x: F.hardswish(x),
-    gelu=lambda x, approximate='none': F.gelu(x, approximate=approximate),
-    sigmoid=lambda x: x.sigmoid(), hardsigmoid=lambda x: F.hardsigmoid(x), logsigmoid=lambda x: F.logsigmoid(x), tanh=lambda x: x.tanh(),
-    elu=lambda x, alpha=1.: F.elu(x, alpha), celu=lambda x, alpha=1.: F.celu(x, alpha), selu=lambda x: F.selu(x),
-    softplus=lambda x, beta=1, threshold=20: F.softplus(x, beta, threshold), softsign=lambda x: F.softsign(x),
-    hardshrink=lambda x, lambd=.5: F.hardshrink(x, lambd), softshrink=lambda x, lambd=.5: F.softshrink(x, lambd), tanhshrink=lambda x: F.tanhshrink(x),
-    threshold=lambda x, threshold, value: F.threshold(x, threshold, value))
-_NAMED = dict(silu=[nn.SiLU], mish=[nn.Mish], hardswish=[nn.Hardswish], gelu=[nn.GELU], sigmoid=[nn.Sigmoid], hardsigmoid=[nn.Hardsigmoid],
-    logsigmoid=[nn.LogSigmoid], tanh=[nn.Tanh], elu=[nn.ELU], celu=[nn.CELU], selu=[nn.SELU], softplus=[nn.Softplus], softsign=[nn.Softsign],
-    hardshrink=[nn.Hardshrink], softshrink=[nn.Softshrink], tanhshrink=[nn.Tanhshrink], threshold=[nn.Threshold]) # the modules of each
-_PLAIN = 'exp expm1 log1p sqrt rsqrt square abs neg negative reciprocal sin cos atan erf sign floor ceil round trunc'.split() # and methods without arguments
+    silu         = lambda x: F.silu(x),
+    mish         = lambda x: F.mish(x),
+    hardswish    = lambda x: F.hardswish(x),
+    gelu         = lambda x, approximate='none': F.gelu(x, approximate=approximate),
+    sigmoid      = lambda x: x.sigmoid(),
+    hardsigmoid  = lambda x: F.hardsigmoid(x),
+    logsigmoid   = lambda x: F.logsigmoid(x),
+    tanh         = lambda x: x.tanh(),
+    elu          = lambda x, alpha=1.: F.elu(x, alpha),
+    celu         = lambda x, alpha=1.: F.celu(x, alpha),
+    selu         = lambda x: F.selu(x),
+    softplus     = lambda x, beta=1, threshold=20: F.softplus(x, beta, threshold),
+    softsign     = lambda x: F.softsign(x),
+    hardshrink   = lambda x, lambd=.5: F.hardshrink(x, lambd),
+    softshrink   = lambda x, lambd=.5: F.softshrink(x, lambd),
+    tanhshrink   = lambda x: F.tanhshrink(x),
+    threshold    = lambda x, threshold, value: F.threshold(x, threshold, value))
+
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n002
+_PLAIN = '''exp expm1 log1p sqrt rsqrt square abs neg negative reciprocal sin cos atan erf sign floor ceil round
+    trunc'''.split()
 for _name in _PLAIN: TABLES[_name] = lambda x, name=_name: getattr(torch, name)(x)
-_POSITIVE = {'sigmoid', 'hardsigmoid', 'softplus', 'exp', 'sqrt', 'rsqrt', 'square', 'abs'}
-_KEEPS = {'silu', 'mish', 'hardswish', 'gelu', 'tanh', 'elu', 'celu', 'selu', 'softsign', 'hardshrink', 'softshrink', 'tanhshrink', 'expm1', 'log1p',
-          'reciprocal', 'atan', 'erf', 'sign', 'floor', 'ceil', 'round', 'trunc'}
+
+_POSITIVE = set('sigmoid hardsigmoid softplus exp sqrt rsqrt square abs'.split())
+_KEEPS = set('''silu mish hardswish gelu tanh elu celu selu softsign hardshrink softshrink tanhshrink expm1 log1p
+    reciprocal atan erf sign floor ceil round trunc'''.split())
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i107
 register_kind('table', floats=all)
+
+_MODULES = '''SiLU Mish Hardswish GELU Sigmoid Hardsigmoid LogSigmoid Tanh ELU CELU SELU Softplus Softsign Hardshrink
+    Softshrink Tanhshrink Threshold''' # whose names in small letters are those of their functions
+_NAMED = {name.lower(): getattr(nn, name) for name in _MODULES.split()}
 
 def table(input, function:str, **args) -> Operation:
     "A function of one value, by its name in `TABLES`"
     return Operation('table', [input], dict(function=function, args=args), function in _POSITIVE, function in _KEEPS)
 
-def _table_reader(name):
-    "The reader of a function of `TABLES`"
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n004
+def _signature(name) -> inspect.Signature:
+    "How a function of `TABLES` is called as torch's own is"
     own = [] if name in _PLAIN else list(inspect.signature(TABLES[name]).parameters.values())[1:]
     new = lambda n, default: inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    signature = inspect.Signature([new('input', inspect.Parameter.empty), *own, new('inplace', False)])
+    return inspect.Signature([new('input', inspect.Parameter.empty), *own, new('inplace', False)])
+
+def _table_reader(name):
+    "The reader of a function of `TABLES`"
+    signature = _signature(name)
     def reader(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         numbers = {k: v for k, v in given.items() if k not in ('input', 'inplace')}
-        if any(isinstance(v, (Tensor, fx.Node)) for v in numbers.values()): raise ValueError(f'{name} with a tensor for one of its numbers')
+        if any(isinstance(v, (Tensor, fx.Node)) for v in numbers.values()):
+            raise ValueError(f'{name} with a tensor for one of its numbers')
         return table(given['input'], name, **numbers)
     reader.__signature__ = signature
     return reader
 
-for _name in TABLES: reads(_name, f'{_name}_', *_NAMED.get(_name, ()))(_table_reader(_name))
+for _name in TABLES:
+    modules = [_NAMED[_name]] if _name in _NAMED else []
+    reads(_name, f'{_name}_', *modules)(_table_reader(_name))
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i111
-TABLES |= dict(plus=lambda x, number: x + number, minus=lambda x, number: x - number, subtracted=lambda x, number: number - x,
-    times=lambda x, number: x*number, over=lambda x, number: x/number, divided=lambda x, number: number/x, power=lambda x, number: x**number)
+TABLES |= dict(
+    plus       = lambda x, number: x + number,
+    minus      = lambda x, number: x - number,
+    subtracted = lambda x, number: number - x,
+    times      = lambda x, number: x*number,
+    over       = lambda x, number: x/number,
+    divided    = lambda x, number: number/x,
+    power      = lambda x, number: x**number)
+
+def _not_plain(values, why) -> Operation:
+    "What is known of an operation that has no integers"
+    return Operation('other', [i for i in values if isinstance(i, fx.Node)], lacks=why)
 
 def _with_number(kind, input, other, plain, turned=None, positive=lambda n: n >= 0):
     "`input kind other`, of which one may be a number"
-    if isinstance(input, fx.Node) and isinstance(other, fx.Node): return Operation(kind, [input, other], keeps=kind in ('mul', 'div'))
+    if isinstance(input, fx.Node) and isinstance(other, fx.Node):
+        return Operation(kind, [input, other], keeps=kind in ('mul', 'div'))
     if not isinstance(input, fx.Node): input, other, plain = other, input, turned or plain
-    if not isinstance(other, (int, float)): return Operation('other', [input], lacks='arithmetic with something that is neither a tensor nor a number')
+    if not isinstance(other, (int, float)):
+        return _not_plain([input], 'arithmetic with something that is neither a tensor nor a number')
     res = table(input, plain, number=other)
     res.keeps = plain not in ('minus', 'subtracted') and positive(other)
     return res
 
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n006
 @reads('mul', 'mul_', 'imul', 'multiply')
 def _mul(input, other, *, out=None): return _with_number('mul', input, other, 'times')
 
 @reads('sub', 'sub_', 'isub', 'subtract', 'rsub')
 def _sub(input, other, *, alpha=1, out=None):
-    if alpha != 1: return Operation('other', [i for i in (input, other) if isinstance(i, fx.Node)], lacks=f'subtracts {alpha} times a value (alpha): only plain differences')
+    if alpha != 1: return _not_plain([input, other], f'subtracts {alpha} times a value (alpha): only plain differences')
     return _with_number('sub', input, other, 'minus', 'subtracted')
 
 @reads('div', 'div_', 'truediv', 'itruediv', 'divide', 'true_divide')
@@ -81,7 +117,8 @@ def _div(input, other, *, rounding_mode=None, out=None):
 
 @reads('pow', 'pow_', 'ipow')
 def _pow(input, exponent, *, out=None):
-    if not isinstance(exponent, (int, float)) or not isinstance(input, fx.Node): raise ValueError('a power whose exponent is no number')
+    plain = isinstance(exponent, (int, float)) and isinstance(input, fx.Node)
+    if not plain: raise ValueError('a power whose exponent is no number')
     return table(input, 'power', number=exponent)
 
 @reads('maximum', 'minimum')
@@ -101,49 +138,56 @@ def _add(input, other, *, alpha=1, out=None):
     return _with_number('add', values[0], number*alpha if values[0] is input else number, 'plus')
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i116
-for _kind in 'permute', 'slice', 'pad', 'expand', 'roll', 'flip', 'amax', 'stack', 'channel_shuffle': register_kind(_kind, moves=True, floats=all)
+for _kind in 'permute slice pad expand roll flip amax stack channel_shuffle'.split():
+    register_kind(_kind, moves=True, floats=all)
 
 def _many(first, rest) -> list: return list(first) if isinstance(first, (tuple, list)) else [first, *rest]
 
+def _kept(kind, input, **params) -> Operation:
+    "An operation that gives nothing negative where it gets nothing negative"
+    return Operation(kind, [input], params, keeps=True)
+
 @reads('permute')
-def _permute(input, dims, *more): return Operation('permute', [input], dict(dims=_many(dims, more)), keeps=True)
+def _permute(input, dims, *more): return _kept('permute', input, dims=_many(dims, more))
 
 @reads('transpose', 'transpose_', 'swapaxes', 'swapdims')
-def _transpose(input, dim0, dim1): return Operation('permute', [input], dict(swap=[dim0, dim1]), keeps=True)
+def _transpose(input, dim0, dim1): return _kept('permute', input, swap=[dim0, dim1])
 
 @reads('t', 'T', 'mT')
-def _transposed(input): return Operation('permute', [input], dict(swap=[-2, -1]), keeps=True)
+def _transposed(input): return _kept('permute', input, swap=[-2, -1])
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i116b
 @reads('getitem')
 def _getitem(input, index):
-    if index == (slice(None), slice(None), 0, 0): return Operation('corner', [input], keeps=True)
+    if index == (slice(None), slice(None), 0, 0): return _kept('corner', input)
     index = index if isinstance(index, tuple) else (index,)
     plain = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index)
-    return Operation('slice' if plain else 'other', [input], dict(index=list(index)), keeps=True)
+    return _kept('slice' if plain else 'other', input, index=list(index))
 
 @reads('narrow')
-def _narrow(input, dim, start, length): return Operation('slice', [input], dict(dim=dim, index=[slice(start, start + length)]), keeps=True)
+def _narrow(input, dim, start, length): return _kept('slice', input, dim=dim, index=[slice(start, start + length)])
 
 @reads('select')
-def _select(input, dim, index): return Operation('slice', [input], dict(dim=dim, index=[index]), keeps=True)
+def _select(input, dim, index): return _kept('slice', input, dim=dim, index=[index])
 
 @reads('chunk', 'split', 'unbind', 'tensor_split', 'split_with_sizes')
-def _split(input, *args, **kwargs): return Operation('parts', [input], keeps=True, lacks='parts that are not taken one by one')
+def _split(input, *args, **kwargs):
+    return Operation('parts', [input], keeps=True, lacks='parts that are not taken one by one')
 
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n010
 @reads('roll')
 def _roll(input, shifts, dims=None):
     if dims is None: raise ValueError('roll over all dimensions as one')
-    return Operation('roll', [input], dict(shifts=_many(shifts, ()), dims=_many(dims, ())), keeps=True)
+    return _kept('roll', input, shifts=_many(shifts, ()), dims=_many(dims, ()))
 
 @reads('flip')
-def _flip(input, dims, *more): return Operation('flip', [input], dict(dims=_many(dims, more)), keeps=True)
+def _flip(input, dims, *more): return _kept('flip', input, dims=_many(dims, more))
 
 @reads('expand')
-def _expand(input, size, *more): return Operation('expand', [input], keeps=True)
+def _expand(input, size, *more): return _kept('expand', input)
 
 @reads('expand_as')
-def _expand_as(input, other): return Operation('expand', [input], keeps=True)
+def _expand_as(input, other): return _kept('expand', input)
 
 @reads('stack')
 def _stack(tensors, dim=0, *, out=None): return Operation('stack', list(tensors), dict(dim=dim), keeps=True)
@@ -152,9 +196,12 @@ def _stack(tensors, dim=0, *, out=None): return Operation('stack', list(tensors)
 @reads('pad')
 def _pad(input, pad, mode='constant', value=None):
     if mode not in ('constant', 'reflect', 'replicate'): raise ValueError(f"a border of the mode '{mode}'")
-    return Operation('pad', [input], dict(pad=list(pad), mode=mode, value=value or 0.), keeps=mode != 'constant' or (value or 0) >= 0)
+    value = value or 0.
+    keeps = mode != 'constant' or value >= 0
+    return Operation('pad', [input], dict(pad=list(pad), mode=mode, value=value), keeps=keeps)
 
 def _pad_module(mode):
+    "The reader of modules that pad in one mode"
     def reader(input, padding, value=0.): return _pad(input, padding, mode, value)
     return reader
 
@@ -162,26 +209,29 @@ reads(nn.ZeroPad2d, nn.ConstantPad2d, nn.ConstantPad1d)(_pad_module('constant'))
 reads(nn.ReflectionPad2d, nn.ReflectionPad1d)(_pad_module('reflect'))
 reads(nn.ReplicationPad2d, nn.ReplicationPad1d)(_pad_module('replicate'))
 
-@reads('channel_shuffle', nn.ChannelShuffle)
-def _channel_shuffle(input, groups): return Operation('channel_shuffle', [input], dict(groups=groups), keeps=True)
-
 @reads('amax')
-def _amax(input, dim=(), keepdim=False): return Operation('amax', [input], dict(dims=_many(dim, ()), keepdim=keepdim), keeps=True)
+def _amax(input, dim=(), keepdim=False): return _kept('amax', input, dims=_many(dim, ()), keepdim=keepdim)
 
 @reads('adaptive_max_pool2d', nn.AdaptiveMaxPool2d)
 def _adaptive_max(input, output_size, return_indices=False):
-    if return_indices or output_size not in (1, (1, 1), [1, 1]): raise ValueError(f'adaptive maximum pooling to {output_size}')
-    return Operation('amax', [input], dict(dims=[2, 3], keepdim=True), keeps=True)
+    if return_indices or output_size not in (1, (1, 1), [1, 1]):
+        raise ValueError(f'adaptive maximum pooling to {output_size}')
+    return _kept('amax', input, dims=[2, 3], keepdim=True)
+
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n012
+@reads('channel_shuffle', nn.ChannelShuffle)
+def _channel_shuffle(input, groups): return _kept('channel_shuffle', input, groups=groups)
 
 @reads('reshape_as', 'view_as')
-def _like(input, other): return Operation('reshape', [input], keeps=True)
+def _like(input, other): return _kept('reshape', input)
+
+@reads('type_as')
+def _type_as(input, other): return _kept('same', input)
 
 @reads('dropout1d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', nn.Dropout1d, nn.Dropout3d, nn.AlphaDropout)
 def _dropout(input, p=.5, training=True, inplace=False):
-    return Operation('same', [input], keeps=True, lacks='dropout that is active in evaluation mode' if training is not False else '')
-
-@reads('type_as')
-def _type_as(input, other): return Operation('same', [input], keeps=True)
+    lacks = 'dropout that is active in evaluation mode' if training is not False else ''
+    return Operation('same', [input], keeps=True, lacks=lacks)
 
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i119
 register_kind('resample')
@@ -191,31 +241,37 @@ register_kind('axes')
 def _mean(input, dim=None, keepdim=False, *, dtype=None, out=None):
     if dim is None or dtype is not None: raise ValueError('a mean over everything, the images too, or in another type')
     dims = _many(dim, ())
-    if sorted(dims) == [2, 3]: return Operation('mean', [input], dict(flat=not keepdim), keeps=True)
-    return Operation('axes', [input], dict(dims=dims, keepdim=keepdim, mean=True), keeps=True)
+    if sorted(dims) == [2, 3]: return _kept('mean', input, flat=not keepdim)
+    return _kept('axes', input, dims=dims, keepdim=keepdim, mean=True)
 
 @reads('sum')
 def _sum(input, dim=None, keepdim=False, *, dtype=None, out=None):
     if dim is None or dtype is not None: raise ValueError('a sum over everything, the images too, or in another type')
-    return Operation('axes', [input], dict(dims=_many(dim, ()), keepdim=keepdim, mean=False), keeps=True)
+    return _kept('axes', input, dims=_many(dim, ()), keepdim=keepdim, mean=False)
 
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #n014
 @reads('adaptive_avg_pool2d', nn.AdaptiveAvgPool2d)
 def _adaptive(input, output_size):
-    if output_size in (1, (1, 1), [1, 1]): return Operation('mean', [input], dict(flat=False), keeps=True)
-    return Operation('resample', [input], dict(function='adaptive_avg_pool2d', args=dict(output_size=output_size)), keeps=True)
+    if output_size in (1, (1, 1), [1, 1]): return _kept('mean', input, flat=False)
+    return _kept('resample', input, function='adaptive_avg_pool2d', args=dict(output_size=output_size))
 
 @reads('avg_pool2d', nn.AvgPool2d)
-def _avgpool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    p = {k: pair(v) for k, v in dict(kernel_size=kernel_size, stride=stride or kernel_size, padding=padding).items()}
+def _avgpool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+             divisor_override=None):
+    p = dict(kernel_size=pair(kernel_size), stride=pair(stride or kernel_size), padding=pair(padding))
     keeps = divisor_override is None or divisor_override > 0
-    if not ceil_mode and divisor_override is None and (count_include_pad or not any(p['padding'])): return Operation('average', [input], p, keeps=keeps)
+    even = not ceil_mode and divisor_override is None and (count_include_pad or not any(p['padding']))
+    if even: return Operation('average', [input], p, keeps=keeps)
     rest = dict(ceil_mode=ceil_mode, count_include_pad=count_include_pad, divisor_override=divisor_override)
     return Operation('resample', [input], dict(function='avg_pool2d', args=p | rest), keeps=keeps)
 
 @reads('interpolate', 'upsample', nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-def _upsample(input, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False):
+def _upsample(input, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None,
+              antialias=False):
     factors = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [scale_factor]*2
     if mode == 'nearest' and size is None and all(isinstance(f, (int, float)) and f == int(f) for f in factors):
-        return Operation('enlarge', [input], dict(scale=[int(f) for f in factors]), keeps=True)
-    args = dict(size=size, scale_factor=scale_factor, mode=mode, align_corners=align_corners, recompute_scale_factor=recompute_scale_factor, antialias=antialias)
-    return Operation('resample', [input], dict(function='interpolate', args=args), keeps=mode != 'bicubic') # which overshoots
+        return _kept('enlarge', input, scale=[int(f) for f in factors])
+    args = dict(size=size, scale_factor=scale_factor, mode=mode, align_corners=align_corners,
+                recompute_scale_factor=recompute_scale_factor, antialias=antialias)
+    keeps = mode != 'bicubic' # which overshoots
+    return Operation('resample', [input], dict(function='interpolate', args=args), keeps=keeps)

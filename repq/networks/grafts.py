@@ -40,6 +40,7 @@ def _either(source) -> str:
 
 _ARGUMENTS = re.compile(r'def forward\((.*)\)[^)]*:$')
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n001
 def adopted_class(base:type, sources:tuple, names:tuple) -> type: # sources: of evaluation and, if it differs, of training
     "`base` with another forward pass, given as code and (name, value) pairs that it uses; ('module', name) for a module"
     forwards = [_compiled(s, names, base.__name__) for s in sources]
@@ -79,6 +80,7 @@ def _own_arguments(graph):
 
 _NUMBERED = re.compile(r'_\d+$')
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n003
 def _graft(graph, region, place, rest):
     "Put a call of the module at `place`, and of the one at `rest` after it, into `graph` where `region` is"
     with graph.inserting_after(region.root): new = graph.call_module(place, (region.base,))
@@ -119,6 +121,7 @@ def _place(owner, chain, called) -> str:
         if not any(_beneath(c, place) for c in called) and all(id(t) in tensors for t in (*inside.parameters(), *inside.buffers())): return place
     return '.'.join(first)
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n005
 def _take_out(owner, names, called):
     "Remove modules and parameters from `owner`, and children that are empty then; but nothing that is `called`"
     for name in names:
@@ -207,6 +210,7 @@ class Plan:
     in_sequence: bool = False
     forward: tuple = None # the class with another forward pass and what that calls; None: the block is all
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n007
 def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
              plans:dict=None # of other owners of the same model
             ) -> tuple:      # (what stands for the owner, [(place, block, names)], [(chain, why not)])
@@ -222,6 +226,7 @@ def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
     _put_in(owner, plan.grafts, *plan.forward)
     return owner, [(g.place, g.block, g.names) for g in plan.grafts], plan.left
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n009
 def _planned(owner, chains, inside, tolerance, grow) -> Plan:
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
@@ -248,6 +253,7 @@ def _forward(owner, searches, grafts) -> tuple: # or None
     called = {n.target for s in searches for n in s.graph.nodes if n.op in ('call_module', 'get_attr')}
     return adopted_class(_base(owner), *_sources([s.graph for s in searches])), called
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n011
 def _put_in(owner, grafts, new, called):
     "Give `owner` the class `new`, and blocks in the place of what they are made of"
     held = {s.name for g in grafts for s in steps(g.chain) if s.name}
@@ -278,6 +284,7 @@ def _fits_sequence(owner, grafts) -> bool:
         if g.rest or children != every[every.index(children[0]):every.index(children[-1]) + 1] or not _complete(g, children): return False
     return True
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n013
 def _in_sequence(owner, grafts) -> list: # (place, block, names)
     "Blocks in the places of first children, identities in those of the others"
     for g in grafts: owner._modules.update({n: same_mode(nn.Identity(), owner) for n in _children(g)} | {_children(g)[0]: g.block})

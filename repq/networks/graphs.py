@@ -45,54 +45,74 @@ def _loose(v):
     return copy.copy(v) if isinstance(v, (dict, list, set, deque)) else v
 
 _TORCHS = set(vars(nn.Module())) - {'_parameters', '_buffers', '_modules'} # hooks and the like
+def _loose_attributes(attrs):
+    "The attributes of a module with copies of what a forward pass may change"
+    new = {k: v if k in _TORCHS else _loose(v) for k, v in attrs.items()}
+    if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
+    return new
 
+# %% ../../nbs/2_networks/01_graphs.ipynb #n003
 @contextmanager
 def untouched(model):
     "Whatever is done to attributes, buffers and modes of `model` here is undone"
     own = {m: vars(m) for m in model.modules()}
-    for m, attrs in own.items():
-        new = {k: v if k in _TORCHS else _loose(v) for k, v in attrs.items()}
-        if '_buffers' in new: new['_buffers'] = {k: _loose(b) for k, b in attrs['_buffers'].items()}
-        object.__setattr__(m, '__dict__', new)
+    for m, attrs in own.items(): object.__setattr__(m, '__dict__', _loose_attributes(attrs))
     try: yield model
     finally:
         for m, attrs in own.items(): object.__setattr__(m, '__dict__', attrs)
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a011
-_RAISES = ('LOAD_ASSERTION_ERROR', 'LOAD_COMMON_CONSTANT') # what an assertion that fails begins with; the second since Python 3.14
+_RAISES = ('LOAD_ASSERTION_ERROR', 'LOAD_COMMON_CONSTANT') # how an assertion fails; the second since Python 3.14
 
 @lru_cache(1024)
 def _instructions(code): return list(dis.get_instructions(code))
 
+def _next_jump(code, here):
+    "The place of the conditional jump that follows at once on the instruction at `here`, None where there is none"
+    near = range(here, min(here + 3, len(code)))
+    return next((i for i in near if 'JUMP' in code[i].opname and '_IF_' in code[i].opname), None)
+
+# %% ../../nbs/2_networks/01_graphs.ipynb #n005
 def _asserted(frame): # True or False, None where it is no assertion
     "The value that lets an assertion of `frame` hold, which is about to jump on it"
     code = _instructions(frame.f_code)
     here = next(i for i, o in enumerate(code) if o.offset >= frame.f_lasti)
-    jump = next((i for i in range(here, min(here + 3, len(code))) if 'JUMP' in code[i].opname and '_IF_' in code[i].opname), None)
+    jump = _next_jump(code, here)
     if jump is None: return None
     jumps_on = 'IF_TRUE' in code[jump].opname
-    target = next((o for o in code if o.offset == code[jump].argval), None)
-    if code[jump + 1].opname in _RAISES: return jumps_on                        # around the error
-    if target is not None and target.opname in _RAISES: return not jumps_on     # to the error: `assert a and b`
-    return None
+    target = next((o.opname for o in code if o.offset == code[jump].argval), '')
+    if code[jump + 1].opname in _RAISES: return jumps_on     # around the error
+    return not jumps_on if target in _RAISES else None       # to the error: `assert a and b`
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a055
-_OPERATORS = ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', 'or', 'xor', 'matmul', 'lshift', 'rshift')
+def _pieces(node) -> int: # None where that is not known
+    "How many pieces a node divides a tensor into"
+    if node.target not in ('chunk', torch.chunk, 'split', torch.split): return None
+    names = ('chunks', 'split_size', 'split_size_or_sections')
+    given = next((v for v in (*node.args[1:], *map(node.kwargs.get, names)) if v is not None), None)
+    if node.target in ('chunk', torch.chunk): return given if isinstance(given, int) else None
+    return len(given) if isinstance(given, (list, tuple)) else None
+
+# %% ../../nbs/2_networks/01_graphs.ipynb #n009
+_OPERATORS = 'add sub mul truediv floordiv mod pow and or xor matmul lshift rshift'.split()
 
 class _Proxy(fx.Proxy):
     "A stand-in that can be changed in place"
     def __len__(self): return super().__len__() if (n := _pieces(self.node)) is None else n
-    def __setitem__(self, index, value): self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})
+    def __setitem__(self, index, value):
+        self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})
 
 def _in_place(name):
-    def f(self, other): return self.tracer.create_proxy('call_function', getattr(operator, f'i{name}'), (self, other), {})
+    operation = getattr(operator, f'i{name}')
+    def f(self, other): return self.tracer.create_proxy('call_function', operation, (self, other), {})
     return f
 
 for _name in _OPERATORS: setattr(_Proxy, f'__i{_name}__', _in_place(f'{_name}'))
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a013
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = ('code_line', 'holds', 'create_node', 'create_proxy', 'to_bool', 'f', '__setitem__', 'getattr') # of this chapter, between the model's code and a node
+# functions of this chapter that stand between the model's code and a node
+_OURS = 'code_line holds create_node create_proxy to_bool f __setitem__ getattr iter <listcomp>'.split()
 _RECORDS = ('__torch_function__', 'record_') # how functions are called that note what runs
 
 def _is_models(frame) -> bool:
@@ -106,11 +126,12 @@ def _models_frame(frame):
     while not _is_models(frame): frame = frame.f_back
     return frame
 
+# %% ../../nbs/2_networks/01_graphs.ipynb #n010
 def code_line() -> str:
     "file:number: the innermost line of the model's code"
-    frame = _models_frame(sys._getframe(1))
-    if frame.f_code is _Tracer.trace.__code__ or frame.f_code.co_name == 'run_recorded': return '' # a container of torch's called it
-    path, number = Path(frame.f_code.co_filename), frame.f_lineno
+    code = (frame := _models_frame(sys._getframe(1))).f_code
+    if code is _Tracer.trace.__code__ or code.co_name == 'run_recorded': return '' # a container of torch's called it
+    path, number = Path(code.co_filename), frame.f_lineno
     name = 'cell' if 'ipykernel' in str(path) else path.name
     return f'{name}:{number}: {linecache.getline(str(path), number).strip()}'
 
@@ -120,38 +141,33 @@ def holds() -> bool: # or None, where the model's code is at no assertion
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a014
 def is_single(m, name:str, leaf=None) -> bool:
-    "Is a call of the module `m` a single step? Layers, norms, quantizers, what torch has, and what `leaf` says of its name"
+    "Is a call of the module `m` a single step? Layers, norms, quantizers, what torch has, what `leaf` says of its name"
     if leaf is not None and leaf(name): return True
     if isinstance(m, BatchNorm) and not is_norm(m): return rest_graph(m) is not None
-    return is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS) or getattr(m, 'single_step', False) or fx.Tracer.is_leaf_module(None, m, name)
+    if is_layer(m) or is_norm(m) or isinstance(m, QUANTIZERS): return True
+    return getattr(m, 'single_step', False) or fx.Tracer.is_leaf_module(None, m, name)
 
-def _pieces(node) -> int: # None where that is not known
-    "How many pieces a node divides a tensor into"
-    if node.target not in ('chunk', torch.chunk, 'split', torch.split): return None
-    given = next(iter(node.args[1:]), node.kwargs.get('chunks', node.kwargs.get('split_size', node.kwargs.get('split_size_or_sections'))))
-    if node.target in ('chunk', torch.chunk): return given if isinstance(given, int) else None
-    return len(given) if isinstance(given, (list, tuple)) else None
-
+# %% ../../nbs/2_networks/01_graphs.ipynb #n014
 class _Tracer(fx.Tracer):
-    "fx's tracer, for which layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
+    "fx's tracer; layers, batch norms and quantizers are single steps, buffers are values, and assertions hold"
     def __init__(self, buffers:bool=True, # are buffers values?
                  leaf=None):          # name of a module -> bool: is it a single step beside those that are?
         super().__init__()
         self.buffers, self.leaf = buffers, leaf
 
     def trace(self, root, concrete_args=None):
-        self._values = {id(t): n for n, t in chain(root.named_parameters(), root.named_buffers() if self.buffers else ())}
+        held = chain(root.named_parameters(), root.named_buffers() if self.buffers else ())
+        self._values = {id(t): n for n, t in held}
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m, qualname): return is_single(m, qualname, self.leaf)
+    def proxy(self, node): return _Proxy(node, self)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         name = self._values.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         if name is None: return attr_val
         if name not in parameter_proxy_cache: parameter_proxy_cache[name] = self.create_proxy('get_attr', name, (), {})
         return parameter_proxy_cache[name]
-
-    def proxy(self, node): return _Proxy(node, self)
 
     def iter(self, obj): # `list(x.chunk(2, 1))`, as the YOLO family has it
         n = _pieces(obj.node)
@@ -181,21 +197,28 @@ def _signature(f): # None of torch's builtins, of which none has `inplace`
     try: return inspect.signature(f)
     except (TypeError, ValueError): return None
 
+# %% ../../nbs/2_networks/01_graphs.ipynb #n017
+def _changes_first(node, model) -> bool:
+    "Does a call change its first argument?"
+    if node.op == 'call_module': return getattr(model.get_submodule(node.target), 'inplace', False) is True
+    if node.op == 'call_method':
+        name = node.target
+        return name.endswith('_') and not name.endswith('__') or name.startswith('__i') or name == '__setitem__'
+    named = node.target in _IN_PLACE or getattr(node.target, '__name__', '').endswith('_')
+    return node.op == 'call_function' and (named or _argument(node, 'inplace') is True)
+
 def changes(node, model) -> fx.Node: # or None
     "The node whose value this one changes in place"
     if isinstance(node.kwargs.get('out'), fx.Node): return node.kwargs['out']
     first = next(iter(node.args), node.kwargs.get('input'))
-    if not isinstance(first, fx.Node): return None
-    if node.op == 'call_module': changed = getattr(model.get_submodule(node.target), 'inplace', False) is True
-    elif node.op == 'call_method': changed = node.target.endswith('_') and not node.target.endswith('__') or node.target.startswith('__i') or node.target == '__setitem__'
-    elif node.op == 'call_function': changed = node.target in _IN_PLACE or getattr(node.target, '__name__', '').endswith('_') or _argument(node, 'inplace') is True
-    else: changed = False
-    return first if changed else None
+    return first if isinstance(first, fx.Node) and _changes_first(node, model) else None
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a022
-_VIEWS = {'view', 'reshape', 'flatten', 'squeeze', 'unsqueeze', 'permute', 'transpose', 'getitem', 'chunk', 'split', 'narrow', 'expand', 'expand_as', 'view_as', 'reshape_as', 'unflatten', 'select',
-          'tensor_split', 'unbind', 'swapaxes', 'movedim', 't', 'diagonal', 'unfold', 'as_strided', 'split_with_sizes', 'ravel', 'real', 'getattr', 'T', 'hsplit', 'vsplit', 'moveaxis', 'swapdims', 'adjoint'}
-_PASSES_ON = {'identity', 'contiguous', 'detach', 'to', 'float', 'type_as', 'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alphadropout', 'stochastic_depth', 'requires_grad_', 'positive', 'nan_to_num', 'cpu', 'cuda'}
+_VIEWS = set('''view reshape flatten squeeze unsqueeze permute transpose getitem chunk split narrow expand expand_as
+    view_as reshape_as unflatten select tensor_split unbind swapaxes movedim t diagonal unfold as_strided
+    split_with_sizes ravel real getattr T hsplit vsplit moveaxis swapdims adjoint'''.split())
+_PASSES_ON = set('''identity contiguous detach to float type_as dropout dropout1d dropout2d dropout3d alphadropout
+    stochastic_depth requires_grad_ positive nan_to_num cpu cuda'''.split())
 
 def _called(node, model) -> str:
     "A lower-case name for what a node calls"
@@ -209,13 +232,13 @@ def _shares(node, model) -> fx.Node: # or None
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a023
 def resolve_in_place(graph:fx.Graph, model:nn.Module):
-    "Let each node of `graph` read what it sees after changes in place; where that is no node's value, note in its `meta` under 'unclear' why"
+    "Let nodes read what they see after changes in place; where that is no node's value, `meta['unclear']` says why"
     order = {n: i for i, n in enumerate(graph.nodes)}
-    same, memory = {}, {}   # node -> the first node that stands for the same tensor; node -> the first that owns its memory
+    same, memory = {}, {}   # node -> the first node that is the same tensor, and the first that owns its memory
     for node in graph.nodes:
-        target, source = changes(node, model), _shares(node, model)
-        same[node] = same[target] if target else node
-        memory[node] = memory[target or source] if target or source else node
+        target = changes(node, model)
+        same[node] = same.get(target, node)
+        memory[node] = memory.get(target or _shares(node, model), node)
         if target is not None: _take_effect(node, target, order, same, memory)
 
 def _take_effect(node, target, order, same, memory):
@@ -226,13 +249,27 @@ def _take_effect(node, target, order, same, memory):
             else: reader.meta['unclear'] = f"reads '{other.name}', a view of what '{node.name}' changes in place"
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a016
+def _trace(model, training, defaults, buffers, leaf):
+    "What fx makes of `model`, with buffers as values or as constants"
+    with untouched(model), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        known = set(vars(model)) | set(model._buffers)
+        for m in model.modules():
+            if isinstance(m, BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
+        graph = _Tracer(buffers, leaf).trace(model.train(training), defaults)
+        made = [n for n in (*vars(model), *model._buffers) if n not in known and n.startswith('_tensor_constant')]
+        graph.constants = {n: getattr(model, n) for n in made}
+    return graph
+
+# %% ../../nbs/2_networks/01_graphs.ipynb #n022
 TRACERS = [] # of what fx cannot trace: functions of model, mode and `leaf` that give a graph, or None
 
 def trace_graph(model:nn.Module, training:bool,
-                leaf=None, # name of a module -> bool: modules that are single steps, beside layers, norms and what torch has
+                leaf=None, # name of a module -> bool: single steps, beside layers, norms and what torch has
                ) -> fx.Graph: # its attribute `constants`: tensors that `forward` makes, by name
-    "What `model` computes in one mode, arguments with a default left out; each node reads what it sees, whatever is changed in place"
-    defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
+    "What `model` computes in one mode, without arguments that have defaults; each node reads what it sees"
+    parameters = inspect.signature(model.forward).parameters
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
     try: graph = _trace(model, training, defaults, True, leaf)
     except Exception:
         try: graph = _trace(model, training, defaults, False, leaf)
@@ -242,16 +279,7 @@ def trace_graph(model:nn.Module, training:bool,
     resolve_in_place(graph, model)
     return graph
 
-def _trace(model, training, defaults, buffers, leaf):
-    with untouched(model), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        known = set(vars(model)) | set(model._buffers)
-        for m in model.modules():
-            if isinstance(m, BatchNorm): object.__setattr__(m, '_check_input_dim', lambda input: None) # asks a stand-in
-        graph = _Tracer(buffers, leaf).trace(model.train(training), defaults)
-        graph.constants = {n: getattr(model, n) for n in (*vars(model), *model._buffers) if n not in known and n.startswith('_tensor_constant')}
-    return graph
-
+# %% ../../nbs/2_networks/01_graphs.ipynb #n024
 def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
     "`graph` as a module with the layers and parameters of `model`, of which it was traced"
     for n, t in graph.constants.items(): model.register_buffer(n, t)
@@ -260,15 +288,18 @@ def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
         for n in graph.constants: delattr(model, n)
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a046
-_rests = {} # what modules of one make are known to do; a trace a module would take longer than the network's own
-
 def _make(m) -> tuple:
     "What decides how the modules in `m` compute: classes and settings"
-    plain = lambda o: tuple((k, v) for k, v in vars(o).items() if isinstance(v, (bool, int, float, str, type(None))) and k != 'training')
-    return tuple((n, type(o), type(o).forward, vars(o).get('forward'), plain(o), tuple(p is None for p in o._parameters.values())) for n, o in m.named_modules())
+    def settings(o): return tuple((k, v) for k, v in vars(o).items() if isinstance(v, _PLAIN) and k != 'training')
+    def absent(o): return tuple(p is None for p in o._parameters.values())
+    def one(o): return type(o), type(o).forward, vars(o).get('forward'), settings(o), absent(o)
+    return tuple((n, *one(o)) for n, o in m.named_modules())
+
+_PLAIN = (bool, int, float, str, type(None))
+_rests = {} # what modules of one make are known to do; a trace a module would take longer than the network's own
 
 def rest_graph(m:BatchNorm) -> fx.Graph: # or None
-    "The graph of what the class of a batch norm does after the norm; None where `m` is something else than a norm followed by that"
+    "The graph of what the class of a batch norm does after the norm; None where `m` is not a norm and what follows it"
     make = _make(m)
     if make not in _rests: _rests[make] = _find_rest(m)
     return _rests[make]
@@ -280,6 +311,7 @@ def norm_rest(m:BatchNorm) -> nn.Module: # or None
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #v004
 def _find_rest(m):
+    "The graph after the norm in both modes, None where they differ or `m` is not understood"
     try: graphs = [_norm_graph(m, training) for training in (False, True)]
     except Exception: return None
     if None in graphs: return None
@@ -317,4 +349,5 @@ def _as_sequence(m, graph) -> nn.Module:
     "The graph as a `Sequential` of children of `m` where it is one, otherwise as a module of its own"
     calls = [n for n in graph.nodes if n.op not in ('placeholder', 'output')]
     if any(n.op != 'call_module' or n.kwargs for n in calls): return fx.GraphModule(m, graph).train(m.training)
-    return nn.Sequential(OrderedDict((n.target.replace('.', '_'), m.get_submodule(n.target)) for n in calls)).train(m.training)
+    children = OrderedDict((n.target.replace('.', '_'), m.get_submodule(n.target)) for n in calls)
+    return nn.Sequential(children).train(m.training)

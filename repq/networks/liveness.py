@@ -11,8 +11,10 @@ import torch
 __all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'readers']
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #a027
-ASKS = {'shape', 'ndim', 'dtype', 'device', 'layout', 'is_cuda', 'requires_grad', 'names', 'itemsize'}
-ASKED = {'size', 'dim', 'ndimension', 'numel', 'nelement', 'stride', 'is_contiguous', 'is_floating_point', 'get_device', 'element_size', 'nelement', '__len__'}
+ASKS = set('shape ndim dtype device layout is_cuda requires_grad names itemsize'.split()) # attributes
+ASKED = set('''size dim ndimension numel nelement stride is_contiguous is_floating_point get_device element_size
+    __len__'''.split()) # methods
+_PLAIN = '_operator', 'builtins', 'math', 'torch.functional' # where functions come from that compute sizes of sizes
 
 def _is_shape(node, shapes) -> bool:
     "Does the node give a size, by what it calls and reads?"
@@ -20,7 +22,7 @@ def _is_shape(node, shapes) -> bool:
     if node.op != 'call_function': return False
     if node.target is torch._assert: return True
     if node.target is builtins.getattr and node.args[1] in ASKS: return True
-    plain = getattr(node.target, '__module__', '') in ('_operator', 'builtins', 'math', 'torch.functional') or node.target in (torch.Size,)
+    plain = getattr(node.target, '__module__', '') in _PLAIN or node.target is torch.Size
     return plain and bool(node.all_input_nodes) and all(i in shapes for i in node.all_input_nodes)
 
 def shape_nodes(graph) -> set:
@@ -38,7 +40,8 @@ def live_nodes(graph) -> set:
     while todo:
         n = todo.pop()
         if n in res or n in shapes: continue
-        res.add(n); todo += n.all_input_nodes
+        res.add(n)
+        todo += n.all_input_nodes
     return res
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #y711
@@ -46,9 +49,11 @@ def constant_nodes(graph) -> set:
     "Parameters, buffers and tensors that `forward` makes, and what is computed from them alone"
     res = set()
     for n in graph.nodes:
-        if n.op == 'get_attr' or n.op.startswith('call') and n.all_input_nodes and all(i in res for i in n.all_input_nodes): res.add(n)
+        read = n.all_input_nodes
+        if n.op == 'get_attr' or n.op.startswith('call') and read and all(i in res for i in read): res.add(n)
     return res
 
+# %% ../../nbs/2_networks/00b_liveness.ipynb #n004
 def readers(node, live) -> list:
     "Who reads the value of `node`, each once"
     return [r for r in node.users if r in live]

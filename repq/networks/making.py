@@ -8,6 +8,7 @@ import copy, operator, re
 from collections import OrderedDict
 from itertools import chain
 import torch, torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor, fx
 from torch.func import functional_call
 from ..method.blocks import Block
@@ -15,7 +16,7 @@ from ..method.pieces import Affine, Border, LinearBlock, Signal
 from ..method.layers import RepQLayer
 from .graphs import BatchNorm, is_norm
 from .changes import modes_kept
-from .chains import Step, Sum, steps
+from .chains import Sum, steps
 from .regions import Search, is_trivial
 
 # %% auto #0
@@ -28,10 +29,12 @@ def plain_norm(bn:BatchNorm) -> nn.BatchNorm2d:
     base = nn.SyncBatchNorm if isinstance(bn, nn.SyncBatchNorm) else nn.BatchNorm2d
     new = base(bn.num_features, bn.eps, bn.momentum, affine=False, track_running_stats=False)
     new.affine, new.track_running_stats = bn.affine, bn.track_running_stats
-    new._parameters, new._buffers = dict(bn._parameters), {n: bn._buffers.get(n) for n in ('running_mean', 'running_var', 'num_batches_tracked')}
+    new._parameters = dict(bn._parameters)
+    new._buffers = {n: bn._buffers.get(n) for n in ('running_mean', 'running_var', 'num_batches_tracked')}
     if isinstance(bn, nn.SyncBatchNorm): new.process_group = bn.process_group
     return new.train(bn.training)
 
+# %% ../../nbs/2_networks/04d_making.ipynb #n003
 def _unique(name, taken, container) -> str:
     "`name` as one that a container of torch's can hold and does not have"
     name = re.sub(r'\W', '_', name) or 'identity'
@@ -48,13 +51,15 @@ def _common(names) -> str:
 # %% ../../nbs/2_networks/04d_making.ipynb #q006
 class _Maker:
     "Makes the block of a region of `owner`"
-    def __init__(self, owner, algebra, channels): self.owner, self.algebra, self.channels, self.names = owner, algebra, channels, {}
+    def __init__(self, owner, algebra, channels):
+        self.owner, self.algebra, self.channels = owner, algebra, channels
+        self.names = {} # keys of the block's state dict -> keys of the owner's
 
     def _tensor(self, name):
         *path, last = name.split('.')
         return getattr(self.owner.get_submodule('.'.join(path)), last)
 
-    def _operation(self, step, channels, path):
+    def operation(self, step, channels, path):
         "The module for a step, and where its tensors were"
         if step.kind in ('conv', 'norm'):
             m = self.owner.get_submodule(step.name)
@@ -66,54 +71,70 @@ class _Maker:
         if step.name: self.names[f'{path}.{kind}'] = step.name
         return Affine(channels, **{kind: self._tensor(step.name) if step.name else step.value[0]})
 
-    def _named(self, o, inside, taken):
-        names = [s.name for s in ([o] if isinstance(o, Step) else steps([o])) if s.name]
-        found = _common(names).removeprefix(f'{inside}.') if names else ''
-        last = found.split('.')[-1]
-        return _unique(o.kind if isinstance(o, Step) and (not last or last.isdigit()) else 'sum' if isinstance(o, Sum) else last, taken, nn.Sequential)
+# %% ../../nbs/2_networks/04d_making.ipynb #n008
+def _names(chain) -> list: return [s.name for s in steps(chain) if s.name]
 
-    def branch(self, chain, path):
-        "The module for a chain, at `path` within the block"
-        ops, inside = OrderedDict(), _common([s.name for s in steps(chain) if s.name])
-        for i, o in enumerate(chain):
-            name = self._named(o, inside, ops)
-            place = path if len(chain) == 1 else f'{path}.{name}'
-            ops[name] = Block(self.branches(o, f'{place}.branches')) if isinstance(o, Sum) else self._operation(o, self.algebra.reach(chain[:i]).outs or self.channels, place)
-        return nn.Identity() if not ops else next(iter(ops.values())) if len(ops) == 1 else nn.Sequential(ops)
+def _named(o, inside, taken) -> str:
+    "What a step or sum of a chain in the module `inside` is called within a sequence"
+    if isinstance(o, Sum): return _unique('sum', taken, nn.Sequential)
+    last = o.name.removeprefix(f'{inside}.').split('.')[-1]
+    return _unique(o.kind if not last or last.isdigit() else last, taken, nn.Sequential)
 
-    def all_branches(self, chain, path) -> dict:
-        "The branches of a block for a whole chain"
-        if len(chain) == 1 and isinstance(chain[0], Sum): return self.branches(chain[0], path)
-        return dict(branch=self.branch(chain, f'{path}.branch'))
+@patch
+def branch(self:_Maker, chain, path):
+    "The module for a chain, at `path` within the block"
+    ops, inside = OrderedDict(), _common(_names(chain))
+    for i, o in enumerate(chain):
+        name = _named(o, inside, ops)
+        place = path if len(chain) == 1 else f'{path}.{name}'
+        if isinstance(o, Sum): ops[name] = Block(self.branches(o, f'{place}.branches'))
+        else: ops[name] = self.operation(o, self.algebra.reach(chain[:i]).outs or self.channels, place)
+    if not ops: return nn.Identity()
+    return next(iter(ops.values())) if len(ops) == 1 else nn.Sequential(ops)
 
-    def branches(self, total, path) -> dict:
-        res, inside = {}, _common([s.name for s in steps([total]) if s.name])
-        for p in total.parts:
-            names = [s.name for s in steps(p) if s.name]
-            name = _unique((_common(names) or names[0]).removeprefix(f'{inside}.') if names else 'identity', res, nn.ModuleDict)
-            res[name] = self.branch(p, f'{path}.{name}')
-        return res
+# %% ../../nbs/2_networks/04d_making.ipynb #n016
+@patch
+def branches(self:_Maker, total, path) -> dict:
+    "The branches of a block for a sum"
+    res, inside = {}, _common(_names([total]))
+    for p in total.parts:
+        names = _names(p)
+        name = (_common(names) or names[0]).removeprefix(f'{inside}.') if names else 'identity'
+        name = _unique(name, res, nn.ModuleDict)
+        res[name] = self.branch(p, f'{path}.{name}')
+    return res
+
+@patch
+def all_branches(self:_Maker, chain, path) -> dict:
+    "The branches of a block for a whole chain"
+    if len(chain) == 1 and isinstance(chain[0], Sum): return self.branches(chain[0], path)
+    return dict(branch=self.branch(chain, f'{path}.branch'))
 
 # %% ../../nbs/2_networks/04d_making.ipynb #q006p0
 def _signal(maker, chain) -> Signal:
     "A block over signals; the norm of a lone convolution stays a layer of its own"
     alone = is_trivial(chain) and chain[1:] and chain[-1].kind == 'norm'
     block = Block(maker.all_branches(chain[:-1] if alone else chain, 'block.branches'))
-    return Signal(block, maker._operation(chain[-1], None, 'norm') if alone else None)
+    return Signal(block, maker.operation(chain[-1], None, 'norm') if alone else None)
 
-def make_block(owner:nn.Module, search:Search, chain) -> tuple: # (`Block` or `Signal`, {its state dict's keys: the keys of `owner`})
+def _as_around(block, owner, held, like):
+    "Give what is new in `block` the mode of `owner`, and the type and device of `like`; `held`: what is not new"
+    for m in block.modules():
+        if m in held or isinstance(m, BatchNorm): continue
+        m.training = owner.training
+        for n in ('one', 'weight', 'bias'): # numbers of our own
+            if n in getattr(m, '_non_persistent_buffers_set', ()): m._buffers[n] = m._buffers[n].to(like.weight)
+
+def make_block(owner:nn.Module, search:Search, chain
+              ) -> tuple: # (`Block` or `Signal`, {keys of its state dict: keys of the owner's})
     "A block of the modules and parameters of `owner` that computes `chain`; ValueError where it cannot be one"
     reach = search.algebra.reach(chain)
     maker = _Maker(owner, search.algebra, reach.ins)
     if reach.dims == 1: block = _signal(maker, chain)
     else: block = (Block if reach.dims else LinearBlock)(maker.all_branches(chain, 'branches'))
     like = next(owner.get_submodule(s.name) for s in steps(chain) if s.kind == 'conv')
-    own = set(like.modules()) | {owner.get_submodule(s.name) for s in steps(chain) if s.kind in ('conv', 'norm')}
-    for m in block.modules():
-        if m in own or isinstance(m, BatchNorm): continue
-        m.training = owner.training
-        for n in ('one', 'weight', 'bias'): # numbers of our own
-            if n in getattr(m, '_non_persistent_buffers_set', ()): m._buffers[n] = m._buffers[n].to(like.weight)
+    held = set(like.modules()) | {owner.get_submodule(s.name) for s in steps(chain) if s.kind in ('conv', 'norm')}
+    _as_around(block, owner, held, like)
     return block, maker.names
 
 # %% ../../nbs/2_networks/04d_making.ipynb #q009
@@ -127,17 +148,21 @@ def part_module(graph, region, model) -> fx.GraphModule:
     res.output(copied(region.root))
     return fx.GraphModule(model, res)
 
+# %% ../../nbs/2_networks/04d_making.ipynb #n011
+def _random(name, t, generator) -> Tensor:
+    "Numbers on the CPU for a parameter or buffer: random, but for constants"
+    keep = not t.is_floating_point() or t.dtype == torch.float64
+    new = t.detach().to('cpu', t.dtype if keep else torch.float32, copy=True)
+    if isinstance(t, nn.Parameter) or name.endswith('running_mean'): new.uniform_(-1, 1, generator=generator)
+    elif name.endswith('running_var'): new.uniform_(.5, 2, generator=generator)
+    return new
+
 def _random_state(module, generator) -> dict:
-    "A tensor on the CPU for each parameter and buffer of `module`, one for those that are the same: random, but for constants"
-    seen = {}
-    def made(name, t):
-        new = t.detach().to('cpu', torch.float32 if t.is_floating_point() and t.dtype != torch.float64 else t.dtype, copy=True)
-        if isinstance(t, nn.Parameter) or name.endswith('running_mean'): new.uniform_(-1, 1, generator=generator)
-        elif name.endswith('running_var'): new.uniform_(.5, 2, generator=generator)
-        return new
-    res = {}
-    for name, t in chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
-        if id(t) not in seen: seen[id(t)] = made(name, t)
+    "Numbers for each parameter and buffer of `module`, the same for those that are the same"
+    seen, res = {}, {}
+    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, t in tensors:
+        if id(t) not in seen: seen[id(t)] = _random(name, t, generator)
         res[name] = seen[id(t)]
     return res
 
@@ -148,20 +173,24 @@ def _input(block, dtype) -> Tensor:
     size = [(k - 1)*d + 1 + 2*s for k, d, s in zip(b.kernel_size, b.dilation, b.stride)]
     return torch.empty(2, b.in_channels, *(size[1:] if b is not block else size), dtype=dtype)
 
+# %% ../../nbs/2_networks/04d_making.ipynb #n014
+def _given(both, i, state, x):
+    "What the `i`th of several modules makes of `x` with its part of `state`"
+    own = {n.removeprefix(f'{i}.'): t for n, t in state.items() if n.startswith(f'{i}.')}
+    return functional_call(both[i], own, (x,))
+
 @torch.no_grad()
 def difference(part:nn.Module, block:nn.Module, rest:nn.Module=None) -> float: # relative to the largest value
-    "By how much a `Block` or `Signal` differs from what it is to replace, in either mode, at random parameters and input"
-    g, worst = torch.Generator().manual_seed(0), 0.
+    "By how much a `Block` or `Signal` differs from what it is to replace, in either mode, on random numbers"
+    g, worst, rest = torch.Generator().manual_seed(0), 0., rest or nn.Identity()
     merged = Signal(RepQLayer(block.block), block.norm) if isinstance(block, Signal) else RepQLayer(block)
-    rest = rest or nn.Identity()
     both = nn.ModuleList([part, nn.Sequential(block, rest), nn.Sequential(merged, rest)])
     state = _random_state(both, g)
     x = _input(block, next(t.dtype for t in state.values() if t.is_floating_point())).uniform_(-1, 1, generator=g)
-    def given(i): return functional_call(both[i], {n.removeprefix(f'{i}.'): t for n, t in state.items() if n.startswith(f'{i}.')}, (x,))
     with modes_kept(both):
         for mode in False, True:
             both.train(mode)
-            want, *others = map(given, range(3))
+            want, *others = (_given(both, i, state, x) for i in range(3))
             for y in others:
                 if y.shape != want.shape: return float('inf')
                 worst = max(worst, ((y - want).abs().max()/want.abs().max().clamp_min(1e-30)).item())
@@ -170,9 +199,10 @@ def difference(part:nn.Module, block:nn.Module, rest:nn.Module=None) -> float: #
 # %% ../../nbs/2_networks/04d_making.ipynb #h212
 @torch.no_grad()
 def same_either_way(module:nn.Module, channels:int, tolerance=1e-3) -> bool:
-    "Does `module`, in evaluation, give the maps that its forward pass for training gives, what is inside being in evaluation mode?"
-    g, m = torch.Generator().manual_seed(0), copy.deepcopy(module).cpu().float().train() # it may change itself
-    for t in _random_state(m, g).items(): operator.attrgetter(t[0])(m).data.copy_(t[1])
+    "Does `module` give in evaluation what its forward pass for training gives, if what is inside is in evaluation mode?"
+    g = torch.Generator().manual_seed(0)
+    m = copy.deepcopy(module).cpu().float().train() # it may change itself
+    for name, t in _random_state(m, g).items(): operator.attrgetter(name)(m).data.copy_(t)
     x = torch.empty(2, channels, 16, 16).uniform_(-1, 1, generator=g)
     want = m.eval()(x)
     m.training = True

@@ -48,7 +48,8 @@ class RepVGG(nn.Sequential):
             units = []
             for i in range(depth):
                 n += 1
-                units.append(unit(block, c, width, 1 if i else stride, **(dict(groups=groups) if groups > 1 and n % 2 == 0 else {})))
+                grouped = dict(groups=groups) if groups > 1 and n % 2 == 0 else {}
+                units.append(unit(block, c, width, 1 if i else stride, **grouped))
                 c = width
             self.stages.append(nn.Sequential(*units))
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, num_classes)
@@ -58,12 +59,15 @@ class BasicBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut, which is a 1×1 where shapes differ"
     def __init__(self, block, in_channels, out_channels, stride=1):
         super().__init__()
-        self.conv1, self.act1, self.conv2 = block(in_channels, out_channels, 3, stride), nn.ReLU(inplace=True), block(out_channels, out_channels, 3)
+        self.conv1, self.act1 = block(in_channels, out_channels, 3, stride), nn.ReLU(inplace=True)
+        self.conv2 = block(out_channels, out_channels, 3)
         same = stride == 1 and in_channels == out_channels
-        self.shortcut, self.act2 = nn.Identity() if same else plain_conv(in_channels, out_channels, 1, stride), nn.ReLU(inplace=True)
+        self.shortcut = nn.Identity() if same else plain_conv(in_channels, out_channels, 1, stride)
+        self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x): return self.act2(self.conv2(self.act1(self.conv1(x))) + self.shortcut(x))
 
+# %% ../../nbs/2_networks/09_models.ipynb #k003
 class ResNet18(nn.Sequential):
     "ResNet-18 (He et al. 2016) with any block; `small` for images of a few pixels: a 3×3 stem and no pool after it"
     def __init__(self, block=plain_conv, num_classes=1000, in_channels=3, width=64, small=False,
@@ -84,9 +88,12 @@ class SqueezeExcite(nn.Module):
     "Channels times a gate that is computed from their means: 1×1, ReLU, 1×1, sigmoid (Hu et al. 2018)"
     def __init__(self, channels, ratio=1/16):
         super().__init__()
-        self.reduce, self.expand = nn.Conv2d(channels, int(channels*ratio), 1), nn.Conv2d(int(channels*ratio), channels, 1)
+        inner = int(channels*ratio)
+        self.reduce, self.expand = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
 
-    def forward(self, x): return x*self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+    def forward(self, x):
+        means = x.mean((2, 3), keepdim=True)
+        return x*self.expand(F.relu(self.reduce(means))).sigmoid()
 
 class MobileOne(nn.Sequential):
     "MobileOne (Vasu et al. 2023): depthwise and pointwise units; (batch, in_channels, h, w) -> (batch, num_classes)"
@@ -102,7 +109,8 @@ class MobileOne(nn.Sequential):
             stage = nn.Sequential()
             for i in range(depth):
                 first, second = map(SqueezeExcite, (c, width)) if i >= depth - gates else (None, None)
-                stage.extend([unit(block, c, c, 1 if i else stride, se=first, groups=c), unit(block, c, width, kernel_size=1, se=second)])
+                stage.append(unit(block, c, c, 1 if i else stride, se=first, groups=c))
+                stage.append(unit(block, c, width, kernel_size=1, se=second))
                 c = width
             self.stages.append(stage)
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, num_classes)
@@ -113,13 +121,15 @@ def biased_conv(in_channels, out_channels, kernel_size=3, stride=1) -> nn.Conv2d
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, same_padding(kernel_size))
 
 class ECBSR(nn.Module):
-    "ECBSR (Zhang et al. 2021): `depth` + 1 units with PReLU and a linear one; (batch, in_channels, h, w) -> (batch, in_channels, scale·h, scale·w), in the range of the input"
+    """ECBSR (Zhang et al. 2021): `depth` + 1 units with PReLU and a linear one;
+    (batch, in_channels, h, w) -> (batch, in_channels, scale·h, scale·w), in the range of the input"""
     def __init__(self, depth=4, width=8, block=ECB,
                  in_channels=1, # 1: luminance, as in the paper
                  scale=2):
         super().__init__()
         widths = [in_channels] + [width]*(depth + 1)
-        self.scale, self.backbone = scale, nn.Sequential(*(unit(block, i, o, act=nn.PReLU(o)) for i, o in zip(widths, widths[1:])))
+        units = (unit(block, i, o, act=nn.PReLU(o)) for i, o in zip(widths, widths[1:]))
+        self.scale, self.backbone = scale, nn.Sequential(*units)
         self.backbone.append(unit(block, width, in_channels*scale**2, act=nn.Identity()))
         self.shuffle = nn.PixelShuffle(scale)
 
@@ -127,7 +137,8 @@ class ECBSR(nn.Module):
 
 # %% ../../nbs/2_networks/09_models.ipynb #c011
 _NETWORKS = {c.__name__: c for c in (RepVGG, ResNet18, MobileOne, ECBSR)}
-_BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, MobileOneBlock, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB)}
+_PUBLISHED = MobileOneBlock, RepVGGBlock, QARepVGGBlock, ACBlock, orepa_bn, ECB
+_BLOCKS = {f.__name__: f for f in (plain_conv, biased_conv, *_PUBLISHED)}
 
 # %% ../../nbs/2_networks/09_models.ipynb #c012
 def plain_twin(name:str) -> str:
@@ -142,16 +153,23 @@ def task(name:str) -> str:
     "'classification' or 'super-resolution'"
     return 'classification' if source_of(name) else registry.task(name)
 
+def _check_given(name, given):
+    "Raise for a number that is none, or that the model of this name does not take"
+    for k, v in given.items():
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise ValueError(f'{k} must be a positive whole number, got {v!r}')
+        if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'):
+            raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
+
 def create_model(name:str,            # one of `list_models`, or of a network from elsewhere, see `source_of`
                  num_classes:int=None, # None: 1000; super-resolution has none
                  in_channels:int=None, # None: 3; for super-resolution 1, the luminance
                  scale:int=None,       # of super-resolution only; None: 2
                 ) -> nn.Module:
     "A model by name, freshly initialised"
-    given = {k: v for k, v in dict(num_classes=num_classes, in_channels=in_channels, scale=scale).items() if v is not None}
-    for k, v in given.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive whole number, got {v!r}')
-        if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'): raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
+    given = dict(num_classes=num_classes, in_channels=in_channels, scale=scale)
+    given = {k: v for k, v in given.items() if v is not None}
+    _check_given(name, given)
     if source_of(name): return from_source(name, num_classes, in_channels)
     network, _, config, _ = entry(name)
     made = {k: _BLOCKS[v] if isinstance(v, str) else v for k, v in config.items()}

@@ -9,7 +9,8 @@ from functools import partial
 import torch, torch.nn as nn
 from torch import Tensor
 from ..method.blocks import Block
-from ..method.published import ACBlock, DiverseBranchBlock, IdentityConv, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale
+from ..method.published import ACBlock, DiverseBranchBlock, IdentityConv, MobileOneBlock
+from ..method.published import QARepVGGBlock, RepSRBlock, RepVGGBlock, Scale
 from ..method.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from ..method.ecb import ECB
 from ..method.recent import Conv3XC, DilatedReparam, LearnableRep, RepMixer, RepVGGDW
@@ -40,121 +41,170 @@ def _renamed(module, names:dict) -> list: # our prefix -> official prefix
     "Entries of all keys of `module`, the longest prefix that fits renamed; what has no new name has official name None"
     def entry(key):
         p = max((p for p in names if key == p or key.startswith(f'{p}.')), key=len, default=None)
-        return Entry(None if p is None else (names[p] + key[len(p):]).strip('.'), (key,))
+        official = None if p is None else (names[p] + key[len(p):]).strip('.')
+        return Entry(official, (key,))
     return [entry(k) for k in module.state_dict()]
 
 def _same(module) -> list: return [Entry(k, (k,)) for k in module.state_dict()]
 
 # %% ../../nbs/2_networks/12_official.ipynb #c007
-def _repvgg(b): return _renamed(b, {'branches.dense': 'rbr_dense', 'branches.point': 'rbr_1x1', 'branches.identity': 'rbr_identity'})
-def _timm_repvgg(b): return _renamed(b, {'branches.dense': 'conv_kxk', 'branches.point': 'conv_1x1', 'branches.identity': 'identity'})
-def _qarepvgg(b): return _renamed(b, {'branches.post.sum.branches.dense': 'rbr_dense', 'branches.post.sum.branches.point': 'rbr_1x1', 'branches.post.bn': 'bn'})
+def _named_branches(block, **names) -> list: # branch, or a part of one -> official prefix
+    "Entries of a block whose branches have other names in official keys"
+    return _renamed(block, {f'branches.{n}': official for n, official in names.items()})
+
+def _repvgg(b): return _named_branches(b, dense='rbr_dense', point='rbr_1x1', identity='rbr_identity')
+def _timm_repvgg(b): return _named_branches(b, dense='conv_kxk', point='conv_1x1', identity='identity')
+def _repsr(b): return _named_branches(b, branch1='branch1', branch2='branch2')
+
+def _qarepvgg(b):
+    inner = 'branches.post.sum.branches'
+    return _renamed(b, {f'{inner}.dense': 'rbr_dense', f'{inner}.point': 'rbr_1x1', 'branches.post.bn': 'bn'})
 
 def _mobileone(b, kxk='rbr_conv', scale='rbr_scale', skip='rbr_skip'):
     copies = [n for n in b.branches if n.startswith('conv')]
-    return _renamed(b, {f'branches.{n}': f'{kxk}.{i}' for i, n in enumerate(copies)} | {'branches.scale': scale, 'branches.skip': skip})
+    return _named_branches(b, **{n: f'{kxk}.{i}' for i, n in enumerate(copies)}, scale=scale, skip=skip)
 def _timm_mobileone(b): return _mobileone(b, 'conv_kxk', 'conv_scale', 'identity')
 
-def _acnet(b): return _renamed(b, {f'branches.{n}.{m}': f'{o}_{m}' for n, o in dict(square='square', vertical='ver', horizontal='hor').items() for m in ('conv', 'bn')})
+# %% ../../nbs/2_networks/12_official.ipynb #n004
+def _acnet(b):
+    branches = dict(square='square', vertical='ver', horizontal='hor')
+    return _named_branches(b, **{f'{n}.{m}': f'{o}_{m}' for n, o in branches.items() for m in ('conv', 'bn')})
 
 def _dbb(b):
     first = 'idconv1' if isinstance(b.branches.deep[0], IdentityConv) else 'conv1'
-    avg = {'branches.avg.0': 'dbb_avg.conv', 'branches.avg.1': 'dbb_avg.bn.bn', 'branches.avg.3': 'dbb_avg.avgbn'} if len(b.branches.avg) > 2 else {'branches.avg.1': 'dbb_avg.avgbn'}
-    return _renamed(b, {'branches.origin': 'dbb_origin', 'branches.point': 'dbb_1x1', **avg, **{f'branches.deep.{i}': f'dbb_1x1_kxk.{n}' for i, n in enumerate((first, 'bn1.bn', 'conv2', 'bn2'))}})
-
-def _repsr(b): return _renamed(b, {'branches.branch1': 'branch1', 'branches.branch2': 'branch2'})
+    deep = {f'deep.{i}': f'dbb_1x1_kxk.{n}' for i, n in enumerate((first, 'bn1.bn', 'conv2', 'bn2'))}
+    avg = {'avg.1': 'dbb_avg.avgbn'}
+    if len(b.branches.avg) > 2: avg = {'avg.0': 'dbb_avg.conv', 'avg.1': 'dbb_avg.bn.bn', 'avg.3': 'dbb_avg.avgbn'}
+    return _named_branches(b, origin='dbb_origin', point='dbb_1x1', **avg, **deep)
 
 # %% ../../nbs/2_networks/12_official.ipynb #c009
 def _factors(b, keys:list) -> Entry:
     "`vector`, one row for each of our factors"
     return Entry('vector', tuple(keys), lambda v: v.unbind(0), lambda *rows: torch.stack(rows))
 
-def _orepa(b):
-    names = dict(origin=['weight_orepa_origin'], average=['weight_orepa_avg_conv'], prior=['weight_orepa_pfir_conv'], deep=['weight_orepa_1x1_kxk_idconv1', 'weight_orepa_1x1_kxk_conv2'],
-                 point=['weight_orepa_1x1'], separable=['weight_orepa_gconv_dw', 'weight_orepa_gconv_pw'])
-    places = {(n, i): o for n, os_ in names.items() for i, o in enumerate(os_)}
-    g, eye, (kh, kw) = b.groups, b.branches.deep[0].eye, b.kernel_size
-    rows = dict(decode=lambda w: (w.unflatten(0, (-1, g)).transpose(0, 1).flatten(0, 1),), encode=lambda w: w.unflatten(0, (g, -1)).transpose(0, 1).flatten(0, 1))
-    weights = [Entry(o, (f'branches.{n}.{i}.weight',), **(rows if o.endswith('pw') else {})) for (n, i), o in places.items()]
-    scales = [f'branches.{n}.{i}.weight' for n, branch in b.branches.items() for i, m in enumerate(branch if isinstance(branch, nn.Sequential) else []) if isinstance(m, Scale)]
-    constants = dict(weight_orepa_avg_avg=eye.new_full((kh, kw), 1/(kh*kw)), id_tensor=eye, weight_orepa_prior=b.branches.prior[2].filters[:, 0])
-    return [*weights, _factors(b, scales), *(Entry(n, (), constant=v) for n, v in constants.items()), *_unplaced(b, weights, scales)]
-
-def _orepa1x1(b):
-    names = {'branches.origin.0.weight': 'weight_or1x1_origin', 'branches.product.0.weight': 'weight_or1x1_l2i_conv1', 'branches.product.1.weight': 'weight_or1x1_l2i_conv2'}
-    weights, scales = [Entry(o, (n,)) for n, o in names.items()], ['branches.origin.1.weight', 'branches.product.2.weight']
-    return [*weights, _factors(b, scales), *_unplaced(b, weights, scales)]
-
-def _orepa_large(b):
-    blocks = [(f'branches.chain.{i}' + '.op'*(i > 0), f'weight{i}', m.op if i else m) for i, m in enumerate(b.branches.chain)]
-    parts = [e.moved(ours, official) for ours, official, m in blocks for e in _orepa(m)]
-    return parts + _unplaced(b, parts)
-
 def _unplaced(b, entries, more=()) -> list:
     "Entries without an official name, for the keys of `b` that no entry has"
     there = {k for e in entries for k in e.ours} | set(more)
     return [Entry(None, (k,)) for k in b.state_dict() if k not in there]
 
+def _by_group(official, ours, groups) -> Entry:
+    "A weight whose rows go in turns over the groups"
+    def decode(w): return w.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1),
+    def encode(w): return w.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
+    return Entry(official, (ours,), decode, encode)
+
+# %% ../../nbs/2_networks/12_official.ipynb #n007
+_OREPA = dict(origin=['weight_orepa_origin'], average=['weight_orepa_avg_conv'], prior=['weight_orepa_pfir_conv'],
+              deep=['weight_orepa_1x1_kxk_idconv1', 'weight_orepa_1x1_kxk_conv2'], point=['weight_orepa_1x1'],
+              separable=['weight_orepa_gconv_dw', 'weight_orepa_gconv_pw']) # branch -> weights, in their order
+
+def _scales(b) -> list:
+    "Keys of the factors of a block's branches"
+    branches = {n: m for n, m in b.branches.items() if isinstance(m, nn.Sequential)}
+    return [f'branches.{n}.{i}.weight' for n, ms in branches.items() for i, m in enumerate(ms) if isinstance(m, Scale)]
+
+def _orepa(b):
+    weights = []
+    for branch, officials in _OREPA.items():
+        for i, official in enumerate(officials):
+            ours = f'branches.{branch}.{i}.weight'
+            weights.append(_by_group(official, ours, b.groups) if official.endswith('pw') else Entry(official, (ours,)))
+    scales, eye, (kh, kw) = _scales(b), b.branches.deep[0].eye, b.kernel_size
+    constants = dict(weight_orepa_avg_avg=eye.new_full((kh, kw), 1/(kh*kw)), id_tensor=eye,
+                     weight_orepa_prior=b.branches.prior[2].filters[:, 0])
+    checked = [Entry(n, (), constant=v) for n, v in constants.items()]
+    return [*weights, _factors(b, scales), *checked, *_unplaced(b, weights, scales)]
+
+# %% ../../nbs/2_networks/12_official.ipynb #n008
+def _orepa1x1(b):
+    names = {'origin.0': 'origin', 'product.0': 'l2i_conv1', 'product.1': 'l2i_conv2'}
+    weights = [Entry(f'weight_or1x1_{o}', (f'branches.{n}.weight',)) for n, o in names.items()]
+    scales = ['branches.origin.1.weight', 'branches.product.2.weight']
+    return [*weights, _factors(b, scales), *_unplaced(b, weights, scales)]
+
+def _orepa_large(b):
+    parts = []
+    for i, m in enumerate(b.branches.chain): # all but the first are wrapped
+        place, block = (f'branches.chain.{i}.op', m.op) if i else ('branches.chain.0', m)
+        parts += [e.moved(place, f'weight{i}') for e in _orepa(block)]
+    return parts + _unplaced(b, parts)
+
 # %% ../../nbs/2_networks/12_official.ipynb #c010
+_PLAIN_ECB = {'dense.weight': 'conv3x3.weight', 'dense.bias': 'conv3x3.bias',
+              'expand.0.weight': 'conv1x1_3x3.k0', 'expand.0.bias': 'conv1x1_3x3.b0',
+              'expand.1.weight': 'conv1x1_3x3.k1', 'expand.1.bias': 'conv1x1_3x3.b1'}
+
+def _edge_filter(b, kind, name) -> list:
+    "Entries of a branch with an edge filter"
+    ours, rows = f'branches.{kind}', lambda s: s.view(-1, 1, 1, 1)
+    keys = {f'{name}.k0': f'{ours}.0.weight', f'{name}.b0': f'{ours}.0.bias', f'{name}.bias': f'{ours}.1.bias'}
+    return [*(Entry(o, (k,)) for o, k in keys.items()),
+            Entry(f'{name}.scale', (f'{ours}.1.scale',), lambda s: (s.flatten(),), rows),
+            Entry(f'{name}.mask', (), constant=b.branches[kind][1].filters)]
+
 def _ecb(b):
-    def filter_(kind, name):
-        m = b.branches[kind][1]
-        return [Entry(f'{name}.k0', (f'branches.{kind}.0.weight',)), Entry(f'{name}.b0', (f'branches.{kind}.0.bias',)), Entry(f'{name}.bias', (f'branches.{kind}.1.bias',)),
-                Entry(f'{name}.scale', (f'branches.{kind}.1.scale',), lambda s: (s.flatten(),), lambda s: s.view(-1, 1, 1, 1)), Entry(f'{name}.mask', (), constant=m.filters)]
-    plain = {'branches.dense.weight': 'conv3x3.weight', 'branches.dense.bias': 'conv3x3.bias', 'branches.expand.0.weight': 'conv1x1_3x3.k0', 'branches.expand.0.bias': 'conv1x1_3x3.b0',
-             'branches.expand.1.weight': 'conv1x1_3x3.k1', 'branches.expand.1.bias': 'conv1x1_3x3.b1'}
-    res = [Entry(o, (n,)) for n, o in plain.items()]
+    res = [Entry(o, (f'branches.{n}',)) for n, o in _PLAIN_ECB.items()]
     for kind, name in dict(sobel_x='conv1x1_sbx', sobel_y='conv1x1_sby', laplacian='conv1x1_lpl').items():
-        if kind in b.branches: res += filter_(kind, name)
+        if kind in b.branches: res += _edge_filter(b, kind, name)
     return res + _unplaced(b, res)
 
 # %% ../../nbs/2_networks/12_official.ipynb #h402
-def _repmixer(b, mixer=partial(_mobileone), norm='rbr_skip', scale='layer_scale'):
+def _repmixer(b, mixer=_mobileone, norm='rbr_skip', scale='layer_scale'):
     if 'mixed' not in b.branches: return [e.moved('', 'mixer') for e in mixer(b)] # without identities
-    inner = [e.moved('branches.mixed.sum', 'mixer') for e in mixer(b.branches.mixed.sum) if not e.ours[0].startswith('branches.norm.')]
+    sum_ = b.branches.mixed.sum
+    inner = [e.moved('branches.mixed.sum', 'mixer') for e in mixer(sum_) if not e.ours[0].startswith('branches.norm.')]
     factor = Entry(scale, ('branches.mixed.scale.weight',), lambda s: (s.flatten(),), lambda s: s.view(-1, 1, 1))
-    norms = [Entry(f'norm.{norm}.{k}', (f'branches.mixed.sum.branches.norm.0.{k}',)) for k in b.branches.mixed.sum.branches.norm[0].state_dict()]
+    keys = sum_.branches.norm[0].state_dict()
+    norms = [Entry(f'norm.{norm}.{k}', (f'branches.mixed.sum.branches.norm.0.{k}',)) for k in keys]
     return [factor, *norms, *inner, *_unplaced(b, [factor, *norms, *inner])]
 def _timm_repmixer(b): return _repmixer(b, _timm_mobileone, 'identity', 'layer_scale.gamma')
 
-def _repvggdw(b): return _renamed(b, {'branches.conv': 'conv', 'branches.conv1': 'conv1'})
+# %% ../../nbs/2_networks/12_official.ipynb #n011
+def _repvggdw(b): return _named_branches(b, conv='conv', conv1='conv1')
 
 def _dilated(b):
     small = [n for n in b.branches if n not in ('origin', 'rest')]
-    return _renamed(b, {'branches.origin.conv': 'lk_origin', 'branches.origin.bn': 'origin_bn'} | {f'branches.{n}.{m}': f'dil_{m}_{n}' for n in small for m in ('conv', 'bn')})
+    names = {f'{n}.{m}': f'dil_{m}_{n}' for n in small for m in ('conv', 'bn')}
+    return _named_branches(b, **{'origin.conv': 'lk_origin', 'origin.bn': 'origin_bn'}, **names)
 
 @torch.no_grad()
 def _span(b):
-    merged = [Entry(f'eval_conv.{n}', (), constant=v, computed=True) for n, v in zip(('weight', 'bias'), b.kernel())]
-    return _renamed(b, {'branches.conv': 'conv', 'branches.sk': 'sk'}) + merged
+    kernel = dict(zip(('weight', 'bias'), b.kernel()))
+    merged = [Entry(f'eval_conv.{n}', (), constant=v, computed=True) for n, v in kernel.items()]
+    return _named_branches(b, conv='conv', sk='sk') + merged
 
 def _learnable(b):
     names = {'conv': 'conv_kxk.', 'scale': 'conv_1x1', 'skip': 'identity'}
-    inner = {f'branches.post.sum.branches.{n}': names.get(n, f'conv_kxk.{n.removeprefix("conv")}') for n in b.branches.post.sum.branches}
-    return _renamed(b, inner | {'branches.post.affine.weight': 'lab.scale', 'branches.post.affine.bias': 'lab.bias'})
+    copies = {n: names.get(n, f'conv_kxk.{n.removeprefix("conv")}') for n in b.branches.post.sum.branches}
+    inner = {f'post.sum.branches.{n}': o for n, o in copies.items()}
+    return _named_branches(b, **inner, **{'post.affine.weight': 'lab.scale', 'post.affine.bias': 'lab.bias'})
 
 # %% ../../nbs/2_networks/12_official.ipynb #c012
-def _staged(model, stem, stage, head, gates): # RepVGG and MobileOne; gates: our names of a gate's layers -> official ones
-    "(our place, official place, kind) of the parts of a network of stages"
+def _staged(model, stem, stage, head,
+            gates): # our names of a gate's layers -> official ones
+    "RepVGG and MobileOne: (our place, official place, kind) of the parts of a network of stages"
     yield 'stem.conv', stem, 'block'
     for s, units in enumerate(model.stages):
         for i, unit in enumerate(units):
-            place = stage.format(s=s, next=s + 1, i=i)
-            yield f'stages.{s}.{i}.conv', place, 'block'
-            if hasattr(unit, 'se'):
-                for ours, official in gates.items(): yield f'stages.{s}.{i}.se.{ours}', f'{place}.{official}', 'part'
+            ours, place = f'stages.{s}.{i}', stage.format(s=s, next=s + 1, i=i)
+            yield f'{ours}.conv', place, 'block'
+            if not hasattr(unit, 'se'): continue
+            for layer, official in gates.items(): yield f'{ours}.se.{layer}', f'{place}.{official}', 'part'
     yield 'head', head, 'part'
 
-def _residual(model, stem, stem_kind, after_conv1, shortcut_kind): # ResNet-18
+def _residual(model, stem, stem_kind, after_conv1, shortcut_kind):
+    "ResNet-18: the same of a network of residual units"
     yield 'stem', stem, stem_kind
     for s, units in enumerate(model.stages):
         for i, unit in enumerate(units):
-            yield f'stages.{s}.{i}.conv1', f'stage{s+1}.{i}.conv1{after_conv1}', 'block'
-            yield f'stages.{s}.{i}.conv2', f'stage{s+1}.{i}.conv2', 'block'
-            if len(list(unit.shortcut.children())): yield f'stages.{s}.{i}.shortcut', f'stage{s+1}.{i}.shortcut', shortcut_kind
+            ours, place = f'stages.{s}.{i}', f'stage{s+1}.{i}'
+            yield f'{ours}.conv1', f'{place}.conv1{after_conv1}', 'block'
+            yield f'{ours}.conv2', f'{place}.conv2', 'block'
+            if len(list(unit.shortcut.children())): yield f'{ours}.shortcut', f'{place}.shortcut', shortcut_kind
     yield 'head', 'linear', 'part'
 
-def _backbone(model): # ECBSR
+def _backbone(model):
+    "ECBSR: the same of a row of layers"
     for i, unit in enumerate(model.backbone):
         yield f'backbone.{i}.conv', f'backbone.{i}', 'block'
         if unit.act.state_dict(): yield f'backbone.{i}.act', f'backbone.{i}.act', 'part'
@@ -168,47 +218,79 @@ class Layout:
     networks: dict   # network class -> parts of a network
     merged: callable # (height and width of a kernel) -> name of a merged convolution
 
-_numbered = partial(_staged, stem='stage0', stage='stage{next}.{i}', head='linear', gates=dict(reduce='se.reduce', expand='se.expand'))
-_timm = partial(_staged, stem='stem', stage='stages.{s}.{i}', head='head.fc', gates=dict(reduce='attn.fc1', expand='attn.fc2'))
-_orepa_merged = lambda k: 'or1x1_reparam' if max(k) == 1 else 'or_large_reparam' if max(k) >= 7 else 'orepa_reparam'
+_numbered = partial(_staged, stem='stage0', stage='stage{next}.{i}', head='linear',
+                    gates=dict(reduce='se.reduce', expand='se.expand'))
+_timm = partial(_staged, stem='stem', stage='stages.{s}.{i}', head='head.fc',
+                gates=dict(reduce='attn.fc1', expand='attn.fc2'))
+_acnet_parts = partial(_residual, stem='conv1', stem_kind='conv_bn', after_conv1='.acb', shortcut_kind='conv_bn')
+_orepa_parts = partial(_residual, stem='stage0.conv1', stem_kind='block', after_conv1='', shortcut_kind='plain')
+
+def _always(name): return lambda kernel_size: name
+
+def _orepa_merged(kernel_size) -> str:
+    "What OREPA's authors call a merged convolution, which depends on its size"
+    if max(kernel_size) == 1: return 'or1x1_reparam'
+    return 'or_large_reparam' if max(kernel_size) >= 7 else 'orepa_reparam'
+
+# %% ../../nbs/2_networks/12_official.ipynb #n015
+_TIMM = {RepVGGBlock: _timm_repvgg, MobileOneBlock: _timm_mobileone, RepMixer: _timm_repmixer}
+_OREPAS = {OREPA: _orepa, OREPA1x1: _orepa1x1, OREPALargeKernel: _orepa_large}
 
 LAYOUTS = dict(
-    repvgg    = Layout("RepVGG, its authors'", {RepVGGBlock: _repvgg}, {RepVGG: _numbered}, lambda k: 'rbr_reparam'),
-    qarepvgg  = Layout("QARepVGG, its authors'", {QARepVGGBlock: _qarepvgg}, {RepVGG: _numbered}, lambda k: 'rbr_reparam'),
-    mobileone = Layout("MobileOne, its authors'", {MobileOneBlock: _mobileone}, {MobileOne: _numbered}, lambda k: 'reparam_conv'),
-    timm      = Layout("timm's", {RepVGGBlock: _timm_repvgg, MobileOneBlock: _timm_mobileone, RepMixer: _timm_repmixer}, {RepVGG: _timm, MobileOne: _timm}, lambda k: 'reparam_conv'),
-    acnet     = Layout("ACNet, its authors'", {ACBlock: _acnet}, {ResNet18: partial(_residual, stem='conv1', stem_kind='conv_bn', after_conv1='.acb', shortcut_kind='conv_bn')}, lambda k: 'fused_conv'),
-    orepa     = Layout("OREPA, its authors'", {OREPA: _orepa, OREPA1x1: _orepa1x1, OREPALargeKernel: _orepa_large}, {ResNet18: partial(_residual, stem='stage0.conv1', stem_kind='block', after_conv1='', shortcut_kind='plain')}, _orepa_merged),
-    orepa_large = Layout("OREPA's large kernel, its authors'", {}, {}, lambda k: 'or_large_reparam'), # of any size, deployed
-    ecbsr     = Layout("ECBSR, its authors'", {ECB: _ecb}, {ECBSR: _backbone}, lambda k: 'conv3x3'),
-    dbb       = Layout("DBB, its authors'", {DiverseBranchBlock: _dbb}, {}, lambda k: 'dbb_reparam'),
-    repsr     = Layout('RepSR, unofficial', {RepSRBlock: _repsr}, {}, lambda k: 'rep_conv'),
-    fastvit   = Layout("FastViT, its authors'", {RepMixer: _repmixer}, {}, lambda k: 'reparam_conv'),
-    yolov10   = Layout("YOLOv10, its authors'", {RepVGGDW: _repvggdw}, {}, lambda k: 'conv'),
-    unireplknet = Layout("UniRepLKNet, its authors'", {DilatedReparam: _dilated}, {}, lambda k: 'lk_origin'),
-    span      = Layout("SPAN, its authors'", {Conv3XC: _span}, {}, lambda k: 'eval_conv'),
-    pplcnet   = Layout('PP-LCNetV3, in PyTorch', {LearnableRep: _learnable}, {}, lambda k: 'reparam_conv'))
+    repvgg    = Layout("RepVGG, its authors'",
+                       {RepVGGBlock: _repvgg}, {RepVGG: _numbered}, _always('rbr_reparam')),
+    qarepvgg  = Layout("QARepVGG, its authors'",
+                       {QARepVGGBlock: _qarepvgg}, {RepVGG: _numbered}, _always('rbr_reparam')),
+    mobileone = Layout("MobileOne, its authors'",
+                       {MobileOneBlock: _mobileone}, {MobileOne: _numbered}, _always('reparam_conv')),
+    timm      = Layout("timm's", _TIMM, {RepVGG: _timm, MobileOne: _timm}, _always('reparam_conv')),
+    acnet     = Layout("ACNet, its authors'", {ACBlock: _acnet}, {ResNet18: _acnet_parts}, _always('fused_conv')),
+    orepa     = Layout("OREPA, its authors'", _OREPAS, {ResNet18: _orepa_parts}, _orepa_merged),
+    orepa_large = Layout("OREPA's large kernel, its authors'", # of any size, deployed
+                         {}, {}, _always('or_large_reparam')),
+    ecbsr     = Layout("ECBSR, its authors'", {ECB: _ecb}, {ECBSR: _backbone}, _always('conv3x3')),
+    dbb       = Layout("DBB, its authors'", {DiverseBranchBlock: _dbb}, {}, _always('dbb_reparam')),
+    repsr     = Layout('RepSR, unofficial', {RepSRBlock: _repsr}, {}, _always('rep_conv')),
+    fastvit   = Layout("FastViT, its authors'", {RepMixer: _repmixer}, {}, _always('reparam_conv')),
+    yolov10   = Layout("YOLOv10, its authors'", {RepVGGDW: _repvggdw}, {}, _always('conv')),
+    unireplknet = Layout("UniRepLKNet, its authors'", {DilatedReparam: _dilated}, {}, _always('lk_origin')),
+    span      = Layout("SPAN, its authors'", {Conv3XC: _span}, {}, _always('eval_conv')),
+    pplcnet   = Layout('PP-LCNetV3, in PyTorch', {LearnableRep: _learnable}, {}, _always('reparam_conv')))
 
 # %% ../../nbs/2_networks/12_official.ipynb #c015
-def _part(layout, m, kind) -> list:
-    "Entries of a block, a convolution, or a sequence of one of them with a batch norm and an activation; None if `layout` does not know it"
+def _part(layout, m, kind) -> list: # None if `layout` does not know it
+    "Entries of a block, a convolution, or a sequence of one of them with a batch norm and an activation"
     if isinstance(m, Block):
         entries = layout.blocks.get(type(m))
         return entries and entries(m)
     if type(m) is nn.Sequential and len(m) and not any(list(o.children()) for o in m[1:]):
-        (n, first), *rest = m.named_children()
-        entries = _part(layout, first, kind)
-        has_bn = any(isinstance(o, BatchNorm) for _, o in rest)
-        if entries is None or (type(first) is nn.Conv2d and has_bn != dict(block=False, conv_bn=True).get(kind, has_bn)): return None # a plain network's, or not as it is deployed
-        res = [e.moved(n, '') for e in entries]
-        for n, o in rest: res += [e.moved(n, 'bn' if isinstance(o, BatchNorm) else 'act') for e in _same(o)]
-        return res
-    if type(m) is nn.Conv2d and kind != 'part': return [e.moved('', 'conv' if kind in ('plain', 'conv_bn') else layout.merged(m.kernel_size)) for e in _same(m)]
-    return _same(m) if kind == 'part' else None
+        return _sequence(layout, m, kind)
+    if kind == 'part': return _same(m)
+    if type(m) is not nn.Conv2d: return None
+    official = 'conv' if kind in ('plain', 'conv_bn') else layout.merged(m.kernel_size)
+    return [e.moved('', official) for e in _same(m)]
 
+def _sequence(layout, m, kind) -> list: # or None
+    "Entries of what comes first, and of a batch norm and an activation behind it"
+    (n, first), *rest = m.named_children()
+    entries = _part(layout, first, kind)
+    if entries is None: return None
+    has_bn = any(isinstance(o, BatchNorm) for _, o in rest)
+    wants_bn = dict(block=False, conv_bn=True).get(kind, has_bn)
+    if type(first) is nn.Conv2d and has_bn != wants_bn: return None # a plain network's, or not as it is deployed
+    res = [e.moved(n, '') for e in entries]
+    for n, o in rest: res += [e.moved(n, 'bn' if isinstance(o, BatchNorm) else 'act') for e in _same(o)]
+    return res
+
+# %% ../../nbs/2_networks/12_official.ipynb #n016
 def entries_of(module, layout:Layout) -> list:
     "All entries of a module in a layout, or None where the layout has no word for it"
     walk = layout.networks.get(type(module))
-    parts = [('', '', 'block')] if walk is None else walk(module)
-    found = [(_part(layout, module.get_submodule(ours), kind), ours, official) for ours, official, kind in parts]
-    return None if any(entries is None for entries, *_ in found) else [e.moved(ours, official) if e.official else Entry(None, tuple(_join(ours, k) for k in e.ours)) for entries, ours, official in found for e in entries]
+    res = []
+    for ours, official, kind in [('', '', 'block')] if walk is None else walk(module):
+        found = _part(layout, module.get_submodule(ours), kind)
+        if found is None: return None
+        for e in found:
+            nameless = Entry(None, tuple(_join(ours, k) for k in e.ours))
+            res.append(e.moved(ours, official) if e.official else nameless)
+    return res

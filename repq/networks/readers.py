@@ -14,7 +14,7 @@ from ..method.layers import QUANTIZERS
 from .graphs import is_norm, rest_graph, BatchNorm
 
 # %% auto #0
-__all__ = ['KINDS', 'Operation', 'reads', 'read', 'node_name', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer', 'moves',
+__all__ = ['KINDS', 'Operation', 'reads', 'node_name', 'read', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer', 'moves',
            'stays_float', 'operation_of', 'module_of']
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a030
@@ -28,6 +28,7 @@ class Operation:
     keeps: bool = False                         # is it not negative where no input is?
     lacks: str = ''                             # why integers cannot do it, as far as its arguments tell
 
+# %% ../../nbs/2_networks/02_readers.ipynb #k002
 _READERS = {} # function, name of a method, class of a module or 'module.function' -> reader
 
 def _objects(name):
@@ -47,6 +48,7 @@ def reads(*called): # names in torch, classes of modules, or 'module.function' o
 _INF = float('inf')
 
 def _clip(input, least=-_INF, most=_INF):
+    "What lies between two numbers stays"
     if any(isinstance(v, (Tensor, fx.Node)) for v in (least, most)): raise ValueError('clips at a tensor: only numbers')
     return Operation('clip', [input], dict(least=float(least), most=float(most)), least >= 0, most >= 0)
 
@@ -71,11 +73,13 @@ def _leaky(input, negative_slope=.01, inplace=False):
 def _maxpool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if return_indices: raise ValueError('max pooling that returns indices')
     sizes = dict(kernel_size=kernel_size, stride=stride or kernel_size, padding=padding, dilation=dilation)
-    return Operation('maxpool', [input], dict({k: pair(v) for k, v in sizes.items()}, ceil_mode=bool(ceil_mode)), keeps=True)
+    pairs = {k: pair(v) for k, v in sizes.items()}
+    return Operation('maxpool', [input], dict(pairs, ceil_mode=bool(ceil_mode)), keeps=True)
 
 @reads('cat', 'concat', 'concatenate')
 def _cat(tensors, dim=0, *, out=None):
-    return Operation('concat', list(tensors), keeps=True, lacks='' if dim in (1, -3) else f'concatenation along dimension {dim}: only channels, 1')
+    lacks = '' if dim in (1, -3) else f'concatenation along dimension {dim}: only channels, 1'
+    return Operation('concat', list(tensors), keeps=True, lacks=lacks)
 
 @reads('pixel_shuffle', nn.PixelShuffle)
 def _shuffle(input, upscale_factor): return Operation('shuffle', [input], dict(factor=upscale_factor), keeps=True)
@@ -93,7 +97,8 @@ def _is_batch(size, input) -> bool:
     if size.target == 'size': return size.args == (input, 0)
     asked, *index = size.args if size.target is operator.getitem else (None,)
     if not isinstance(asked, fx.Node) or index != [0]: return False
-    return asked.target == 'size' and asked.args == (input,) or asked.target is builtins.getattr and asked.args == (input, 'shape')
+    if asked.target == 'size': return asked.args == (input,)
+    return asked.target is builtins.getattr and asked.args == (input, 'shape')
 
 def _reshape(input, sizes):
     "Values in their order, in another shape; 'flatten' where images become rows"
@@ -107,7 +112,8 @@ def _view(input, *shape, **kwargs):
     return _reshape(input, shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
 
 @reads('flatten', nn.Flatten)
-def _flatten(input, start_dim=0, end_dim=-1): return Operation('flatten' if (start_dim, end_dim) == (1, -1) else 'reshape', [input], keeps=True)
+def _flatten(input, start_dim=0, end_dim=-1):
+    return Operation('flatten' if (start_dim, end_dim) == (1, -1) else 'reshape', [input], keeps=True)
 
 @reads('squeeze', 'unsqueeze', 'unflatten')
 def _squeeze(input, *args, **kwargs): return Operation('reshape', [input], keeps=True)
@@ -124,7 +130,8 @@ def _float(input, *, memory_format=None): return Operation('same', [input], keep
 
 @reads('dropout', 'dropout2d', nn.Dropout, nn.Dropout2d)
 def _dropout(input, p=.5, training=True, inplace=False):
-    return Operation('same', [input], keeps=True, lacks='dropout that is active in evaluation mode' if training is not False else '')
+    lacks = 'dropout that is active in evaluation mode' if training is not False else ''
+    return Operation('same', [input], keeps=True, lacks=lacks)
 
 @reads('torchvision.ops.stochastic_depth.stochastic_depth')
 def _stochastic_depth(input, p, mode, training=True): return _dropout(input, p, training)
@@ -147,19 +154,22 @@ def _settings(m, reader) -> dict:
     "The attributes of `m` that the reader has parameters for"
     return {n: getattr(m, n) for n in inspect.signature(reader).parameters if hasattr(m, n)}
 
-def read(node, model) -> Operation:
-    "What a call of the graph does; ValueError says why it is not understood"
-    if 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
-    reader = _reader(node, model)
-    if reader is None: raise ValueError(f'nothing is known of {node_name(node, model)}')
-    settings = _settings(model.get_submodule(node.target), reader) if node.op == 'call_module' else {}
-    try: return reader(*node.args, **node.kwargs, **settings)
-    except TypeError as e: raise ValueError(f'{node_name(node, model)} is called in a way that is not understood: {str(e).split("() ")[-1]}') from None
-
 def node_name(node, model) -> str:
     "What a node calls, by its name in torch"
     if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__
     return str(node.target) if node.op == 'call_method' else getattr(node.target, '__name__', str(node.target))
+
+# %% ../../nbs/2_networks/02_readers.ipynb #k008
+def read(node, model) -> Operation:
+    "What a call of the graph does; ValueError says why it is not understood"
+    if 'unclear' in node.meta: raise ValueError(node.meta['unclear'])
+    reader, name = _reader(node, model), node_name(node, model)
+    if reader is None: raise ValueError(f'nothing is known of {name}')
+    settings = _settings(model.get_submodule(node.target), reader) if node.op == 'call_module' else {}
+    try: return reader(*node.args, **node.kwargs, **settings)
+    except TypeError as e:
+        why = str(e).split('() ')[-1]
+        raise ValueError(f'{name} is called in a way that is not understood: {why}') from None
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a049
 def nonnegative(graph:fx.Graph, model:nn.Module) -> dict: # node -> bool
@@ -169,6 +179,7 @@ def nonnegative(graph:fx.Graph, model:nn.Module) -> dict: # node -> bool
     return known
 
 def _certainly(node, model, known) -> bool:
+    "Is the value of a call ≥ 0, given what is known of those before?"
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, BatchNorm) and not hooked(m) and not is_norm(m): return _rest_is_nonnegative(m)
     if isinstance(m, QUANTIZERS): return known[node.args[0]] and not hooked(m)
@@ -188,7 +199,7 @@ def _rest_is_nonnegative(m) -> bool:
 class Kind:
     "What operations of one kind, which integers know, do to the grids of values"
     moves: bool = False     # do they only move values? Then the result can be on the grid of what they read
-    floats: callable = None # of which inputs must be floats that the result stays one, `all` or `any`; None: it is always on a grid
+    floats: callable = None # `all` or `any`: the inputs that must be floats that the result is; None: always on a grid
 
 KINDS = {} # name of a kind -> `Kind`
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import chain
 import numpy as np
 import torch, torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from ..method.layers import QUANTIZERS, RepQLayer
@@ -21,6 +22,7 @@ __all__ = ['remember_sizes', 'with_sizes', 'Unrecorded', 'run_recorded', 'record
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h105
 def _sizes(batch) -> tuple: # of (channels, h, w); None where it is something else than tensors of floats
+    "The sizes of the tensors in a batch, without the number of images"
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
     plain = parts and all(isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 1 and len(t) for t in parts)
     return tuple(tuple(t.shape[1:]) for t in parts) if plain else None
@@ -54,19 +56,21 @@ def _mapped(f, v):
     return v.item() if isinstance(v, np.generic) else v
 
 def _tensors(v) -> list:
+    "The tensors in an argument"
     found = []
     _mapped(found.append, v)
     return found
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #n004
 class _Values:
     "The nodes of tensors"
     def __init__(self, model, graph):
-        self.graph, self.nodes, self.parts, self.read, self.constants = graph, {}, {}, {}, {}
+        self.graph, self.nodes, self.read, self.constants = graph, {}, {}, {}
         self.own = {id(t): (n, t) for n, t in chain(model.named_parameters(), model.named_buffers())}
 
     def put(self, node, value, index=()):
         "Let `value`, or the tensors in it, be that of `node`"
-        if isinstance(value, Tensor): self.nodes[id(value)] = (node, index, value) # held: another tensor must not take its place in memory
+        if isinstance(value, Tensor): self.nodes[id(value)] = (node, index, value)
         elif isinstance(value, (tuple, list)):
             for i, v in enumerate(value): self.put(node, v, (*index, i))
 
@@ -81,6 +85,7 @@ class _Values:
         return node
 
     def _read(self, v):
+        "The node that reads a parameter, a buffer, or a constant"
         if id(v) not in self.read:
             name = self.own[id(v)][0] if id(v) in self.own else f'_tensor_constant{len(self.constants)}'
             if id(v) not in self.own: self.constants[name] = v.detach()
@@ -90,30 +95,43 @@ class _Values:
 # %% ../../nbs/2_networks/01b_recording.ipynb #h109
 _OTHER_NAMES = dict(__div__='__truediv__', __idiv__='__itruediv__', __rdiv__='__rtruediv__')
 
+def _called_name(func) -> str:
+    "The name of a function, method or attribute"
+    name = getattr(func, '__name__', '')
+    return func.__self__.__name__ if name == '__get__' else name
+
 def _call_of(func, args) -> tuple: # kind of node, target, arguments
     "A call of torch as a graph has it"
     name = getattr(func, '__name__', '')
-    if name == '__get__': return 'call_function', getattr, (args[0], func.__self__.__name__)
+    if name == '__get__': return 'call_function', getattr, (args[0], _called_name(func))
     name = _OTHER_NAMES.get(name, name)
-    if name.startswith('__r') and hasattr(operator, f'__{name[3:]}'): return 'call_function', getattr(operator, f'__{name[3:]}'), args[::-1]
+    turned = f'__{name[3:]}' if name.startswith('__r') else ''
+    if hasattr(operator, turned): return 'call_function', getattr(operator, turned), args[::-1]
     if name.startswith('__') and hasattr(operator, name): return 'call_function', getattr(operator, name), args
     if is_tensor_method_or_property(func): return 'call_method', name, args
     return 'call_function', func, args
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #n008
+_ASK_TOO = {'__hash__', '__repr__', '__format__', '_assert', 'storage_offset', 'result_type'}
+
 def _asks(func) -> bool:
     "Does this ask for what a tensor is like, whatever its values are?"
-    name = func.__self__.__name__ if getattr(func, '__name__', '') == '__get__' else getattr(func, '__name__', '')
-    return name in ASKS | ASKED or name.startswith(('is_', '_is_')) and name != 'is_nonzero' or name in ('__hash__', '__repr__', '__format__', '_assert', 'storage_offset', 'result_type')
+    name = _called_name(func)
+    if name.startswith(('is_', '_is_')): return name != 'is_nonzero'
+    return name in ASKS | ASKED | _ASK_TOO
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h110
 class _Recording(TorchFunctionMode):
     "Notes what a model calls"
     def __init__(self, model, leaf=None):
         super().__init__()
-        self.graph, self.leaf, self.paused, self.stack, self.live = fx.Graph(), leaf, False, {}, set()
-        self.values, self.names = _Values(model, self.graph), {m: n for n, m in reversed(list(model.named_modules()))}
+        self.graph, self.leaf, self.paused, self.stack = fx.Graph(), leaf, False, {}
+        self.live = set() # nodes that depend on the input
+        self.values = _Values(model, self.graph)
+        self.names = {m: n for n, m in reversed(list(model.named_modules()))}
 
     def record_node(self, op, target, args, kwargs) -> fx.Node:
+        "A node for a call, with its line and the modules that it stands in"
         args, kwargs = _mapped(self.values.node, tuple(args)), _mapped(self.values.node, kwargs)
         node = self.graph.create_node(op, target, args, kwargs)
         if any(i in self.live for i in node.all_input_nodes): self.live.add(node)
@@ -125,19 +143,22 @@ class _Recording(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.paused: return func(*args, **kwargs)
-        name, read = getattr(func, '__name__', ''), any([self.goes_with_input(t) for t in _tensors((args, kwargs))])
+        name = getattr(func, '__name__', '')
+        read = any([self.goes_with_input(t) for t in _tensors((args, kwargs))])
         if name == '__bool__' and read and (wanted := holds()) is not None: return wanted
         if name == '__iter__': return iter(self.record_call(Tensor.unbind, args, kwargs, read))
         if name == '__set__' and read: raise Unrecorded(f'an attribute of a value is set ({code_line()})')
         return self.record_call(func, args, kwargs, read)
 
-    def record_call(self, func, args, kwargs, read):
+    def record_call(self, func, args, kwargs, read): # read: does it read values of the input?
         "What the call gives, as a node of the graph if that is made of tensors"
         op, target, args_ = _call_of(func, args)
         changed = args[0] if target is operator.setitem else None
         out = func(*args, **kwargs)
         if changed is None and not _tensors(out):
-            if read and out is not NotImplemented and not _asks(func): raise Unrecorded(f"what it does next is decided by values ({getattr(func, '__name__', func)}: {code_line()})")
+            if read and out is not NotImplemented and not _asks(func):
+                name = getattr(func, '__name__', func)
+                raise Unrecorded(f'what it does next is decided by values ({name}: {code_line()})')
             return out
         node = self.record_node(op, target, args_, kwargs)
         if not node.all_input_nodes and isinstance(out, Tensor): node.meta['made'] = out.detach().clone()
@@ -164,7 +185,8 @@ def _record_module(rec, call):
             rec.paused = is_single(m, name, rec.leaf)
             if not rec.paused: return call(m, *args, **kwargs)
             node = rec.record_node('call_module', name, args, kwargs)
-            out = _layer_result(m, args, kwargs) if isinstance(m, (RepQLayer, Block, *QUANTIZERS)) else call(m, *args, **kwargs)
+            if isinstance(m, (RepQLayer, Block, *QUANTIZERS)): out = _layer_result(m, args, kwargs)
+            else: out = call(m, *args, **kwargs)
             rec.values.put(node, out)
             return out
         finally: rec.stack, rec.paused = own, False
@@ -173,12 +195,14 @@ def _record_module(rec, call):
 # %% ../../nbs/2_networks/01b_recording.ipynb #h114
 def _images(model, n) -> list: # of tensors
     "So many random images of the sizes that a model remembers, on its device"
-    like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), torch.zeros(()))
+    tensors = chain(model.parameters(), model.buffers())
+    like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
     g = torch.Generator().manual_seed(n)
     return [torch.randn(n, *s, generator=g).to(like.device, like.dtype) for s in model.repq_sizes]
 
 @contextmanager
 def _modules_recorded(rec):
+    "Calls of modules are noted meanwhile"
     call = nn.Module.__call__
     nn.Module.__call__ = _record_module(rec, call)
     try: yield
@@ -190,7 +214,8 @@ def run_recorded(model, n, training, leaf) -> _Recording:
     x = _images(model, n)
     for i, v in enumerate(x):
         node = rec.graph.placeholder(f'x{i or ""}')
-        rec.values.put(node, v); rec.live.add(node)
+        rec.values.put(node, v)
+        rec.live.add(node)
     with untouched(model), warnings.catch_warnings(), torch.random.fork_rng([]), torch.no_grad():
         warnings.simplefilter('ignore')
         model.train(training)
@@ -199,19 +224,25 @@ def run_recorded(model, n, training, leaf) -> _Recording:
     return rec
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h116
+_DECIDES = 'the number of images decides what is computed'
+
 class _Joined:
     "The graph of two runs, on two images and on three"
-    def __init__(self, two, three): self.graph, self.three, self.other, self.sizes = two, three, dict(zip(two.nodes, three.nodes)), {}
+    def __init__(self, two, three):
+        self.graph, self.other = two, dict(zip(two.nodes, three.nodes))
+        self.sizes = {} # (times, plus) -> the node that computes it from the number of images
 
     def number(self, a, b):
         "The number that is `a` for two images and `b` for three"
         if a == b and type(a) is type(b): return a
-        if not isinstance(a, int) or not isinstance(b, int) or isinstance(a, bool): raise Unrecorded(f'the number of images decides what is computed: {a!r:.40} for two and {b!r:.40} for three')
+        if not isinstance(a, int) or not isinstance(b, int) or isinstance(a, bool):
+            raise Unrecorded(f'{_DECIDES}: {a!r:.40} for two and {b!r:.40} for three')
         k = b - a
         if (k, c := a - 2*k) not in self.sizes: self.sizes[k, c] = self._computed(k, c)
         return self.sizes[k, c]
 
     def _computed(self, k, c) -> fx.Node:
+        "A node for `k` times the number of images plus `c`, after the inputs"
         first = [n for n in self.graph.nodes if n.op == 'placeholder']
         with self.graph.inserting_after(next(reversed(self.sizes.values()), first[-1])):
             size = self.graph.call_method('size', (first[0], 0))
@@ -220,40 +251,49 @@ class _Joined:
             with self.graph.inserting_after(size): size = self.graph.call_function(f, (size, v))
         return size
 
-    def argument(self, a, b):
-        "The one argument that both nodes were given"
-        if isinstance(a, fx.Node) and self.other.get(a) is b: return a
-        same = type(a) is type(b) and not isinstance(a, fx.Node)
-        if same and isinstance(a, slice): return slice(*(self.argument(getattr(a, n), getattr(b, n)) for n in ('start', 'stop', 'step')))
-        if same and isinstance(a, dict) and a.keys() == b.keys(): return {k: self.argument(v, b[k]) for k, v in a.items()}
-        if same and isinstance(a, (tuple, list)) and len(a) == len(b): return (list if isinstance(a, list) else tuple)(map(self.argument, a, b))
-        if isinstance(a, (fx.Node, tuple, list, dict)) or not same: raise Unrecorded('the number of images decides what is computed')
-        return self.number(a, b)
+# %% ../../nbs/2_networks/01b_recording.ipynb #n015
+@patch
+def argument(self:_Joined, a, b):
+    "The one argument that both nodes were given"
+    if isinstance(a, fx.Node) and self.other.get(a) is b: return a
+    if isinstance(a, fx.Node) or type(a) is not type(b): raise Unrecorded(_DECIDES)
+    if isinstance(a, slice): return slice(*map(self.argument, (a.start, a.stop, a.step), (b.start, b.stop, b.step)))
+    if isinstance(a, dict) and a.keys() == b.keys(): return {k: self.argument(v, b[k]) for k, v in a.items()}
+    if isinstance(a, (tuple, list)) and len(a) == len(b):
+        return (list if isinstance(a, list) else tuple)(map(self.argument, a, b))
+    if isinstance(a, (tuple, list, dict)): raise Unrecorded(_DECIDES)
+    return self.number(a, b)
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h117
 def _join(two:fx.Graph, three:fx.Graph) -> list: # of pairs of nodes
     "Let the graph `two` be one for any number of images"
     joined, pairs = _Joined(two, three), list(zip(two.nodes, three.nodes))
     differs = next((a for a, b in pairs if (a.op, a.target) != (b.op, b.target)), None)
-    if differs or len(two.nodes) != len(three.nodes): raise Unrecorded(f'the number of images decides what is computed ({differs.meta.get("line", differs) if differs else "more or less"})')
+    if differs: raise Unrecorded(f'{_DECIDES} ({differs.meta.get("line", differs)})')
+    if len(two.nodes) != len(three.nodes): raise Unrecorded(f'{_DECIDES} (more or less)')
     for a, b in pairs: a.args, a.kwargs = joined.argument(a.args, b.args), joined.argument(a.kwargs, b.kwargs)
     return pairs
 
-def _fold(rec, pairs, strict):
-    "Let tensors that are made of nothing, as by torch.arange, be constants; `strict`: they must be the same in both runs"
+# %% ../../nbs/2_networks/01b_recording.ipynb #n018
+def _fold(rec, pairs, strict): # strict: they must be the same in both runs
+    "Let tensors that are made of nothing, as by torch.arange, be constants"
     for a, b in pairs:
         if a.all_input_nodes or 'made' not in a.meta: continue
         if strict: _check_same(a.meta['made'], b.meta['made'], a.meta['line'])
         name = f'_tensor_constant{len(rec.values.constants)}'
         rec.values.constants[name] = a.meta['made']
         with rec.graph.inserting_before(a): new = rec.graph.get_attr(name)
-        a.replace_all_uses_with(new); rec.graph.erase_node(a)
+        a.replace_all_uses_with(new)
+        rec.graph.erase_node(a)
 
 def _check_same(a, b, where):
-    if a.shape != b.shape or not torch.equal(a, b): raise Unrecorded(f'a tensor is made by code that cannot be followed, or of random numbers ({where})')
+    "Raise unless both runs made the same tensor"
+    if a.shape == b.shape and torch.equal(a, b): return
+    raise Unrecorded(f'a tensor is made by code that cannot be followed, or of random numbers ({where})')
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h118
-def record_graph(model:nn.Module, training:bool, leaf=None) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
+def record_graph(model:nn.Module, training:bool, leaf=None
+                ) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
     "What `model` computes in one mode on images of the sizes that it remembers"
     if 'repq_sizes' not in vars(model): return None
     two, three = (run_recorded(model, n, training, leaf) for n in (2, 3))
@@ -266,7 +306,10 @@ def record_graph(model:nn.Module, training:bool, leaf=None) -> fx.Graph: # as `t
 
 TRACERS.append(record_graph)
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #n020
 def of_any_size(graph:fx.Graph) -> fx.Graph:
     "`graph`, for whoever makes a forward pass of it; ValueError where it is one for images of one size"
-    if getattr(graph, 'one_size', False): raise ValueError('the model decides by the size of its input, and was recorded on one: written down, that would be right for no other')
+    if getattr(graph, 'one_size', False):
+        raise ValueError('the model decides by the size of its input, and was recorded on one: written down, '
+                         'that would be right for no other')
     return graph

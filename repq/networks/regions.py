@@ -8,28 +8,30 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import gcd
 import torch.nn as nn
+from fastcore.basics import patch
 from ..method.kernels import Geometry, Kernel
 from .liveness import constant_nodes
 from .graphs import trace_graph
 from .chains import Region, Step, Sum, find_chains, linear, steps
 
 # %% auto #0
-__all__ = ['Reach', 'Algebra', 'apart', 'cost', 'grows', 'is_trivial', 'parallel', 'size', 'Search', 'take']
+__all__ = ['Reach', 'Algebra', 'apart', 'cost', 'grows', 'is_trivial', 'size', 'parallel', 'Search', 'take']
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r013
 @dataclass(frozen=True)
 class Reach:
     "What a chain does to a map; pairs are (vertical, horizontal), in pixels"
-    ins: int = None; outs: int = None # channels; None: any number, as many as come
-    groups: int = 0                   # 0: each channel for itself
-    extent: tuple = (1, 1); stride: tuple = (1, 1); padding: tuple = (0, 0)
+    ins: int = None        # channels; None: any number, as many as come
+    outs: int = None
+    groups: int = 0        # 0: each channel for itself
+    extent: tuple = (1, 1)
+    stride: tuple = (1, 1)
+    padding: tuple = (0, 0)
     dilations: frozenset = frozenset()
-    shifted: bool = False             # may zeros become something else?
-    normed: bool = False              # is there a batch norm?
-    dims: int = None                  # behind the channels: 2 maps, 1 signals, 0 rows; None: any
+    shifted: bool = False  # may zeros become something else?
+    normed: bool = False   # is there a batch norm?
+    dims: int = None       # behind the channels: 2 maps, 1 signals, 0 rows; None: any
 
-    @property
-    def channels(self): return self.groups or self.outs or self.ins
     @property
     def taps(self) -> int:
         "Of the merged kernel: with zeros between them where dilations differ"
@@ -37,30 +39,49 @@ class Reach:
         return ((self.extent[0] - 1)//d[0] + 1)*((self.extent[1] - 1)//d[1] + 1)
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r013p0
+def _check_follows(r, ins, extent, padding):
+    "ValueError where a convolution after `r` makes no convolution with it"
+    if None not in (r.outs, ins) and r.outs != ins:
+        raise ValueError(f'{ins} channels are taken where {r.outs} are given')
+    spatial = extent != (1, 1)
+    if spatial and r.stride != (1, 1):
+        raise ValueError(f'a kernel of {extent[0]}×{extent[1]} pixels follows a stride of {r.stride}')
+    if any(padding) and r.shifted: raise ValueError('zeros are padded after a bias or batch norm')
+    if any(padding) and (r.extent, r.stride) != ((1, 1), (1, 1)):
+        raise ValueError('zeros are padded after a kernel larger than 1×1')
+    if spatial and r.normed and any(r.padding):
+        raise ValueError('a batch norm between sees a border that the kernel after it consumes')
+
 def _followed(r, ins, outs, groups, extent, stride, padding, dilation) -> Reach:
     "`r` followed by a convolution; ValueError where the two are none"
-    if None not in (r.outs, ins) and r.outs != ins: raise ValueError(f'{ins} channels are taken where {r.outs} are given')
-    spatial = extent != (1, 1)
-    if spatial and r.stride != (1, 1): raise ValueError(f'a kernel of {extent[0]}×{extent[1]} pixels follows a stride of {r.stride}')
-    if any(padding) and r.shifted: raise ValueError('zeros are padded after a bias or batch norm')
-    if any(padding) and (r.extent, r.stride) != ((1, 1), (1, 1)): raise ValueError('zeros are padded after a kernel larger than 1×1')
-    if spatial and r.normed and any(r.padding): raise ValueError('a batch norm between sees a border that the kernel after it consumes')
-    return replace(r, ins=ins if r.ins is None else r.ins, outs=outs, groups=gcd(r.groups, groups), extent=tuple(a + b - 1 for a, b in zip(r.extent, extent)),
-                   stride=tuple(a*b for a, b in zip(r.stride, stride)), padding=tuple(a + b for a, b in zip(r.padding, padding)),
-                   dilations=r.dilations | ({dilation} if spatial else set()))
+    _check_follows(r, ins, extent, padding)
+    return replace(r, ins=ins if r.ins is None else r.ins, outs=outs, groups=gcd(r.groups, groups),
+                   extent=tuple(a + b - 1 for a, b in zip(r.extent, extent)),
+                   stride=tuple(a*b for a, b in zip(r.stride, stride)),
+                   padding=tuple(a + b for a, b in zip(r.padding, padding)),
+                   dilations=r.dilations | ({dilation} if extent != (1, 1) else set()))
 
+# %% ../../nbs/2_networks/04c_regions.ipynb #n005
 def _one(values, said):
-    if len(found := set(values) - {None}) > 1: raise ValueError(f'{said} differ: {" and ".join(map(str, sorted(found)))}')
+    "The value that all have for whom it is not open; ValueError where there are several"
+    found = set(values) - {None}
+    if len(found) > 1: raise ValueError(f'{said} differ: {" and ".join(map(str, sorted(found)))}')
     return next(iter(found), None)
 
 def _added(parts) -> Reach:
     "The sum of several; ValueError where it is not one convolution"
-    ins, outs = (_one([getattr(p, n) for p in parts], f'{what} channels of branches') for n, what in (('ins', 'input'), ('outs', 'output')))
-    if any(p.groups == 0 for p in parts) and ins != outs: raise ValueError(f'an identity beside {ins} → {outs} channels')
-    extent = tuple(max(p.extent[i] for p in parts) for i in (0, 1))
+    ins = _one([p.ins for p in parts], 'input channels of branches')
+    outs = _one([p.outs for p in parts], 'output channels of branches')
+    if ins != outs and any(p.groups == 0 for p in parts):
+        raise ValueError(f'an identity beside {ins} → {outs} channels')
     _one([tuple(2*q - e for q, e in zip(p.padding, p.extent)) for p in parts], 'positions of branches')
-    return Reach(ins, outs, gcd(*(p.groups for p in parts)), extent, _one([p.stride for p in parts], 'strides of branches'), max(parts, key=lambda p: p.extent).padding,
-                 frozenset().union(*(p.dilations for p in parts)), any(p.shifted for p in parts), any(p.normed for p in parts), _one([p.dims for p in parts], 'dimensions of branches'))
+    return Reach(ins, outs, gcd(*(p.groups for p in parts)),
+                 extent=tuple(max(p.extent[i] for p in parts) for i in (0, 1)),
+                 stride=_one([p.stride for p in parts], 'strides of branches'),
+                 padding=max(parts, key=lambda p: p.extent).padding,
+                 dilations=frozenset().union(*(p.dilations for p in parts)),
+                 shifted=any(p.shifted for p in parts), normed=any(p.normed for p in parts),
+                 dims=_one([p.dims for p in parts], 'dimensions of branches'))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r015
 class Algebra:
@@ -72,113 +93,119 @@ class Algebra:
         if chain not in self._reach:
             try: self._reach[chain] = self._find_reach(chain)
             except ValueError as e: self._reach[chain] = e
-        if isinstance(self._reach[chain], ValueError): raise self._reach[chain]
-        return self._reach[chain]
+        found = self._reach[chain]
+        if isinstance(found, ValueError): raise found
+        return found
 
     def _find_reach(self, chain):
         if not chain: return Reach()
-        r, last = self.reach(chain[:-1]), chain[-1]
-        if isinstance(last, Sum):
-            s = _added([self.reach(p) for p in last.parts])
-            return replace(_followed(r, s.ins, s.outs, s.groups, s.extent, s.stride, s.padding, None), dilations=r.dilations | s.dilations, shifted=r.shifted or s.shifted, normed=r.normed or s.normed,
-                           dims=_one((r.dims, s.dims), 'dimensions'))
-        if last.kind == 'conv': return self._after_conv(r, self.model.get_submodule(last.name))
-        if last.kind == 'pool': return _followed(r, r.outs, r.outs, 0, *last.value, (1, 1))
-        if last.kind == 'border': return _followed(r, r.outs, r.outs, 0, (1, 1), (1, 1), last.value, (1, 1))
-        channels = self.model.get_submodule(last.name).num_features if last.kind == 'norm' else r.outs
-        r = _followed(r, channels, channels, 0, (1, 1), (1, 1), (0, 0), (1, 1))
-        return replace(r, shifted=r.shifted or last.kind != 'scale', normed=r.normed or last.kind == 'norm', dims=_one((r.dims, last.dims), 'dimensions'))
+        before, last = self.reach(chain[:-1]), chain[-1]
+        if isinstance(last, Sum): return _and_sum(before, _added([self.reach(p) for p in last.parts]))
+        m = self.model.get_submodule(last.name) if last.kind in ('conv', 'norm') else None
+        return _and_conv(before, m) if last.kind == 'conv' else _and_step(before, last, m)
 
-    def _after_conv(self, r, m):
-        g, k = Geometry.of(m), Kernel.of(m)
-        extent = tuple(d*(n - 1) + 1 for d, n in zip(g.dilation, k.kernel_size))
-        r = _followed(r, k.in_channels, k.out_channels, k.groups, extent, g.stride, g.padding, g.dilation)
-        return replace(r, shifted=r.shifted or m.bias is not None, dims=_one((r.dims, m.weight.ndim - 2), 'dimensions'))
+# %% ../../nbs/2_networks/04c_regions.ipynb #n009
+def _and_conv(r, m) -> Reach:
+    "`r`, and the convolution `m` after it"
+    g, k = Geometry.of(m), Kernel.of(m)
+    extent = tuple(d*(n - 1) + 1 for d, n in zip(g.dilation, k.kernel_size))
+    r = _followed(r, k.in_channels, k.out_channels, k.groups, extent, g.stride, g.padding, g.dilation)
+    return replace(r, shifted=r.shifted or m.bias is not None, dims=_one((r.dims, m.weight.ndim - 2), 'dimensions'))
+
+def _and_sum(r, s) -> Reach:
+    "`r`, and a sum after it"
+    both = _followed(r, s.ins, s.outs, s.groups, s.extent, s.stride, s.padding, None)
+    return replace(both, dilations=r.dilations | s.dilations, shifted=r.shifted or s.shifted,
+                   normed=r.normed or s.normed, dims=_one((r.dims, s.dims), 'dimensions'))
+
+def _and_step(r, step, norm) -> Reach: # norm: the module of a batch norm
+    "`r`, and after it a step that takes each channel for itself"
+    if step.kind == 'pool': return _followed(r, r.outs, r.outs, 0, *step.value, (1, 1))
+    if step.kind == 'border': return _followed(r, r.outs, r.outs, 0, (1, 1), (1, 1), step.value, (1, 1))
+    channels = r.outs if norm is None else norm.num_features
+    r = _followed(r, channels, channels, 0, (1, 1), (1, 1), (0, 0), (1, 1))
+    return replace(r, shifted=r.shifted or step.kind != 'scale', normed=r.normed or norm is not None,
+                   dims=_one((r.dims, step.dims), 'dimensions'))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r016
 def _step_cost(step, model, channels) -> tuple: # multiplications per output position, weights
-    if step.kind == 'conv': return (model.get_submodule(step.name).weight.numel(),)*2
+    "What one step costs"
+    if step.kind == 'conv':
+        weights = model.get_submodule(step.name).weight.numel()
+        return weights, weights
     if step.kind == 'pool': return step.value[0][0]*step.value[0][1]*(channels or 0), 0
     return 0, 0
 
-def _merged_cost(chain, r) -> tuple:
+def _merged_cost(chain, r) -> tuple: # multiplications per pixel of the input, weights
+    "What a chain costs as one kernel, which has the reach `r`"
     if not any(s.kind in ('conv', 'pool') for s in steps(chain)) or r.outs is None: return 0, 0
     weights = r.outs*r.ins//(r.groups or r.ins)*r.taps
     return weights/(r.stride[0]*r.stride[1]), weights
+
+# %% ../../nbs/2_networks/04c_regions.ipynb #n012
+def _at(cost, stride) -> tuple:
+    "A cost at each output position, by pixel of the input"
+    multiplications, weights = cost
+    return multiplications/(stride[0]*stride[1]), weights
 
 def apart(algebra:Algebra, chain) -> tuple:
     "What `chain` costs step by step, each sequence before a step and each term of a sum as cheap as it can be"
     if not chain: return 0, 0
     before, last = chain[:-1], chain[-1]
-    r, s = algebra.reach(before), algebra.reach(chain).stride
+    r = algebra.reach(before)
     costs = [cost(algebra, before)]
-    if isinstance(last, Sum): costs += [(m/(r.stride[0]*r.stride[1]), w) for m, w in (cost(algebra, p) for p in last.parts)]
-    else: costs.append((lambda m, w: (m/(s[0]*s[1]), w))(*_step_cost(last, algebra.model, r.outs)))
+    if isinstance(last, Sum): costs += [_at(cost(algebra, p), r.stride) for p in last.parts]
+    else: costs.append(_at(_step_cost(last, algebra.model, r.outs), algebra.reach(chain).stride))
     return tuple(map(sum, zip(*costs)))
 
 def cost(algebra:Algebra, chain) -> tuple: # (multiplications per pixel of the input, weights)
     "The least that a chain costs, merged or apart"
-    if chain not in algebra._cost: algebra._cost[chain] = min(apart(algebra, chain), _merged_cost(chain, algebra.reach(chain)))
+    if chain not in algebra._cost:
+        algebra._cost[chain] = min(apart(algebra, chain), _merged_cost(chain, algebra.reach(chain)))
     return algebra._cost[chain]
 
 def grows(algebra:Algebra, chain) -> bool:
     "Does one kernel for `chain` compute more, or hold more weights, than its steps?"
-    return any(m > a for m, a in zip(_merged_cost(chain, algebra.reach(chain)), apart(algebra, chain)))
+    merged = _merged_cost(chain, algebra.reach(chain))
+    return any(m > a for m, a in zip(merged, apart(algebra, chain)))
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #r019
 def is_trivial(chain) -> bool:
     "Nothing to merge: no convolution, or one and its batch norm"
-    kinds = [s.kind for s in steps(chain)]
-    if 'conv' not in kinds: return True
-    before, learned = kinds[:kinds.index('conv')], any(s.kind in ('scale', 'shift') and s.name for s in steps(chain))
-    return kinds.count('conv') == 1 and not learned and 'norm' not in before and not any(isinstance(o, Sum) for o in chain)
-
-def parallel(chain) -> int:
-    "How many convolutions stand beside another in the last step, a sum"
-    if not chain or not isinstance(chain[-1], Sum): return 0
-    branches = [n for p in chain[-1].parts if (n := sum(s.kind == 'conv' for s in steps(p)))]
-    return sum(branches) if len(branches) > 1 or branches and any(s.kind == 'norm' for p in chain[-1].parts for s in steps(p)) and len(chain[-1].parts) > 1 else 0
+    found = steps(chain)
+    kinds = [s.kind for s in found]
+    if kinds.count('conv') != 1: return 'conv' not in kinds
+    learned = any(s.kind in ('scale', 'shift') and s.name for s in found)
+    before = kinds[:kinds.index('conv')]
+    return not learned and 'norm' not in before and not any(isinstance(o, Sum) for o in chain)
 
 def size(chain) -> int:
     "Steps and sums in a chain"
     return sum(1 if isinstance(o, Step) else 1 + sum(map(size, o.parts)) for o in chain)
 
+# %% ../../nbs/2_networks/04c_regions.ipynb #n017
+def parallel(chain) -> int:
+    "How many convolutions stand beside another in the last step, a sum"
+    if not chain or not isinstance(chain[-1], Sum): return 0
+    parts = [steps(p) for p in chain[-1].parts]
+    branches = [n for p in parts if (n := sum(s.kind == 'conv' for s in p))]
+    normed = any(s.kind == 'norm' for p in parts for s in p)
+    beside = len(branches) > 1 or len(branches) == 1 and normed and len(parts) > 1
+    return sum(branches) if beside else 0
+
 # %% ../../nbs/2_networks/04c_regions.ipynb #r019p0
 class Search:
     "The chains of `model` in one mode, and what speaks against each"
-    def __init__(self, model, training, grow=False, shared=(), left=None, leaf=None):
+    def __init__(self, model, training,
+                 grow=False,  # merge what computes more as one kernel?
+                 shared=(),   # modules that stand in more than one place
+                 left=None,   # module -> why it is left alone
+                 leaf=None):  # as for `trace_graph`
         self.model, self.grow, self.shared, self.left = model, grow, set(shared), left or {}
         self.graph, self.algebra = trace_graph(model, training, leaf), Algebra(model)
         self.chains, self.constants = find_chains(self.graph, model), constant_nodes(self.graph)
         self.calls = Counter(n.target for n in self.graph.nodes if n.op == 'call_module')
         self.all = {r.chain for found in self.chains.values() for r in found.values()}
-
-    def is_candidate(self, region:Region) -> bool:
-        "Is there something to merge, or a convolution of signals? A batch norm goes with what is before it where that is linear as well"
-        signals = any(s.kind == 'conv' and isinstance(self.model.get_submodule(s.name), nn.Conv1d) for s in steps(region.chain))
-        if is_trivial(region.chain) and not signals: return False
-        first = region.chain[0]
-        if not isinstance(first, Step): return True
-        return not (first.kind == 'norm' and len(self.chains[region.base]) > 1 or first.kind in ('scale', 'shift') and not first.name) # an image's scale is no block's
-
-    def why_not(self, region:Region) -> str: # '' where it can be one convolution
-        "What speaks against `region`"
-        try: self.algebra.reach(region.chain)
-        except ValueError as e: return str(e)
-        names = [s.name for s in steps(region.chain) if s.name]
-        for n in names:
-            if self.calls[n] > 1 or n in self.shared or names.count(n) > 1: return f"'{n}' stands in more than one place"
-            if self.left.get(n): return f"'{n}': {self.left[n]}"
-        for n in region.nodes - {region.root}:
-            if (read := [u.name for u in n.users if u not in region.nodes]): return f"'{n.name}', a value inside, is read by '{read[0]}'"
-        if not self.grow and grows(self.algebra, region.chain): return 'one kernel would compute more than the branches (grow=True merges them)'
-        return self._parameters_read_elsewhere(region)
-
-    def _parameters_read_elsewhere(self, region) -> str:
-        names = {s.name for s in steps(region.chain) if s.kind in ('scale', 'shift') and s.name}
-        for n in (n for n in self.graph.nodes if n.op == 'get_attr' and n.target in names):
-            if not self.consumers(n) <= region.nodes: return f"'{n.target}' stands in more than one place"
-        return ''
 
     def passes_on(self, node) -> bool:
         "Is the value of `node` that of another?"
@@ -188,18 +215,65 @@ class Search:
         "What is computed with a constant, views of it left out"
         return {c for u in node.users for c in (self.consumers(u) if u in self.constants else [u])}
 
+# %% ../../nbs/2_networks/04c_regions.ipynb #n021
+@patch
+def is_candidate(self:Search, region:Region) -> bool:
+    "Is there something to merge, or a convolution of signals?"
+    convs = [self.model.get_submodule(s.name) for s in steps(region.chain) if s.kind == 'conv']
+    if is_trivial(region.chain) and not any(isinstance(m, nn.Conv1d) for m in convs): return False
+    first = region.chain[0]
+    if not isinstance(first, Step): return True
+    goes_on = first.kind == 'norm' and len(self.chains[region.base]) > 1
+    of_image = first.kind in ('scale', 'shift') and not first.name
+    return not goes_on and not of_image
+
+# %% ../../nbs/2_networks/04c_regions.ipynb #n023
+def _elsewhere(name) -> str: return f"'{name}' stands in more than one place"
+
+@patch
+def why_not(self:Search, region:Region) -> str: # '' where it can be one convolution
+    "What speaks against `region`"
+    try: self.algebra.reach(region.chain)
+    except ValueError as e: return str(e)
+    names = [s.name for s in steps(region.chain) if s.name]
+    for n in names:
+        if self.calls[n] > 1 or n in self.shared or names.count(n) > 1: return _elsewhere(n)
+        if self.left.get(n): return f"'{n}': {self.left[n]}"
+    for n in region.nodes - {region.root}:
+        read = [u.name for u in n.users if u not in region.nodes]
+        if read: return f"'{n.name}', a value inside, is read by '{read[0]}'"
+    if not self.grow and grows(self.algebra, region.chain):
+        return 'one kernel would compute more than the branches (grow=True merges them)'
+    return self._parameters_read_elsewhere(region)
+
+@patch
+def _parameters_read_elsewhere(self:Search, region) -> str:
+    "What speaks against it, if a factor or addend of `region` is used outside"
+    names = {s.name for s in steps(region.chain) if s.kind in ('scale', 'shift') and s.name}
+    constants = [n for n in self.graph.nodes if n.op == 'get_attr' and n.target in names]
+    return next((_elsewhere(n.target) for n in constants if not self.consumers(n) <= region.nodes), '')
+
 # %% ../../nbs/2_networks/04c_regions.ipynb #r020
-def take(search:Search, other:Search) -> tuple: # regions, and (region, why) of sums of parallel convolutions that are none
-    "The regions of `search` to merge, from the last value to the first; `other` is the search in the other mode"
+def take(search:Search,
+         other:Search, # in the other mode
+        ) -> tuple:    # regions, and (region, why not) of sums of parallel convolutions that are none
+    "The regions of `search` to merge, found from the last value to the first"
     taken, left, covered = [], [], set()
     for node in reversed(search.graph.nodes):
         if node in covered or search.passes_on(node): continue
-        whys = {}
-        for r in sorted(search.chains[node].values(), key=lambda r: (-size(r.chain), len(r.nodes))):
-            if not search.is_candidate(r): continue
-            whys[r] = search.why_not(r) if r.chain in other.all else 'evaluation and training compute something else'
-            if not whys[r]: break
-        r = next((r for r, why in whys.items() if not why), None)
-        if r is not None: taken.append(r); covered |= r.nodes
-        else: left += [(r, why) for r, why in list(whys.items())[-1:] if parallel(r.chain)]
+        region, refused = _longest(search, other, node)
+        if region is not None:
+            taken.append(region)
+            covered |= region.nodes
+        else: left += [(r, why) for r, why in refused[-1:] if parallel(r.chain)]
     return taken[::-1], left[::-1]
+
+def _longest(search, other, node) -> tuple: # the region or None, [(region, why not)] of what was tried before it
+    "The longest chain of a value that can be one convolution"
+    refused = []
+    for r in sorted(search.chains[node].values(), key=lambda r: (-size(r.chain), len(r.nodes))):
+        if not search.is_candidate(r): continue
+        why = search.why_not(r) if r.chain in other.all else 'evaluation and training compute something else'
+        if not why: return r, refused
+        refused.append((r, why))
+    return None, refused

@@ -11,46 +11,67 @@ from fnmatch import filter as fnmatch_filter
 __all__ = ['list_models', 'entry', 'plain_twin', 'image_size', 'task']
 
 # %% ../../nbs/2_networks/08b_registry.ipynb #q305
-def _repvgg(depths, widths, **kw): return 'RepVGG', 224, dict(depths=depths, widths=widths, **kw)
-def _mobileone(widths, **kw): return 'MobileOne', 224, dict(depths=(2, 8, 10, 1), widths=widths, **kw)
-_A, _B, _SMALL, _TINY = (2, 4, 14, 1), (4, 6, 16, 1), dict(strides=(2, 1, 2, 2)), dict(strides=(1, 1, 2, 2))
+_A, _B = (2, 4, 14, 1), (4, 6, 16, 1) # layers in each stage
+_SMALL = dict(strides=(2, 1, 2, 2))   # for 32×32 images, the first at half the resolution
+_TINY = dict(strides=(1, 1, 2, 2))    # for 8×8 images, and 32×32 at full resolution
+
+def _repvgg(depths, widths, size=224, **kw): return 'RepVGG', size, dict(depths=depths, widths=widths, **kw)
+
 _CONFIGS = dict( # shape -> suffix -> network, image size, arguments
     repvgg_a0 = {'': _repvgg(_A, (48, 96, 192, 1280)),
-                 '_small': ('RepVGG', 32, dict(depths=(4, 5, 5), widths=(16, 32, 64), **_SMALL)),
-                 '_cifar': ('RepVGG', 32, dict(depths=(4, 5, 5), widths=(24, 48, 96), **_TINY)),
-                 '_tiny': ('RepVGG', 8, dict(depths=(3, 4, 4), widths=(8, 16, 32), **_TINY))},
+                 '_small': _repvgg((4, 5, 5), (16, 32, 64), 32, **_SMALL),
+                 '_cifar': _repvgg((4, 5, 5), (24, 48, 96), 32, **_TINY),
+                 '_tiny': _repvgg((3, 4, 4), (8, 16, 32), 8, **_TINY)},
     repvgg_a1 = {'': _repvgg(_A, (64, 128, 256, 1280))},
     repvgg_a2 = {'': _repvgg(_A, (96, 192, 384, 1408))},
     repvgg_b0 = {'': _repvgg(_B, (64, 128, 256, 1280)),
-                 '_small': ('RepVGG', 32, dict(depths=(4, 6, 8), widths=(24, 48, 96), **_SMALL)),
-                 '_tiny': ('RepVGG', 8, dict(depths=(4, 5, 6), widths=(12, 24, 48), **_TINY))},
+                 '_small': _repvgg((4, 6, 8), (24, 48, 96), 32, **_SMALL),
+                 '_tiny': _repvgg((4, 5, 6), (12, 24, 48), 8, **_TINY)},
     repvgg_b1 = {'': _repvgg(_B, (128, 256, 512, 2048))},
     repvgg_b1g2 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=2)},
-    repvgg_b1g4 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=4)},
-    resnet18 = {'': ('ResNet18', 224, {}), '_small': ('ResNet18', 32, dict(width=16, small=True)), '_tiny': ('ResNet18', 8, dict(width=8, small=True))},
+    repvgg_b1g4 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=4)})
+
+# %% ../../nbs/2_networks/08b_registry.ipynb #n002
+def _mobileone(widths, depths=(2, 8, 10, 1), size=224, **kw):
+    return 'MobileOne', size, dict(depths=depths, widths=widths, **kw)
+
+_CONFIGS |= dict(
     mobileone_s0 = {'': _mobileone((48, 128, 256, 1024)),
-                    '_small': ('MobileOne', 32, dict(depths=(2, 3, 3), widths=(24, 48, 96), **_SMALL)),
-                    '_tiny': ('MobileOne', 8, dict(depths=(2, 2, 3), widths=(12, 24, 48), **_TINY))},
+                    '_small': _mobileone((24, 48, 96), (2, 3, 3), 32, **_SMALL),
+                    '_tiny': _mobileone((12, 24, 48), (2, 2, 3), 8, **_TINY)},
     mobileone_s1 = {'': _mobileone((96, 192, 512, 1280))},
     mobileone_s2 = {'': _mobileone((96, 256, 640, 2048))},
     mobileone_s3 = {'': _mobileone((128, 320, 768, 2048))},
     mobileone_s4 = {'': _mobileone((192, 448, 896, 2048), gated=(0, 0, 5, 1))},
-    ecbsr_m4c8 = {'': ('ECBSR', 64, {})})
+    resnet18     = {'': ('ResNet18', 224, {}),
+                    '_small': ('ResNet18', 32, dict(width=16, small=True)),
+                    '_tiny': ('ResNet18', 8, dict(width=8, small=True))},
+    ecbsr_m4c8   = {'': ('ECBSR', 64, {})})
 
-_REPVGGS = [n for n in _CONFIGS if n.startswith('repvgg')]
-_MOBILEONES = [n for n in _CONFIGS if n.startswith('mobileone')]
+# %% ../../nbs/2_networks/08b_registry.ipynb #n004
 _PLAIN = dict(block='plain_conv')
-_FAMILIES = dict( # name -> shape, arguments, plain twin
-    **{n: (n, dict(block='RepVGGBlock'), f'{n}_plain') for n in _REPVGGS}, **{f'{n}_plain': (n, _PLAIN, None) for n in _REPVGGS},
-    qarepvgg_a0 = ('repvgg_a0', dict(block='QARepVGGBlock'), 'repvgg_a0_plain'), qarepvgg_b0 = ('repvgg_b0', dict(block='QARepVGGBlock'), 'repvgg_b0_plain'),
-    ac_resnet18 = ('resnet18', dict(block='ACBlock'), 'resnet18'), orepa_resnet18 = ('resnet18', dict(block='orepa_bn', stem='orepa_bn'), 'resnet18'), resnet18 = ('resnet18', _PLAIN, None),
-    mobileone_s0 = ('mobileone_s0', {}, 'mobileone_s0_plain'), **{n: (n, dict(block='MobileOneBlock'), f'{n}_plain') for n in _MOBILEONES[1:]},
-    **{f'{n}_plain': (n, dict(stem='plain_conv', **_PLAIN), None) for n in _MOBILEONES},
-    ecbsr_m4c8 = ('ecbsr_m4c8', dict(block='ECB'), 'plainsr_m4c8'), plainsr_m4c8 = ('ecbsr_m4c8', dict(block='biased_conv'), None))
-_MODELS = {family + suffix: (network, size, {**config, **kwargs}, (twin or family) + suffix)
-           for family, (shape, kwargs, twin) in _FAMILIES.items() for suffix, (network, size, config) in _CONFIGS[shape].items()}
+_FAMILIES = dict( # name -> shape, arguments, plain twin (None: it is one)
+    qarepvgg_a0    = ('repvgg_a0', dict(block='QARepVGGBlock'), 'repvgg_a0_plain'),
+    qarepvgg_b0    = ('repvgg_b0', dict(block='QARepVGGBlock'), 'repvgg_b0_plain'),
+    ac_resnet18    = ('resnet18', dict(block='ACBlock'), 'resnet18'),
+    orepa_resnet18 = ('resnet18', dict(block='orepa_bn', stem='orepa_bn'), 'resnet18'),
+    resnet18       = ('resnet18', _PLAIN, None),
+    ecbsr_m4c8     = ('ecbsr_m4c8', dict(block='ECB'), 'plainsr_m4c8'),
+    plainsr_m4c8   = ('ecbsr_m4c8', dict(block='biased_conv'), None))
+
+for _n in _CONFIGS:
+    if _n.startswith('repvgg'):
+        _FAMILIES |= {_n: (_n, dict(block='RepVGGBlock'), f'{_n}_plain'), f'{_n}_plain': (_n, _PLAIN, None)}
+    if _n.startswith('mobileone'):
+        _own = {} if _n == 'mobileone_s0' else dict(block='MobileOneBlock')
+        _FAMILIES |= {_n: (_n, _own, f'{_n}_plain'), f'{_n}_plain': (_n, dict(stem='plain_conv', **_PLAIN), None)}
 
 # %% ../../nbs/2_networks/08b_registry.ipynb #q306
+_MODELS = {} # name -> network, image size, arguments, plain twin
+for _family, (_shape, _own, _twin) in _FAMILIES.items():
+    for _suffix, (_network, _size, _config) in _CONFIGS[_shape].items():
+        _MODELS[_family + _suffix] = _network, _size, _config | _own, (_twin or _family) + _suffix
+
 def list_models(pattern='*' # as in file names: 'repvgg*'
                ) -> list:
     "Names that `repq.models.create_model` knows"
@@ -58,11 +79,13 @@ def list_models(pattern='*' # as in file names: 'repvgg*'
 
 def entry(name:str) -> tuple: # network, image size, arguments, plain twin
     "What a name stands for; ValueError with the nearest names where it is not known"
-    if name not in _MODELS:
-        near = get_close_matches(str(name), _MODELS, 3, .5)
-        raise ValueError(f'unknown model {name!r}' + (f'; did you mean {", ".join(near)}?' if near else '') + '; repq list (in Python: list_models()) shows all; others are timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function')
-    return _MODELS[name]
+    if name in _MODELS: return _MODELS[name]
+    near = get_close_matches(str(name), _MODELS, 3, .5)
+    meant = f'; did you mean {", ".join(near)}?' if near else ''
+    raise ValueError(f'unknown model {name!r}{meant}; repq list (in Python: list_models()) shows all; others are '
+                     'timm:NAME, torchvision:NAME, package.module:function, path/to/file.py:function')
 
+# %% ../../nbs/2_networks/08b_registry.ipynb #n006
 def plain_twin(name:str) -> str:
     "The plain network of the same shape (a plain network's own name)"
     return entry(name)[3]

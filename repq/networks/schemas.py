@@ -21,21 +21,27 @@ __all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'C
            'checked', 'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
-_FULL, _FORBIDDEN = 'make room on that disk', 'give a place where you may write'
-_HELP = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL, errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN,
-         errno.EROFS: 'give a place on a disk that is not read-only', errno.ENOENT: 'make its folder first', errno.ENAMETOOLONG: 'give a shorter name',
-         errno.ENOTDIR: 'part of the path is a file, not a folder', errno.EISDIR: 'a folder has its place', errno.ENOTEMPTY: 'a folder has its place',
-         errno.ELOOP: 'its links lead in a circle', errno.ETXTBSY: 'it is in use'}
+_FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
+_HELP = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+         errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN,
+         errno.EROFS: 'give a place on a disk that is not read-only', errno.ENOENT: 'make its folder first',
+         errno.ENAMETOOLONG: 'give a shorter name', errno.ENOTDIR: 'part of the path is a file, not a folder',
+         errno.EISDIR: _FOLDER, errno.ENOTEMPTY: _FOLDER, errno.ELOOP: 'its links lead in a circle',
+         errno.ETXTBSY: 'it is in use'}
 
 def _why(e) -> str: # None: it is no matter of the disk
     "Why a file could not be written, and what to do about it"
-    if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError): e = e.__context__ # torch's writer, which fails again in closing the file
+    # torch's writer, which fails again in closing the file
+    if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError): e = e.__context__
     text = getattr(e, 'strerror', None) or (str(e).splitlines() or [''])[0]
     if isinstance(e, OSError) and e.errno is None: return None # said already
-    if isinstance(e, RuntimeError): return f'({text}): {_FULL}' if 'inline_container' in text else None # or another error, as of a loader whose worker died
-    code = int(m[1]) if (m := re.search(r'os error (\d+)', text)) else getattr(e, 'errno', None)
+    if isinstance(e, RuntimeError): # or another error, as of a loader whose worker died
+        return f'({text}): {_FULL}' if 'inline_container' in text else None
+    found = re.search(r'os error (\d+)', text)
+    code = int(found[1]) if found else getattr(e, 'errno', None)
     return f'({text})' + (f': {_HELP[code]}' if code in _HELP else '')
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #k003
 @contextmanager
 def naming(path):
     "OSErrors of what writes the file `path`, and what torch and safetensors make of them, in one line that names it"
@@ -47,7 +53,8 @@ def naming(path):
 # %% ../../nbs/2_networks/10_schemas.ipynb #w026
 def _kind(mode) -> str:
     "What stands at a place, by `os.stat`'s mode"
-    kinds = dict(folder=stat.S_ISDIR, pipe=stat.S_ISFIFO, socket=stat.S_ISSOCK, device=lambda m: stat.S_ISCHR(m) or stat.S_ISBLK(m))
+    def is_device(m): return stat.S_ISCHR(m) or stat.S_ISBLK(m)
+    kinds = dict(folder=stat.S_ISDIR, pipe=stat.S_ISFIFO, socket=stat.S_ISSOCK, device=is_device)
     return next((n for n, f in kinds.items() if f(mode)), 'file')
 
 def regular(path) -> Path:
@@ -67,22 +74,34 @@ def read_bytes(path) -> bytes:
         raise OSError(f'{path} cannot be read ({e.strerror})') from None
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w028
-_Count, _Positive, _Share = Annotated[int, Field(ge=0, le=2**62)], Annotated[int, Field(ge=1, le=2**31)], Annotated[float, Field(ge=0, le=1)]
-_Bits, _Size = Annotated[int, Field(ge=1, le=32)], Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+_Positive = Annotated[int, Field(ge=1, le=2**31)]
+_Bits = Annotated[int, Field(ge=1, le=32)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Size = Annotated[float, Field(ge=0)]
 _Loss = Annotated[float, Field(ge=-4e38, le=4e38)] # what a float32 holds
 _STRICT = ConfigDict(extra='allow', strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #k007
 class _Run(TypedDict):
     "recipe.json"
     __pydantic_config__ = _STRICT
     recipe: dict[str, Any]
-    num_classes: Optional[Annotated[int, Field(ge=1, le=10**7)]]; in_channels: Annotated[int, Field(ge=1, le=10**4)]
+    num_classes: Optional[Annotated[int, Field(ge=1, le=10**7)]]
+    in_channels: Annotated[int, Field(ge=1, le=10**4)]
     classes: NotRequired[list[str]]
     size: NotRequired[Union[None, _Positive, Annotated[list[_Positive], Field(min_length=2, max_length=2)]]]
     stats: NotRequired[Optional[Annotated[list[list[float]], Field(min_length=2, max_length=2)]]]
-    init: NotRequired[Optional[str]]; teacher: NotRequired[Optional[str]]
-    accumulate: NotRequired[_Positive]; processes: NotRequired[_Positive]; earlier_processes: NotRequired[list[_Positive]]
-    environment: NotRequired[dict[str, Any]]; code: NotRequired[dict[str, str]]
+    init: NotRequired[Optional[str]]
+    teacher: NotRequired[Optional[str]]
+    accumulate: NotRequired[_Positive]
+    processes: NotRequired[_Positive]
+    earlier_processes: NotRequired[list[_Positive]]
+    environment: NotRequired[dict[str, Any]]
+    code: NotRequired[dict[str, str]]
+
+# %% ../../nbs/2_networks/10_schemas.ipynb #k009
+_Psnr = NotRequired[dict[str, float]] # benchmark -> dB
 
 class _Row(TypedDict):
     "A row of results.json"
@@ -91,22 +110,27 @@ class _Row(TypedDict):
     weight_bits: Optional[_Bits]; input_bits: Optional[_Bits]
     accuracy: Optional[_Share]; merged_accuracy: Optional[_Share]
     size_bytes: Optional[_Size]; bit_operations: Optional[_Size]; step_ratio: Optional[_Size]
-    psnr: NotRequired[dict[str, float]]; psnr_rounded: NotRequired[dict[str, float]]; merged_psnr: NotRequired[dict[str, float]]
-    bicubic_psnr: NotRequired[dict[str, float]]; ssim: NotRequired[dict[str, float]]
-    model: NotRequired[Optional[str]]; data: NotRequired[Optional[str]]; epochs: NotRequired[Optional[_Count]]; lr: NotRequired[Optional[float]]
-    settings: NotRequired[dict[str, Any]]; seconds: NotRequired[Optional[_Size]]; environment: NotRequired[dict[str, Any]]
+    psnr: _Psnr; psnr_rounded: _Psnr; merged_psnr: _Psnr; bicubic_psnr: _Psnr; ssim: _Psnr
+    model: NotRequired[Optional[str]]; data: NotRequired[Optional[str]]
+    epochs: NotRequired[Optional[_Count]]; lr: NotRequired[Optional[float]]
+    settings: NotRequired[dict[str, Any]]
+    seconds: NotRequired[Optional[_Size]]
+    environment: NotRequired[dict[str, Any]]
     integer_accuracy: NotRequired[_Share]; integer_psnr: NotRequired[float]
 
 class _Epoch(TypedDict):
     "A row of history.csv; what is empty is None"
     __pydantic_config__ = ConfigDict(extra='allow', allow_inf_nan=False) # numbers in words
-    epoch: _Count; train_loss: Optional[_Loss]; valid_loss: Optional[_Loss]
-    accuracy: NotRequired[Optional[_Share]]; psnr: NotRequired[Optional[Annotated[float, Field(ge=-1e3, le=1e3)]]]
+    epoch: _Count
+    train_loss: Optional[_Loss]; valid_loss: Optional[_Loss]
+    accuracy: NotRequired[Optional[_Share]]
+    psnr: NotRequired[Optional[Annotated[float, Field(ge=-1e3, le=1e3)]]]
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w029
 class _Shard(TypedDict):
     __pydantic_config__ = _STRICT
-    file: str; bytes: _Count; images: list[Annotated[tuple[str, _Count, _Count, _Count], Strict(False)]] # name, class, start, length
+    file: str; bytes: _Count
+    images: list[Annotated[tuple[str, _Count, _Count, _Count], Strict(False)]] # name, class, start, length
 
 class _Split(TypedDict):
     __pydantic_config__ = _STRICT
@@ -117,6 +141,7 @@ class _Index(TypedDict):
     __pydantic_config__ = _STRICT
     format: Annotated[str, Field(pattern='^repq shards 1$')]; splits: dict[str, _Split]
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #k012
 class _Generators(TypedDict):
     __pydantic_config__ = _STRICT
     python: tuple; numpy: tuple; torch: Tensor; cuda: list[Tensor]
@@ -128,14 +153,19 @@ class _Optimizer(TypedDict):
 class _State(TypedDict):
     "A checkpoint of training"
     __pydantic_config__ = _STRICT
-    epoch: _Count; batch: _Count; step: _Count; pct_train: Annotated[float, Field(ge=0, le=1.001)]; passes: Annotated[int, Field(ge=-1, le=2**31)]; seconds: NotRequired[_Size]
+    epoch: _Count; batch: _Count; step: _Count
+    pct_train: Annotated[float, Field(ge=0, le=1.001)]
+    passes: Annotated[int, Field(ge=-1, le=2**31)]
+    seconds: NotRequired[_Size]
     smooth_loss: tuple[_Count, Union[Tensor, float]]
     model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: dict[str, dict[str, Any]]
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v008
 class _Grid(TypedDict):
     __pydantic_config__ = _STRICT
-    step: Annotated[float, Field(gt=0)]; zero: int; low: int; high: int; dtype: Literal['uint8', 'int8']
+    step: Annotated[float, Field(gt=0)]
+    zero: int; low: int; high: int
+    dtype: Literal['uint8', 'int8']
 
 class _NetworkStep(TypedDict):
     __pydantic_config__ = _STRICT
@@ -144,7 +174,10 @@ class _NetworkStep(TypedDict):
 class _Network(TypedDict):
     "The description in a file of integers"
     __pydantic_config__ = _STRICT
-    version: NotRequired[_Positive]; input: Union[str, dict]; output: Union[str, dict, list]; fixed: NotRequired[bool]; steps: Annotated[list[_NetworkStep], Field(min_length=1)]
+    version: NotRequired[_Positive]
+    input: Union[str, dict]; output: Union[str, dict, list]
+    fixed: NotRequired[bool]
+    steps: Annotated[list[_NetworkStep], Field(min_length=1)]
 
 class _Figure(TypedDict):
     "A row of others' figures; what is measured has other columns"
@@ -156,20 +189,24 @@ class _Covered(TypedDict):
     "A row of a table of coverage: why there is nothing else, or what `repq.commands.coverage.summary` reads"
     __pydantic_config__ = _STRICT
     network: str; failed: NotRequired[str]; bits: NotRequired[_Bits]
-    convolutions: NotRequired[_Share]; islands: NotRequired[_Count]; differing: NotRequired[_Count]; island_error: NotRequired[Optional[_Size]]
+    convolutions: NotRequired[_Share]; islands: NotRequired[_Count]
+    differing: NotRequired[_Count]; island_error: NotRequired[Optional[_Size]]
 
 class _Coverage(TypedDict):
     __pydantic_config__ = _STRICT
     rows: list[_Covered]
 
-RUN, ROWS, HISTORY, SHARDS, STATE, NETWORK, FIGURES, COVERAGE = (TypeAdapter(t) for t in (_Run, Annotated[list[_Row], Field(min_length=1)], Annotated[list[_Epoch], Field(min_length=1)], _Index, _State, _Network, list[_Figure], _Coverage))
+_Rows, _Epochs = (Annotated[list[t], Field(min_length=1)] for t in (_Row, _Epoch))
+RUN, ROWS, HISTORY, SHARDS, STATE = map(TypeAdapter, (_Run, _Rows, _Epochs, _Index, _State))
+NETWORK, FIGURES, COVERAGE = map(TypeAdapter, (_Network, list[_Figure], _Coverage))
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v006
 def _complaint(e:ValidationError) -> str:
     "The first thing that is wrong, its field and value, in a line"
     first, *more = e.errors(include_url=False)
     value, field = repr(first['input']), '.'.join(map(str, first['loc']))
-    shown = '' if first['type'] in ('missing', 'json_invalid') else f', got {value[:60]}{"…" if len(value) > 60 else ""}'
+    shown = f', got {value[:60]}{"…" if len(value) > 60 else ""}'
+    if first['type'] in ('missing', 'json_invalid'): shown = ''
     return f'{field}{": " if field else ""}{first["msg"]}{shown}' + f' (and {len(more)} more)'*bool(more)
 
 def checked(value, schema:TypeAdapter, file):
@@ -183,11 +220,19 @@ def read_json(path, schema:TypeAdapter=TypeAdapter(Any)):
     try: return schema.validate_json(data)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
-        if first['type'] == 'json_invalid' and 'surrogate' in first['msg']: return checked(json.loads(data), schema, path) # names that are no UTF-8, as Python writes them
-        if first['type'] == 'json_invalid': raise ValueError(f'{path} is not valid JSON ({first["msg"]})') from None
+        if first['type'] == 'json_invalid':
+            # names that are no UTF-8, as Python writes them
+            if 'surrogate' in first['msg']: return checked(json.loads(data), schema, path)
+            raise ValueError(f'{path} is not valid JSON ({first["msg"]})') from None
         raise ValueError(f'{path} cannot be used: {_complaint(e)}') from None
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w032
+def _check_header(names, path):
+    "Raise unless the columns have different names"
+    for i, n in enumerate(names):
+        if not n.strip(): raise ValueError(f'{path}: a column has no name')
+        if n in names[:i]: raise ValueError(f'{path}: the first line names a column twice: {n}')
+
 def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
     "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
     try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
@@ -195,18 +240,20 @@ def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for
     try: rows = list(csv.DictReader(lines))
     except csv.Error as e: raise ValueError(f'{path} is no CSV file ({e})') from None
     for i, r in enumerate(rows, 2):
-        if None in r or None in r.values(): raise ValueError(f'{path}: line {i} has {"more" if None in r else "fewer"} fields than the first line')
+        if None in r or None in r.values():
+            raise ValueError(f'{path}: line {i} has {"more" if None in r else "fewer"} fields than the first line')
     if not rows: raise ValueError(f'{path} has no rows')
-    names = next(csv.reader(lines))
-    if odd := [n for i, n in enumerate(names) if not n.strip() or n in names[:i]]: raise ValueError(f'{path}: the first line names a column twice: {odd[0]}' if odd[0].strip() else f'{path}: a column has no name')
+    _check_header(next(csv.reader(lines)), path)
     if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
     return rows
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w036
 def check_whole(name:str, v, least:int=1, most:int=None):
     "Raise unless `v` is None or a whole number from `least` to `most`"
-    if v is None or isinstance(v, int) and not isinstance(v, bool) and v >= least and (most is None or v <= most): return
-    raise ValueError(f'{name} must be a whole number, ' + (f'{least} or more' if most is None else f'from {least} to {most:,}') + f', not {v!r}')
+    whole = isinstance(v, int) and not isinstance(v, bool)
+    if v is None or whole and v >= least and (most is None or v <= most): return
+    allowed = f'{least} or more' if most is None else f'from {least} to {most:,}'
+    raise ValueError(f'{name} must be a whole number, {allowed}, not {v!r}')
 
 def check_finite(name:str, v, least:float=-math.inf):
     "Raise unless `v` is None or a number, neither nan nor infinite, of at least `least`"
@@ -217,14 +264,17 @@ def check_memory(need:float, what:str, help:str): # bytes; what needs them; what
     "Raise rather than be killed halfway: `need` bytes must fit in the machine's memory"
     try: have = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, ValueError, OSError): return # not known on this system
-    if need > .8*have: raise ValueError(f'{what} need {need/2**30:,.1f} GiB in memory, the machine has {have/2**30:,.1f}: {help}')
+    if need <= .8*have: return
+    raise ValueError(f'{what} need {need/2**30:,.1f} GiB in memory, the machine has {have/2**30:,.1f}: {help}')
 
 def check_room(path, need:float): # bytes
     "Raise unless the disk of `path`, or of the nearest folder above it that there is, has room"
     folder = Path(os.path.abspath(path))
     while not folder.exists(): folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if need > free: raise OSError(f'{path} cannot be written: it takes about {need/1e6:,.1f} MB, and its disk has {free/1e6:,.1f} MB left: {_FULL}')
+    if need <= free: return
+    raise OSError(f'{path} cannot be written: it takes about {need/1e6:,.1f} MB, '
+                  f'and its disk has {free/1e6:,.1f} MB left: {_FULL}')
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #l103
 def _plain(t) -> bool: return t.layout == torch.strided and not (t.is_meta or t.is_quantized or t.is_complex())
@@ -244,7 +294,8 @@ def unusable(state:dict,   # name -> tensor
         if t.layout != torch.strided: kind = 'sparse'
         if not _plain(t): return f'{name} holds no plain numbers ({kind})'
         if not _of_type(name, t, whole):
-            return f'{name} has values of type {kind}, {"whole" if whole(name) else "floating-point"} numbers are expected'
+            wanted = 'whole' if whole(name) else 'floating-point'
+            return f'{name} has values of type {kind}, {wanted} numbers are expected'
         if not t.is_floating_point(): continue
         t = t.float() # as layers take it
         if not t.isfinite().all(): return f'layer {layer} has values that are not finite, in {name}'

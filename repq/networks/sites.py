@@ -37,13 +37,16 @@ class Site:
 # %% ../../nbs/2_networks/03_sites.ipynb #c007
 def is_composite(m) -> bool:
     "A layer of torch's own that may have layers inside, not a container"
-    return any(c.__module__.startswith('torch.nn.modules.') and not c.__module__.endswith(('.module', '.container')) for c in type(m).__mro__)
+    modules = [c.__module__ for c in type(m).__mro__]
+    return any(n.startswith('torch.nn.modules.') and not n.endswith(('.module', '.container')) for n in modules)
 
 def _why_left(m, inside) -> str:
+    "Why a layer stays as it is, '' where nothing speaks against an exchange"
     if inside: return f'{inside} reads its weight itself'
     inner = list(m.modules()) if isinstance(m, (Block, RepQLayer)) else [m]
     for n in 'weight', 'bias':
-        if any(isinstance(vars(c).get(n), Tensor) for c in inner): return f'a hook computes its {n}'                    # pruning, weight norm, spectral norm
+        # pruning, weight norm, spectral norm
+        if any(isinstance(vars(c).get(n), Tensor) for c in inner): return f'a hook computes its {n}'
         if parametrize.is_parametrized(m, n): return f'a parametrization computes its {n}'
     return ''
 
@@ -77,6 +80,7 @@ def _can_absorb(layer, bn) -> bool:
     if not is_norm(bn) and rest_graph(bn) is None: return False
     return is_linear(layer) == isinstance(bn, nn.BatchNorm1d) and not isinstance(bn, nn.BatchNorm3d)
 
+# %% ../../nbs/2_networks/03_sites.ipynb #k002
 def _follows(node, model, calls, live) -> str:
     "The batch norm that alone reads the output of this call, or None"
     found = readers(node, live)
@@ -88,11 +92,14 @@ def _follows(node, model, calls, live) -> str:
 def _trace(model, training:bool) -> _Trace:
     "`model` traced in one mode"
     graph, params = trace_graph(model, training), dict(model.named_parameters())
-    signs, live, calls = nonnegative(graph, model), live_nodes(graph), [n for n in graph.nodes if n.op == 'call_module']
-    res = _Trace(graph, Counter(n.target for n in calls), {}, {}, {id(params[n.target]) for n in live if n.op == 'get_attr' and n.target in params})
+    signs, live = nonnegative(graph, model), live_nodes(graph)
+    calls = [n for n in graph.nodes if n.op == 'call_module']
+    read = {id(params[n.target]) for n in live if n.op == 'get_attr' and n.target in params}
+    res = _Trace(graph, Counter(n.target for n in calls), {}, {}, read)
     for n in calls:
         x = n.all_input_nodes[0] if n.all_input_nodes and 'unclear' not in n.meta else None
-        res.nonnegative[n.target] = res.nonnegative.get(n.target, True) and signs.get(x, False) # a shared layer: all its inputs
+        before = res.nonnegative.get(n.target, True)
+        res.nonnegative[n.target] = before and signs.get(x, False) # a shared layer: all its inputs
         res.follows[n.target] = _follows(n, model, res.calls, live)
     return res
 
@@ -100,15 +107,17 @@ def _trace(model, training:bool) -> _Trace:
 def _agree(site, traces, model):
     "Fill in what the traces, evaluation first, tell about `site`"
     read = set().union(*(t.read for t in traces))
-    is_read = lambda m: any(id(p) in read for p in m.parameters())
+    def is_read(m): return any(id(p) in read for p in m.parameters())
     ran = [t for t in traces if t.calls[site.name]]
     site.runs = traces[0].calls[site.name] > 0
     site.nonnegative = bool(ran) and not hooked(site.module) and all(t.nonnegative[site.name] for t in ran)
-    site.left = site.left or ('the model reads its weight itself' if is_read(site.module) else '' if ran else 'never called')
+    if not site.left and is_read(site.module): site.left = 'the model reads its weight itself'
+    if not site.left and not ran: site.left = 'never called'
     bns = {t.follows[site.name] for t in ran}
     if site.left or len(bns) != 1 or None in bns: return
     bn, = bns
-    if not any(t.calls[bn] for t in traces if t not in ran) and not is_read(model.get_submodule(bn)): site.bn = bn
+    elsewhere = any(t.calls[bn] for t in traces if t not in ran)
+    if not elsewhere and not is_read(model.get_submodule(bn)): site.bn = bn
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c022
 def survey(model) -> tuple: # sites, the traces of evaluation and training, and why tracing failed ('' if it did not)
@@ -122,6 +131,6 @@ def survey(model) -> tuple: # sites, the traces of evaluation and training, and 
     return sorted(sites, key=lambda s: rank.get(s.name, len(rank))), traces, ''
 
 def find_sites(model:nn.Module) -> tuple: # list of `Site`, and why tracing failed ('' if it did not)
-    "The places of `model` where kernels are applied, where it can be traced in the order of execution: what evaluation runs, then the rest"
+    "The places where kernels are applied; if `model` can be traced, in the order of execution, evaluation's first"
     sites, _, why = survey(model)
     return sites, why

@@ -31,44 +31,54 @@ def _float_values(graph, model) -> set: # of nodes
     return res
 
 # %% ../../nbs/2_networks/07_sums.ipynb #a107
+def _wish(reader, model, grid):
+    "Whose grid a value can have for the sake of one that reads it: a module's, a node's, or None for none"
+    m, o = module_of(reader, model), operation_of(reader, model)
+    if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
+    passes = isinstance(m, BatchNorm) or moves(o)
+    return grid[reader] if passes and reader.op.startswith('call') else None
+
 def _between(graph, model) -> list: # of nodes
     "Values that no layer alone reads, so that a grid of their own is needed"
-    floats, live, grid = _float_values(graph, model), live_nodes(graph), {}   # node -> whose grid it can have: a module's, or its own
-    def wish(reader):
-        m, o = module_of(reader, model), operation_of(reader, model)
-        if isinstance(m, QUANTIZERS) or isinstance(m, RepQLayer) and m.input_quantizer is not None: return reader.target
-        passes = isinstance(m, BatchNorm) or moves(o)
-        return grid[reader] if passes and reader.op.startswith('call') else None
+    floats, live, grid = _float_values(graph, model), live_nodes(graph), {}   # node -> a module's grid, or its own
     for n in reversed(graph.nodes):
         if n not in live: continue
-        wishes = {wish(r) for r in readers(n, live)}
+        wishes = {_wish(r, model, grid) for r in readers(n, live)}
         grid[n] = next(iter(wishes)) if len(wishes) == 1 and None not in wishes else n
-    quantized = lambda n: isinstance(module_of(n, model), QUANTIZERS)
-    return [n for n in graph.nodes if n in live and grid[n] is n and n.op.startswith('call') and n not in floats and not quantized(n)]
+    def is_own(n): return grid[n] is n and n not in floats and not isinstance(module_of(n, model), QUANTIZERS)
+    return [n for n in graph.nodes if n in live and n.op.startswith('call') and is_own(n)]
 
 # %% ../../nbs/2_networks/07_sums.ipynb #d103
 def _one_graph(model) -> fx.Graph:
     "What `model` computes in both modes; ValueError where they differ or it cannot be traced"
     mode = model.training
     try: graphs = [trace_graph(model, m) for m in (False, True)]
-    except Exception as e: raise ValueError(f'the model cannot be traced, which quantizing its sums needs: {type(e).__name__}: {e}') from None
+    except Exception as e:
+        why = f'{type(e).__name__}: {e}'
+        raise ValueError(f'the model cannot be traced, which quantizing its sums needs: {why}') from None
     finally: model.train(mode)
     text = [[(n.op, n.target, str(n.args), str(n.kwargs)) for n in g.nodes] for g in graphs]
     for a, b in zip(*text):
-        if a != b: raise ValueError(f"the model computes {b[1]}{b[2]} in training and {a[1]}{a[2]} in evaluation: to quantize its sums it has to be one graph (modules like nn.Dropout are)")
+        if a == b: continue
+        raise ValueError(f'the model computes {b[1]}{b[2]} in training and {a[1]}{a[2]} in evaluation: to quantize its '
+                         'sums it has to be one graph (modules like nn.Dropout are)')
     return of_any_size(graphs[1])
 
+# %% ../../nbs/2_networks/07_sums.ipynb #k004
 def quantize_sums(model:nn.Module, # quantized
                   bits:int=8,      # 2..8
                  ) -> nn.Module:   # an `fx.GraphModule`, its layers under the same names, the new quantizers in `grids`
-    "A copy of `model` with all that integers need: quantizers on sums, on what global pools and PReLUs read and on what layers with different steps share, and integer biases"
+    """A copy of `model` with all that integers need: quantizers on sums, on what global pools and PReLUs read
+    and on what layers with different steps share, and integer biases"""
     if not isinstance(bits, int) or not 2 <= bits <= 8: raise ValueError(f'sums take 2 to 8 bits, got {bits!r}')
     model = working_copy(model, False)
-    if not any(isinstance(m, RepQLayer) and m.input_quantizer is not None for m in model.modules()): raise ValueError(f'{type(model).__name__} has no quantized layer: quantize it before its sums')
+    if not any(isinstance(m, RepQLayer) and m.input_quantizer is not None for m in model.modules()):
+        raise ValueError(f'{type(model).__name__} has no quantized layer: quantize it before its sums')
     graph = _one_graph(model)
     signs, todo = nonnegative(graph, model), _between(graph, model)
     res = graph_module(model, graph)
-    home = next(f'grids{i}' for i in ('', *range(1, 99)) if not hasattr(model, f'grids{i}')) # a name that the model has not
+    # a name that the model has not
+    home = next(f'grids{i}' for i in ('', *range(1, 99)) if not hasattr(model, f'grids{i}'))
     for n in todo:
         res.add_submodule(f'{home}.{n.name}', LSQ(bits, signed=not signs[n]).train(model.training))
         with graph.inserting_after(n): q = graph.call_module(f'{home}.{n.name}', (n,))

@@ -16,15 +16,18 @@ from .changes import replace_modules, same_mode, tied
 __all__ = ['Phases', 'Upsampled', 'as_phases', 'transposed_to_phases']
 
 # %% ../../nbs/2_networks/04ec_transposed.ipynb #h405
-def _phases(kernel:int, stride:int, padding:int, output_padding:int) -> tuple: # table (stride, size), padding before, padding after, pixels too many
+def _phases(kernel:int, stride:int, padding:int, output_padding:int
+           ) -> tuple: # table (stride, size), padding before, padding after, pixels too many
     "Along one dimension: which tap each place of each phase's kernel is (`kernel`: none), and what surrounds it"
     least, most = -((stride - 1 + padding)//stride), (kernel - 1 - padding)//stride
-    tap = lambda r, j: stride*(most - j) + r + padding
-    table = [[tap(r, j) if 0 <= tap(r, j) < kernel else kernel for j in range(most - least + 1)] for r in range(stride)]
+    def tap(r, j): return stride*(most - j) + r + padding
+    table = [[tap(r, j) for j in range(most - least + 1)] for r in range(stride)]
+    table = [[t if 0 <= t < kernel else kernel for t in row] for row in table]
     size = kernel - 2*padding + output_padding # of the result of one pixel
     rows = -(-size//stride)
     return torch.tensor(table), most, most - least - 1 - most + rows, rows*stride - size
 
+# %% ../../nbs/2_networks/04ec_transposed.ipynb #k004
 class Phases(nn.Module):
     "The convolution with which a transposed one gives all phases of its result as channels"
     def __init__(self, conv:nn.ConvTranspose2d):
@@ -32,9 +35,11 @@ class Phases(nn.Module):
         self.weight, self.bias, self.groups, self.stride_ = conv.weight, conv.bias, conv.groups, conv.stride[0]
         along = [_phases(*a) for a in zip(conv.kernel_size, conv.stride, conv.padding, conv.output_padding)]
         (rows, top, bottom, below), (columns, left, right, beside) = along
-        self.kernel_size, self.border, self.crop = (rows.shape[1], columns.shape[1]), (left, right, top, bottom), (below, beside)
+        self.kernel_size = rows.shape[1], columns.shape[1]
+        self.border, self.crop = (left, right, top, bottom), (below, beside)
         self.padding = (top, left) if self.even else (0, 0)
-        self.register_buffer('rows', rows, persistent=False); self.register_buffer('columns', columns, persistent=False)
+        self.register_buffer('rows', rows, persistent=False)
+        self.register_buffer('columns', columns, persistent=False)
 
     @property
     def even(self): return self.border[::2] == self.border[1::2] and min(self.border) >= 0
@@ -52,11 +57,15 @@ class Upsampled(nn.Sequential):
     "A convolution of phases with its border, and the shuffle that puts them in their places"
     def forward(self, input:Tensor, output_size=None) -> Tensor:
         y = super().forward(input)
-        if output_size is not None and tuple(output_size)[-2:] != tuple(y.shape[-2:]): raise ValueError(f'output_size {tuple(output_size)[-2:]}: this layer gives {tuple(y.shape[-2:])} only')
+        if output_size is None: return y
+        wanted, given = tuple(output_size)[-2:], tuple(y.shape[-2:])
+        if wanted != given: raise ValueError(f'output_size {wanted}: this layer gives {given} only')
         return y
 
 def _why_not(m) -> str: # '' where it can be one
-    if hooked(m) or parametrize.is_parametrized(m) or not computes(m, nn.ConvTranspose2d): return 'computes its weight or its result in a way of its own'
+    "Why a transposed convolution is no convolution and a shuffle"
+    if hooked(m) or parametrize.is_parametrized(m) or not computes(m, nn.ConvTranspose2d):
+        return 'computes its weight or its result in a way of its own'
     if m.dilation != (1, 1): return 'its kernel has a dilation'
     return '' if m.stride[0] == m.stride[1] else 'its strides differ'
 
@@ -73,6 +82,7 @@ def as_phases(m:nn.ConvTranspose2d) -> Upsampled:
         if isinstance(b, Block): b.origin = str(i), {f'branches.0.{n}': n for n, _ in m.named_parameters()}
     return same_mode(Upsampled(*parts), m)
 
+# %% ../../nbs/2_networks/04ec_transposed.ipynb #k007
 def transposed_to_phases(model:nn.Module) -> tuple: # the model, names of what changed, [(name, why not)]
     "Let transposed convolutions be convolutions and shuffles, in place"
     found, left, shared = {}, [], tied(model)

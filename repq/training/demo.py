@@ -46,7 +46,8 @@ SR_DEMO = dict(model='ecbsr_m4c8', data='photos', bits=(8, 4, 2), methods=('repq
 _DEMO_FILES = ('results.json', 'accuracy.png', 'psnr.png', 'tradeoff.png', 'step_ratio.png', 'history.png')
 
 # %% ../../nbs/3_training/24_demo.ipynb #h664
-def demo(out, quick=False, seed=0, on_progress=None, # called as f(runs done, of, text, name of a run that has just been finished or None)
+def demo(out, quick=False, seed=0,
+         on_progress=None, # called as f(runs done, of, text, name of a run that has just been finished or None)
          workers:int=None, # runs at a time; None: one for each core, 0: one after another in this process
          begin=None,       # a function that each process calls at its start
          **kwargs # of `demo_recipes`

@@ -220,22 +220,6 @@ class ImageFiles(Labelled):
         # found unreadable, by whichever worker process
         self.bad = torch.zeros(len(files), dtype=torch.bool).share_memory_()
 
-    def batch(self, idxs, key=None, full=False):
-        """uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read,
-        or with `full` of as many, and with a `key` their moves"""
-        x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
-        with quiet():
-            for i in idxs:
-                # ends early: `_skip` tolerates a tenth
-                for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]:
-                    try: x[len(ok)],mirrored = self.load(j, key, i)
-                    except UNREADABLE as e: self._skip(j, e); continue
-                    ok.append(j)
-                    moves.append([0, 0, mirrored])
-                    break
-        if key is None: return (x[:len(ok)], self.y[ok])
-        return (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
-
     def __getitem__(self, i):
         x,y = self.batch([i], full=True)
         return x[0],y[0]
@@ -268,6 +252,24 @@ def _skip(self:ImageFiles, i, e):
     self.bad[i] = True
     if len(self.unreadable) > len(self)/10: tolerate(self.unreadable, len(self))
     warnings.warn(f'{self.files[i]} cannot be read ({e}); skipped, number {len(self.unreadable)} so far')
+
+# %% ../../nbs/3_training/02_images.ipynb #n002
+@patch
+def batch(self:ImageFiles, idxs, key=None, full=False):
+    """uint8 images (b, 3, size, size) and labels (b,) of those `idxs` that can be read,
+    or with `full` of as many, and with a `key` their moves"""
+    x,ok,moves = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8),[],[]
+    with quiet():
+        for i in idxs:
+            # ends early: `_skip` tolerates a tenth
+            for j in [(i+k) % len(self) for k in range(len(self) if full else 1)]:
+                try: x[len(ok)],mirrored = self.load(j, key, i)
+                except UNREADABLE as e: self._skip(j, e); continue
+                ok.append(j)
+                moves.append([0, 0, mirrored])
+                break
+    if key is None: return (x[:len(ok)], self.y[ok])
+    return (x[:len(ok)], self.y[ok], torch.tensor(moves, dtype=torch.int64).view(-1, 3))
 
 # %% ../../nbs/3_training/02_images.ipynb #g002
 def _pixels(item, channels) -> Tensor: # (channels, h, w) uint8

@@ -29,7 +29,8 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
                first_last_bits='at least 0 and at most 16',
                batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
-               image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384', scale='at least 1 and at most 16',
+               image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384',
+               scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'),
                 precision=('auto', 'bf16', 'float32'))
@@ -57,7 +58,8 @@ def _check_range(name, value, allowed): # e.g. 'at least 0 and below 1'
     if value is None: return
     for bound in allowed.split(' and '):
         words, _, number = bound.rpartition(' ')
-        if not _COMPARE[words](value, ast.literal_eval(number)): raise ValueError(f'{name} must be {allowed}, got {value}')
+        holds = _COMPARE[words](value, ast.literal_eval(number))
+        if not holds: raise ValueError(f'{name} must be {allowed}, got {value}')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e003
 def _check_bits(r):
@@ -81,7 +83,8 @@ def _check_stage(r):
         value = getattr(r, n)
         if value and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {value} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8):
-        raise ValueError(f'sums takes 2 to 8 bits in the quantized stage, or 0 for none, got {r.sums!r} at {r.weight_bits} bits')
+        raise ValueError('sums takes 2 to 8 bits in the quantized stage, or 0 for none, '
+                         f'got {r.sums!r} at {r.weight_bits} bits')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h716
 def _check_task(r):
@@ -98,21 +101,29 @@ def _check_task(r):
         raise ValueError(f'image_size is for classification; {r.model} takes crop, got image_size={r.image_size!r}')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #v016
+def _check_blocks(r):
+    "Raise unless there are blocks where they are to be trained, and only there"
+    trains, elsewhere = METHODS[r.method].reparametrized, source_of(r.model)
+    if r.block: get_block(r.block) # which knows the blocks
+    if r.block and not trains:
+        raise ValueError(f'block={r.block!r} has no effect on method {r.method!r}, '
+                         'which trains the network without blocks')
+    if not r.adopt and not elsewhere:
+        raise ValueError(f'adopt=False is for networks from elsewhere: {r.model} is made of blocks to begin with')
+    if not r.adopt and not r.block and trains:
+        raise ValueError(f'with adopt=False {r.model} has no blocks, and method {r.method!r} trains blocks: give some, '
+                         'block="RepVGGBlock" (--block), or take method plain')
+
 def _check(r):
     "Raise for the first thing in a recipe that cannot be meant"
     for f in fields(r): _check_type(f, getattr(r, f.name))
     get_method(r.method)
     image_size(r.model) # which knows the models
-    if r.block: get_block(r.block) # which knows the blocks
-    if r.block and not METHODS[r.method].reparametrized: raise ValueError(f'block={r.block!r} has no effect on method {r.method!r}, which trains the network without blocks')
-    if not r.adopt and not source_of(r.model): raise ValueError(f'adopt=False is for networks from elsewhere: {r.model} is made of blocks to begin with')
-    if not r.adopt and not r.block and METHODS[r.method].reparametrized: raise ValueError(f'with adopt=False {r.model} has no blocks, and method {r.method!r} trains blocks: give some, block="RepVGGBlock" (--block), or take method plain')
+    _check_blocks(r)
     for n, allowed in _RANGES.items(): _check_range(n, getattr(r, n), allowed)
     for n, known in _CHOICES.items():
         if getattr(r, n) not in known: raise ValueError(nearest(getattr(r, n), known, n))
-    _check_bits(r)
-    _check_stage(r)
-    _check_task(r)
+    for check in _check_bits, _check_stage, _check_task: check(r)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c009
 @dataclass(frozen=True)
@@ -121,8 +132,7 @@ class Training:
     # see `repq.models.list_models`; or a network from elsewhere, see `repq.networks.sources.source_of`
     model: str
     method: str = 'repq-bnest'     # a key of `METHODS`
-    # a folder in ImageFolder layout or a name that `repq.data.get_dls` knows; for super-resolution a folder of
-    # photographs or 'photos'
+    # an ImageFolder, a name that `repq.data.get_dls` knows; for super-resolution a folder of photographs or 'photos'
     data: str = 'digits'
     weight_bits: int = 32
     input_bits: int = 32
@@ -149,28 +159,29 @@ class Training:
 @dataclass(frozen=True)
 class Recipe(Training):
     "Everything needed to repeat a training run"
-    block: str = None              # what takes the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
-    adopt: bool = True             # of a network from elsewhere: are its own branches taken over as blocks, see `repq.surgery.adopt`?
+    block: str = None              # in the place of each convolution, see `get_block`; None: the network's own blocks
+    adopt: bool = True             # of a network from elsewhere: are its own branches taken over as blocks?
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
-    norm_after: bool = False       # in the quantized stage a batch norm after each convolution that has none, see `repq.surgery.add_norms`
-    input_noise: bool = False      # in the quantized stage the variances of batch norms inside blocks count the input's rounding error, see `repq.surgery.quantize`
-    bound_steps: bool = False      # in the quantized stage weight steps move no weight farther than it would move itself, see `repq.quantizers.bound`
-    centred: bool = False          # in the quantized stage grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
-    peel: bool = False             # in the quantized stage the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
-    full_precision: str = 'branched' # how blocks train in stage one: 'branched', or 'merged' with the method's statistics
+    # in the quantized stage:
+    norm_after: bool = False       # a batch norm after each convolution that has none, see `repq.surgery.add_norms`
+    input_noise: bool = False      # variances of batch norms inside blocks count the input's rounding error
+    bound_steps: bool = False      # weight steps move no weight farther than it would move itself
+    centred: bool = False          # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
+    peel: bool = False             # the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
+    full_precision: str = 'branched' # how blocks train in stage one, or 'merged', with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
-    sums: int = 0                  # bits of residual sums, of what pools read, ..: all that integers round is rounded in training, see `quantize_sums`; 0: floats, as in the paper
+    sums: int = 0                  # bits of all that integers round beside layers; 0: floats, as in the paper
     optimizer: str = 'sgd'         # or 'adam'
     sqr_mom: float = .99           # of Adam: β2, fastai's value
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
-    precision: str = 'auto'        # of training on a GPU: 'bf16', 'float32' (convolutions in TF32, as torch has them), or bf16 where the GPU has it
+    precision: str = 'auto'        # on a GPU: 'bf16', 'float32' (convolutions in TF32), or bf16 where the GPU has it
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
-    benchmarks: str = None         # folder of validation images, or of folders of them; None: what `repq.superres.get_sr_dls` takes
+    benchmarks: str = None         # folder of validation images, or of folders of them; None: those of the data
 
     def __post_init__(self): _check(self)
 
@@ -203,15 +214,18 @@ def recipe_from(d:dict) -> Recipe: # e.g. from a `recipe.json`; other keys than 
     return Recipe(**d)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c013
+# at 224 pixels, by the beginning of names
 _AUTHORS = dict(repvgg=dict(bias_lr=2.), ac_resnet18=dict(epochs=100, bias_lr=2., decay_norms=True),
-                qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5)) # at 224 pixels, by the beginning of names
+                qarepvgg=dict(batch_size=1024, lr=.4, weight_decay=4e-5))
 
-_SR = dict(data='photos', full_precision='merged', optimizer='adam', sqr_mom=.999, eps=1e-8, weight_decay=0., scale=2, crop=128,
-           iterations=1600)
+_SR = dict(data='photos', full_precision='merged', optimizer='adam', sqr_mom=.999, eps=1e-8, weight_decay=0., scale=2,
+           crop=128, iterations=1600, epochs=1000, batch_size=32, lr=5e-4)
 _DEFAULTS = { # image size -> full precision, quantized
-    64:  (dict(epochs=1000, batch_size=32, lr=5e-4, schedule='constant', **_SR), dict(epochs=1000, batch_size=32, lr=5e-4, **_SR)),
-    224: (dict(epochs=120, batch_size=256, lr=.1, decouple_wd=False), dict(epochs=120, batch_size=256, lr=.01, decouple_wd=False)),
-    32:  (dict(epochs=20, batch_size=128, lr=.3, weight_decay=5e-4), dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
+    64:  (_SR | dict(schedule='constant'), _SR),
+    224: (dict(epochs=120, batch_size=256, lr=.1, decouple_wd=False),
+          dict(epochs=120, batch_size=256, lr=.01, decouple_wd=False)),
+    32:  (dict(epochs=20, batch_size=128, lr=.3, weight_decay=5e-4),
+          dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
     8:   (dict(epochs=20, batch_size=64, lr=.05), dict(epochs=12, batch_size=64, lr=.02))}
 
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
@@ -229,7 +243,8 @@ def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields o
 def _lr_scale(model, method, norm_after) -> float:
     "What the quantized stage's learning rate is multiplied by; a norm after each layer makes up for one that was merged"
     m = get_method(method)
-    return min([1. if norm_after else m.lr_scale, *(s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n))])
+    own = [s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n)]
+    return min([1. if norm_after else m.lr_scale, *own])
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h718
 def _of_authors(model, d, weight_bits) -> dict:
@@ -250,7 +265,7 @@ def get_recipe(model:str, method='repq-bnest',
     _check_type(next(f for f in fields(Recipe) if f.name == 'weight_bits'), weight_bits)
     input_bits = weight_bits if input_bits is None else input_bits
     size = image_size(model)
-    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # defaults for images of about that size
+    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # for images of about that size
     d = _DEFAULTS[size][weight_bits != 32]
     if size == 224: d = _of_authors(model, d, weight_bits)
     given = {k: v for k, v in overrides.items() if v is not None}
@@ -322,13 +337,14 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
     method = METHODS[recipe.method]
     if recipe.block or source_of(recipe.model):
-        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized, recipe.adopt)
+        model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized,
+                                 recipe.adopt)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
     if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
                          'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
     if recipe.full_precision == 'merged' and method.reparametrized:
-        for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change the initial values of a fresh network
+        for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change initial values
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model

@@ -17,7 +17,8 @@ from ..networks.schemas import HISTORY, ROWS, RUN, checked, read_csv, read_json,
 from ..networks.files import (MARKER, check_folder, check_output, check_part, is_ours, locked, made_here, mark,
                                  open_part, part_of,
                                  put_in_place, replacing, take_away, writing)
-from ..networks.checkpoints import apart, from_official, read_checkpoint
+from ..networks.state_dicts import apart, read_checkpoint
+from ..networks.checkpoints import from_official
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse, json, math, sys
 from dataclasses import dataclass
 from pathlib import Path
+from fastcore.basics import patch
 from ..networks.files import part_of, writing
 from .processes import side_by_side
 from .recipes import Recipe
@@ -96,32 +97,40 @@ class Study:
                              self.workers, self.begin, say)
         return [done[j.name] for j in jobs]
 
-    def _is_over(self, job) -> bool:
-        out = self.folder/job.name
-        return (out/'results.json').exists() or (part_of(out)/'diverged').exists()
+# %% ../../nbs/3_training/23_studies.ipynb #n001
+@patch
+def _is_over(self:Study, job) -> bool:
+    "Is there a result, or a note that there is none?"
+    out = self.folder/job.name
+    return (out/'results.json').exists() or (part_of(out)/'diverged').exists()
 
-    def _noted(self, job) -> dict:
-        "The row of a run that is over"
-        row = run_job(self.folder, job)
-        if row: print(_line(job, row), flush=True)
-        return row
+@patch
+def _noted(self:Study, job) -> dict:
+    "The row of a run that is over"
+    row = run_job(self.folder, job)
+    if row: print(_line(job, row), flush=True)
+    return row
 
-    def tune(self, rates:dict, # key -> learning rates
-             job,              # (key, learning rate) -> `Job`, validated on held-out images
-             # where the best rate is the least or the greatest, one this many times beyond is tried too
-             beyond:float=None,
-            ) -> dict:         # key -> the best learning rate
-        "The learning rate of each variant"
-        scores = self._scores({k: list(lrs) for k, lrs in rates.items()}, job)
-        if beyond is not None:
-            more = {k: rate_beyond(s, best_rate(s), beyond) for k, s in scores.items()}
-            for k, s in self._scores({k: [lr] for k, lr in more.items() if lr is not None}, job).items(): scores[k] |= s
-        return {k: best_rate(s) for k, s in scores.items()}
+# %% ../../nbs/3_training/23_studies.ipynb #n005
+@patch
+def tune(self:Study, rates:dict, # key -> learning rates
+         job,                    # (key, learning rate) -> `Job`, validated on held-out images
+         # where the best rate is the least or the greatest, one this many times beyond is tried too
+         beyond:float=None,
+        ) -> dict:               # key -> the best learning rate
+    "The learning rate of each variant"
+    scores = self._scores({k: list(lrs) for k, lrs in rates.items()}, job)
+    if beyond is not None:
+        more = {k: rate_beyond(s, best_rate(s), beyond) for k, s in scores.items()}
+        for k, s in self._scores({k: [lr] for k, lr in more.items() if lr is not None}, job).items(): scores[k] |= s
+    return {k: best_rate(s) for k, s in scores.items()}
 
-    def _scores(self, rates, job) -> dict: # key -> learning rate -> score
-        pairs = [(k, lr) for k, lrs in rates.items() for lr in lrs]
-        rows = dict(zip(pairs, self.run([job(*p) for p in pairs])))
-        return {k: {lr: score(rows[k, lr]) for lr in lrs} for k, lrs in rates.items()}
+@patch
+def _scores(self:Study, rates, job) -> dict: # key -> learning rate -> score
+    "What runs at these rates score, trained where they are not there"
+    pairs = [(k, lr) for k, lrs in rates.items() for lr in lrs]
+    rows = dict(zip(pairs, self.run([job(*p) for p in pairs])))
+    return {k: {lr: score(rows[k, lr]) for lr in lrs} for k, lrs in rates.items()}
 
 # %% ../../nbs/3_training/23_studies.ipynb #g516
 def finished(folder) -> dict: # name -> row of results.json

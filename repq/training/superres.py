@@ -39,7 +39,9 @@ class Crops:
         if small: raise ValueError(f'{len(small)} images are smaller than the crop of {crop}: {", ".join(small[:3])}')
 
     def __len__(self): return self.count
-    def __getitem__(self, i): x, y = self.batch([i]); return x[0], y[0]
+    def __getitem__(self, i):
+        x, y = self.batch([i])
+        return x[0], y[0]
     def new_empty(self): return Crops(self.pairs, 0, self.size*self.scale, self.scale)
 
     def batch(self, idxs, key=None):
@@ -71,6 +73,16 @@ class PairDL(ImageDL):
     "Batches x (b, 1, h, w) and y (b, 1, scale·h, scale·w), float32 in grey levels 16..235, on the device"
     def after_batch(self, b): return tuple(t.float().div_(UNIT) for t in b)
 
+# %% ../../nbs/3_training/08_superres.ipynb #k003
+def _check_numbers(scale, crop, bs, iterations):
+    "Raise for numbers that cannot be meant, or that memory cannot hold"
+    check_whole('scale', scale, 2, 16)
+    check_whole('crop', crop, 1, 2**14)
+    check_whole('bs', bs)
+    check_whole('iterations', iterations)
+    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones')
+    check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
+
 # %% ../../nbs/3_training/08_superres.ipynb #c021
 def get_sr_dls(path,                # DIV2K's folder, any folder of photographs, or 'photos': scikit-image's
                scale:int=2,
@@ -82,12 +94,7 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
                benchmarks=None,
                seed:int=None, device=None) -> DataLoaders: # with `benchmarks`: name -> list of `Pair`
     "fastai `DataLoaders` of random crops, validated on whole images: those of the first benchmark"
-    check_whole('scale', scale, 2, 16)
-    check_whole('crop', crop, 1, 2**14)
-    check_whole('bs', bs)
-    check_whole('iterations', iterations)
-    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones')
-    check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
+    _check_numbers(scale, crop, bs, iterations)
     measured = dict(least=_SSIM_WINDOW + 2*scale, why='what the measures need at this scale,')
     found = embedded_photos() if str(path) == 'photos' else find_pairs(path, scale)
     bad, bad_valid = [], []
@@ -127,11 +134,12 @@ def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `P
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     single = (folder/'HR').is_dir() or any(p.suffix.lower() in SR_EXTENSIONS for p in folder.iterdir())
-    res = {f.name: load_pairs(find_pairs(f, scale), scale, _SSIM_WINDOW + 2*scale,
-                              'what the measures need at this scale,', what=f'validation images of {f.name}',
-                              bad=bad) for f in ([folder] if single
-                                                 else sorted(p for p in folder.iterdir() if p.is_dir()
-                                                             and p.name[0] != '.'))}
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.')
+    least, why = _SSIM_WINDOW + 2*scale, 'what the measures need at this scale,'
+    def load(f):
+        what = f'validation images of {f.name}'
+        return load_pairs(find_pairs(f, scale), scale, least, why, what=what, bad=bad)
+    res = {f.name: load(f) for f in ([folder] if single else inside)}
     if not res: raise ValueError(f'no images in {folder}, and no folders of them')
     return dict(sorted(res.items(), key=lambda o: len(o[1]))) # the smallest validates training
 
