@@ -131,12 +131,12 @@ def test_default_recipes_train_at_2_bits(name):
     y = torch.arange(64) % 4
     x = torch.randn(64, 1, 8, 8)*.3 + y.view(-1, 1, 1, 1)*torch.linspace(-1, 1, 64).view(8, 8)
     opt, losses = torch.optim.SGD(model.parameters(), recipe.lr, momentum=.9), []
-    for _ in range(12):
+    for _ in range(20):
         loss = nn.functional.cross_entropy(model(x), y)
         opt.zero_grad(); loss.backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         opt.step(); losses.append(loss.item())
-    assert losses[-1] < losses[0] and max(losses) < 20, losses
+    assert sum(losses[-5:]) < sum(losses[:5]) and max(losses) < 20, losses
 
 def test_the_command_line_says_what_it_adds(tmp_path):
     run = lambda *a: CliRunner().invoke(app, ['train', 'repvgg_a0_tiny', '--out', str(tmp_path/'x'), '--dry-run', *a])
