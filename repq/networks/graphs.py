@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
+from .guests import unchanged
 from .liveness import live_nodes, readers
 
 # %% auto #0
@@ -233,12 +234,13 @@ def trace_graph(model:nn.Module, training:bool,
                ) -> fx.Graph: # its attribute `constants`: tensors that `forward` makes, by name
     "What `model` computes in one mode, arguments with a default left out; each node reads what it sees, whatever is changed in place"
     defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
-    try: graph = _trace(model, training, defaults, True, leaf)
-    except Exception:
-        try: graph = _trace(model, training, defaults, False, leaf)
+    with unchanged(f"{type(model).__name__}'s forward pass", back=False):
+        try: graph = _trace(model, training, defaults, True, leaf)
         except Exception:
-            graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
-            if graph is None: raise
+            try: graph = _trace(model, training, defaults, False, leaf)
+            except Exception:
+                graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
+                if graph is None: raise
     resolve_in_place(graph, model)
     return graph
 
