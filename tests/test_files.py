@@ -74,13 +74,16 @@ def test_an_interrupted_training_and_folders_of_others_stay(runs, tmp_path, comm
     (tmp_path/'theirs.part').mkdir(); (tmp_path/'theirs.part'/'thesis.tex').write_text('years')
     (tmp_path/'mixed.part').mkdir(); shutil.copy(runs/'fp'/'recipe.json', tmp_path/'mixed.part'); (tmp_path/'mixed.part'/'notes.txt').write_text('mine')
     (tmp_path/'file.part').write_text('a file'); (tmp_path/'link.part').symlink_to('theirs.part')
+    shutil.copytree(runs/'fp', tmp_path/'done.part') # killed before its move, or so called by somebody
     for s in 'train', 'val': (tmp_path/'images'/s/'a').mkdir(parents=True); Image.new('RGB', (8, 8)).save(tmp_path/'images'/s/'a'/'0.png')
     before = seen(tmp_path)
     args = dict(quantize=['quantize', runs/'fp', '--ptq', '--batches', 1, '--out'], train=['train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', 240, '--epochs', 1, '--timing', 0, '--out'], shard=['shard', tmp_path/'images'])[command]
-    for name, words in dict(x='--resume', theirs='was not made by repq', mixed='notes.txt', file='no folder of repq', link='no folder of repq').items():
+    for name, words in dict(x='--resume', theirs='was not made by repq', mixed='notes.txt', file='no folder of repq', link='no folder of repq', done='only has to be moved').items():
         res = run(*args, tmp_path/name)
         assert res.exit_code == 1 and words in str(res.exception) and f'{name}.part' in str(res.exception), (name, res.exception)
         assert seen(tmp_path) == before, name
+    res = run(*args, tmp_path/'new.part')
+    assert res.exit_code == 1 and 'a name that ends in .part' in str(res.exception) and seen(tmp_path) == before
 
 def test_a_part_that_was_killed_early_is_ours(tmp_path):
     for what in 'marker', 'empty', 'recipe':

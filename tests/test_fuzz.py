@@ -89,10 +89,12 @@ class Hang(BaseException): "Nothing that a command could take for an error of it
 
 @contextmanager
 def at_most(seconds):
-    def ring(*a): raise Hang(f'not done after {seconds} s')
+    late = []
+    def ring(*a): late.append(Hang(f'not done after {seconds} s')); raise late[0]
     old = signal.signal(signal.SIGALRM, ring); signal.alarm(seconds)
     try: yield
     finally: signal.alarm(0); signal.signal(signal.SIGALRM, old)
+    if late: raise late[0] # a command takes it for an error of a network's code
 
 def run(folder, *args) -> tuple: # exit code, what was said
     "A command in this process, in `folder`; an error of another kind than those that are meant for people fails"

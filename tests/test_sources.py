@@ -1,5 +1,5 @@
 "Networks from elsewhere: names, code of the user's own, weights, blocks, and the runs that remember them."
-import json
+import io, json, os, re, shlex, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from torch import nn
@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from helpers import KW
 import repq
 from repq.cli import app
+from repq.commands.app import Interrupted
 from repq.deployment import export_run, post_training
 from repq.recipes import build, get_recipe
 from repq.runs import eval_run, load_run, train
@@ -185,3 +186,84 @@ def test_timm_tutorial():
     threads = torch.get_num_threads()
     try: run_page(ROOT/'nbs'/'tutorials'/'timm_to_integers.ipynb')
     finally: torch.set_num_threads(threads)
+
+# What code of others does to the process that it runs in
+
+SPOILS = {'ends with something odd': ('raise type("Odd", (BaseException,), {})("x\\ny")', 'Odd: x y'), 'interrupts itself': ('raise KeyboardInterrupt', 'KeyboardInterrupt'), 'ends': ('sys.exit(0)', 'SystemExit: 0|exit code 0'),
+          'closes stdout': ('sys.stdout.close()', 'closes sys.stdout'), 'closes stderr': ('sys.stderr.close()', 'closes sys.stderr'), 'takes stdout away': ('sys.stdout = None', 'changes sys.stdout'), 'goes elsewhere': ('os.chdir("/")', 'changes the working directory'),
+          'sets the dtype': ('torch.set_default_dtype(torch.float64)', 'changes the default dtype|double'), 'sets the device': ('torch.set_default_device("meta")', 'changes the default device|device meta'), 'needs a terminal': ('input()', 'EOF')}
+BACK = [(where, what) for where in ('top', 'make') for what in ('takes stdout away', 'goes elsewhere')] + [('top', 'sets the dtype'), ('top', 'sets the device')] # turned back
+
+def spoiling(where, line):
+    "A file that makes a network, with a line at the top, in the function, in the forward pass, or in that of training alone"
+    at = lambda *places: line if where in places else 'pass'
+    return f'''import os, sys, threading, time
+import torch
+from torch import nn
+{at('top')}
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    def forward(self, x):
+        {at('forward')}
+        if self.training: {at('training')}
+        return self.net(x)
+def make(num_classes=10, in_channels=1):
+    {at('make')}
+    return Net(num_classes, in_channels)
+'''
+
+COMMAND = 'train net.py:make --data digits --method plain --epochs 1 --batch-size 240 --timing 0 --out new --dry-run'.split()
+
+@pytest.mark.parametrize('where', ('top', 'make', 'forward', 'training'))
+@pytest.mark.parametrize('what', SPOILS)
+def test_a_process_is_left_as_it_was(tmp_path, monkeypatch, where, what):
+    "One line that says what it was, and nothing is written; or it is as if nothing had been changed."
+    monkeypatch.chdir(tmp_path)
+    line, words = SPOILS[what]
+    Path('net.py').write_text(spoiling(where, line))
+    monkeypatch.setattr(sys, 'stdout', out := io.StringIO())
+    monkeypatch.setattr(sys, 'stderr', err := io.StringIO())
+    monkeypatch.setattr(sys, 'stdin', io.StringIO())
+    monkeypatch.setattr(sys, 'argv', ['repq', *COMMAND])
+    with pytest.raises(BaseException) as e: app(standalone_mode=False); raise SystemExit(0)
+    assert sys.stdout is out and sys.stderr is err and (Path.cwd(), torch.get_default_dtype(), torch.get_default_device().type) == (tmp_path, torch.float32, 'cpu')
+    if (where, what) in BACK: assert e.type is SystemExit and 'parameters' in out.getvalue()
+    elif what == 'interrupts itself': assert e.type is Interrupted # of which `run_app` makes a line
+    else: assert e.type is ValueError and re.search(words, str(e.value)) and '\n' not in str(e.value)
+    assert [p.name for p in tmp_path.iterdir() if p.name != '__pycache__'] == ['net.py']
+
+@pytest.mark.parametrize('args', ['quantize fp --ptq --batches 1 --out new', 'export w4 --out new.safetensors --to safetensors', 'report w4 --no-alone --out new', 'eval fp', 'bench train-step net.py:make --size 8 --batch-size 2 --rounds 1 --only plain --json new.json'])
+def test_every_command_looks_at_a_forward_pass(changing, monkeypatch, args):
+    "Before it writes."
+    monkeypatch.chdir(changing)
+    before = sorted(p.name for p in changing.iterdir())
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); text = said(*args.split()) # the code has changed
+    assert text == "Net's forward pass changes the working directory, for all of the program: a network should compute, and do nothing else"
+    assert sorted(p.name for p in changing.iterdir()) == before and Path.cwd() == changing
+
+@pytest.fixture(scope='module')
+def changing(tmp_path_factory):
+    "A folder with runs of a network that now goes elsewhere when it computes"
+    d, home = tmp_path_factory.mktemp('changing'), os.getcwd()
+    os.chdir(d)
+    try:
+        Path('net.py').write_text(spoiling('nowhere', ''))
+        train(get_recipe('net.py:make', 'plain', **TINY), 'fp', **KW)
+        post_training('fp', 'w4', 8, batches=1)
+        Path('net.py').write_text(spoiling('forward', 'os.chdir("/")'))
+    finally: os.chdir(home)
+    return d
+
+def test_interrupted_by_itself_beside_a_thread_that_does_not_end(tmp_path, monkeypatch):
+    "An error, not an interruption, and it ends."
+    monkeypatch.chdir(tmp_path)
+    Path('net.py').write_text(spoiling('forward', 'raise KeyboardInterrupt').replace('class Net', 'threading.Thread(target=time.sleep, args=(10000,), name="sleeper").start()\nclass Net'))
+    res = subprocess.run([sys.executable, '-m', 'repq.cli', *COMMAND], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    first, last = [l for l in res.stderr.splitlines() if l.startswith('repq: ')]
+    assert res.returncode == 1 and 'ended the program (KeyboardInterrupt; ' in first and last.endswith('does not end, sleeper') and 'Traceback' not in res.stderr
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_streams_that_the_shell_closed(closed):
+    assert subprocess.run(['sh', '-c', f'{shlex.quote(sys.executable)} -m repq.cli list {closed}'], env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=120).returncode == 0

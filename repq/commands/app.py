@@ -8,7 +8,7 @@ __all__ = ['app', 'Out', 'Overwrite', 'Data', 'Json', 'Rounds', 'Device', 'Block
            'waiting', 'in_words', 'keep_freed_memory', 'error_line', 'quiet_libraries', 'settle', 'run_app']
 
 # %% ../../nbs/5_commands/03_app.ipynb #r803
-import ctypes, json, math, os, platform, re, shlex, signal, sys, threading, time, warnings
+import ctypes, json, math, os, platform, re, shlex, signal, sys, threading, time, traceback, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
@@ -51,9 +51,10 @@ class Command(typer.core.TyperCommand):
         # without --overwrite a command goes on with its file
         with _held(ctx.params.get('json'), ctx.params.get('overwrite', True)):
             try: return super().invoke(ctx)
-            except SystemExit as e:
-                raise ValueError(f'code of a network ended the program (exit code {e.code}): '
-                                 'it should define, and do nothing else') from e
+            except BaseException as e: # of an EOFError, where input is asked for, typer would make "Aborted!"
+                if isinstance(e, (Exception, KeyboardInterrupt)) and not isinstance(e, EOFError): raise
+                from repq.networks.guests import ended
+                raise ValueError(ended(e)) from e
 
 # %% ../../nbs/5_commands/03_app.ipynb #h671
 class App(typer.Typer):
@@ -274,6 +275,11 @@ def _impatient():
             raise KeyboardInterrupt
     signal.signal(signal.SIGINT, ask)
 
+def _by_hand(e) -> bool:
+    "Does an interruption come from a signal, which functions of ours receive, and not from code of others?"
+    *_, (frame, _) = traceback.walk_tb(e.__traceback__)
+    return frame.f_globals.get('__name__', '').startswith('repq.')
+
 # %% ../../nbs/5_commands/03_app.ipynb #h675
 def _to_go_on(args) -> str:
     "How to go on with the command of these arguments, in words that go behind an error's"
@@ -284,17 +290,29 @@ def _to_go_on(args) -> str:
     return f'; to go on: {shlex.join(again)}'
 
 # %% ../../nbs/5_commands/03_app.ipynb #h676
-def _stopped(e):
+def _say(line):
+    "A line on stderr, also where code of a network closed that, or took it away"
+    try: print(line, file=sys.stderr, flush=True)
+    except (AttributeError, ValueError): os.write(2, f'{line}\n'.encode(errors='backslashreplace'))
+
+def _stopped(text):
     "Say what an interruption left, by one process, and end"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.environ.get('RANK', '0') == '0': print(f'repq: {e}{_to_go_on(sys.argv[1:])}', file=sys.stderr)
+    if os.environ.get('RANK', '0') == '0': _say(f'repq: {text}{_to_go_on(sys.argv[1:])}')
     sys.exit(130)
+
+def _failed(text):
+    "Say what an error is, and end"
+    line = f'repq: {text}'
+    _say(line)
+    _report(line)
+    if os.environ.get('REPQ_TRACEBACK'): raise
+    sys.exit(1)
 
 def _report(line):
     "Give torchrun, if it started this process, the line for its own report, which comes last"
-    file = os.environ.get('TORCHELASTIC_ERROR_FILE')
-    if not file: return
-    Path(file).write_text(json.dumps(dict(message=dict(message=line, extraInfo=dict(timestamp=int(time.time()))))))
+    message = dict(message=line, extraInfo=dict(timestamp=int(time.time())))
+    if file := os.environ.get('TORCHELASTIC_ERROR_FILE'): Path(file).write_text(json.dumps(dict(message=message)))
 
 # %% ../../nbs/5_commands/03_app.ipynb #r816
 def settle():
@@ -306,19 +324,35 @@ def settle():
     keep_freed_memory()
 
 # %% ../../nbs/5_commands/03_app.ipynb #h677
-def run_app(app):
-    "Run a command from the shell"
-    settle()
-    use_threads()
-    _impatient()
+def _run(app):
+    "Run a command; errors and interruptions end it"
     try:
         quiet_libraries()
         with waiting(): app()
-    except Interrupted as e: _stopped(e)
-    except KeyboardInterrupt: _stopped('interrupted')
-    except Exception as e:
-        line = f'repq: {error_line(e)}'
-        print(line, file=sys.stderr)
-        _report(line)
-        if os.environ.get('REPQ_TRACEBACK'): raise
-        sys.exit(1)
+    except (Interrupted, KeyboardInterrupt) as e:
+        source = e.__context__ if isinstance(e, Interrupted) else e
+        if _by_hand(source): _stopped(str(e) or 'interrupted')
+        from repq.networks.guests import ended
+        _failed(ended(source))
+    except Exception as e: _failed(error_line(e))
+
+def _leave_threads(code, seconds=5):
+    "Let the process end with threads of others, if they do not end themselves"
+    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if not others: return
+    def end():
+        time.sleep(seconds)
+        _say(f'repq: left behind a thread of other code that does not end, {others[0].name}')
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    threading.Thread(target=end, daemon=True).start()
+
+def run_app(app):
+    "Run a command from the shell"
+    sys.stdout, sys.stderr = (s or open(os.devnull, 'w') for s in (sys.stdout, sys.stderr)) # none where closed by the shell
+    settle()
+    use_threads()
+    _impatient()
+    try: _run(app)
+    except SystemExit as e:
+        _leave_threads(e.code)
+        raise

@@ -20,7 +20,7 @@ from ..method.layers import RepQLayer
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
 from ..networks.changes import unquantized
-from ..networks.one_call import check_classes, merges, with_blocks
+from ..networks.one_call import check_classes, merges, naming_input, with_blocks
 from ..training.recipes import METHODS, build, get_recipe, nearest
 from ..deploy.export import instructions
 from ..deploy.runtimes import compare_runtimes
@@ -117,7 +117,7 @@ def _ready(recipe, x):
     model = build(recipe, **shape).to(x.device).train()
     if source_of(recipe.model):
         with unquantized(model): check_classes(model, x[:2], shape['num_classes'], recipe.network)
-    with torch.no_grad(): model(x)
+    with torch.no_grad(), naming_input(model, 'random images in training mode'): model(x)
     return model
 
 def _ratio(times, base) -> tuple:

@@ -29,7 +29,7 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
-from ..networks.one_call import check_classes, first_inputs, merges
+from ..networks.one_call import check_classes, check_takes, first_inputs, merges
 from ..networks.changes import working_copy
 from ..networks.waiting import at
 
@@ -264,6 +264,7 @@ def export_run(run, out=None,      # file to be written; None: in the run folder
     check_output(out, overwrite)
     if format == 'onnx' and (Path(run)/'results.json').exists(): read_rows(Path(run)/'results.json') # which the end adds to
     x = example_images(recipe)
+    check_takes(model, x, 'the images of its data')
     with locked(out), at(f'integers for {out.name}'): text = _write(model, out, x, format, profile, overwrite)
     if format == 'onnx' and score and profile == 'integers': text += _scored(recipe, run, out)
     return f'{out}: {out.stat().st_size/1e3:,.0f} kB{text}'
@@ -307,6 +308,7 @@ def _report_layers(run, out, alone) -> str:
     kind = task_of(replace(recipe, augment=False))
     dls = kind.data()
     model, images = model.to(dls.device), _images(dls, recipe.calibrate)
+    check_takes(model, images[0], 'the images of its data')
     rows = layer_report.layer_report(model, images[0])
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
     table = layer_report.layer_table(rows, scores)

@@ -189,6 +189,7 @@ def check_output(path, overwrite:bool=False):
 def check_folder(path):
     "An error of one line where the folder `path` cannot be made, its parents with it"
     path = Path(path)
+    if path.name.endswith('.part'): raise FileExistsError(f"{path}: a name that ends in .part is for what is not finished, and would be taken for the beginning of {path.stem}: give another")
     with naming(path):
         if os.path.lexists(path): _sweep(path); raise FileExistsError(f'{"" if path.name else "the folder "}{path if path.name else path.resolve()} exists: give another folder, nothing is overwritten')
         if '..' in path.parts and not os.path.lexists(path.parent): raise FileNotFoundError(f'there is no folder {path.parent}: make it first')
@@ -278,12 +279,18 @@ def _begun(folder) -> list:
     "What a kill leaves before the marker is there: the beginnings of files that repq makes"
     return [f for n in (MARKER, *_RUN_FILES) for f in _left(folder/n)]
 
+def _trained(folder) -> bool:
+    "Is a run there that was trained to its end, and has only to be moved?"
+    try: return (folder/'results.json').is_file() and read_json(folder/'recipe.json', RUN)['recipe'].get('epochs') != 0
+    except (OSError, ValueError): return False
+
 def check_part(out):
     "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)
     if not os.path.lexists(part): return
     if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} exists and is no folder of repq: move it away, or give another folder than {out}')
     if any((part/'checkpoints').glob('step-*.pt')): raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) of repq train goes on with it; to start anew, delete it')
+    if _trained(part): raise FileExistsError(f'{part} holds a run that is finished and only has to be moved: --resume (resume=True) of repq train does it; to start anew, delete it')
     if set(part.iterdir()) - set(_begun(part)) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
     if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
 

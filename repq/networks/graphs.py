@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
+from .guests import unchanged
 from .liveness import live_nodes, readers
 
 # %% auto #0
@@ -270,12 +271,13 @@ def trace_graph(model:nn.Module, training:bool,
     "What `model` computes in one mode, without arguments that have defaults; each node reads what it sees"
     parameters = inspect.signature(model.forward).parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    try: graph = _trace(model, training, defaults, True, leaf)
-    except Exception:
-        try: graph = _trace(model, training, defaults, False, leaf)
+    with unchanged(f"{type(model).__name__}'s forward pass", back=False):
+        try: graph = _trace(model, training, defaults, True, leaf)
         except Exception:
-            graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
-            if graph is None: raise
+            try: graph = _trace(model, training, defaults, False, leaf)
+            except Exception:
+                graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
+                if graph is None: raise
     resolve_in_place(graph, model)
     return graph
 

@@ -18,6 +18,7 @@ from .sites import find_sites, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
 from .calibration import adapt_statistics, calibrate, feed, remember_batch
+from .guests import unchanged
 from .sources import get_block, source_of
 from .models import create_model
 from .schemas import check_whole, unusable
@@ -101,7 +102,7 @@ def _stopped(name, m, x, error) -> str:
 
 @contextmanager
 def naming_input(model, what):
-    "Errors of `model` in here say what it was given and at which layer it stopped"
+    "Errors of `model` in here say what it was given and at which layer it stopped; it changes nothing but itself"
     names = {s.module: s.name for s in registered(model)}
     inside = {m for site in names for m in site.modules()} # a hook in a block would not survive its merging, which refuses it
     names |= {m: n for n, m in model.named_modules() if m not in inside and not list(m.children())}
@@ -110,14 +111,15 @@ def naming_input(model, what):
         last[:] = [m, x]
         if isinstance(m, nn.Conv2d) and x and x[0].ndim == 3: raise TypeError('one image without a batch around it')
     hooks = [m.register_forward_pre_hook(note) for m in names]
-    try: yield
-    except torch.OutOfMemoryError: raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError) as e:
-        m, x = last
-        if m is None and isinstance(e, ValueError): raise # of `feed`, which says what is unclear
-        raise ValueError(f'{type(model).__name__} does not take {what}: {_stopped(names.get(m, ""), m, x, e)}') from e
-    finally:
-        for h in hooks: h.remove()
+    with unchanged(f"{type(model).__name__}'s forward pass", back=False):
+        try: yield
+        except torch.OutOfMemoryError: raise
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError) as e:
+            m, x = last
+            if m is None and isinstance(e, ValueError): raise # of `feed`, which says what is unclear
+            raise ValueError(f'{type(model).__name__} does not take {what}: {_stopped(names.get(m, ""), m, x, e)}') from e
+        finally:
+            for h in hooks: h.remove()
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j016
 @torch.no_grad()

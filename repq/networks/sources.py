@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 import torch, torch.nn as nn
+from .guests import unchanged
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
@@ -86,21 +87,30 @@ def _importable(folder):
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try: yield
-    finally: sys.path.remove(str(folder))
+    finally:
+        if str(folder) in sys.path: sys.path.remove(str(folder))
 
 def _error(e) -> str: return f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
-_FAILS = (Exception, SystemExit)
+@contextmanager
+def _others(who, folder, failed):
+    "Code of others runs, with modules in `folder`: ValueError, `failed`, for whatever it raises but an interruption"
+    with unchanged(f'code of {who}'):
+        try:
+            with _importable(folder): yield
+        except (KeyboardInterrupt, _NoModule): raise
+        except BaseException as e: raise ValueError(f'{failed} ({_error(e)})') from e
+
+class _NoModule(ValueError): "There is no module of the name that was given"
 
 def _module_of(s:Source):
     "The module of a source, run if it was not yet"
     if s.kind == 'file': return _run_file(Path(s.place))
-    try:
-        with _importable(os.getcwd()): return importlib.import_module(s.place)
-    except _FAILS as e:
-        if isinstance(e, ModuleNotFoundError) and e.name and (s.place + '.').startswith(e.name + '.'):
-            raise ValueError(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
-        raise ValueError(f'{s.place} cannot be imported ({_error(e)})') from e
+    with _others(s.place, os.getcwd(), f'{s.place} cannot be imported'):
+        try: return importlib.import_module(s.place)
+        except ModuleNotFoundError as e:
+            if not e.name or not (s.place + '.').startswith(e.name + '.'): raise
+            raise _NoModule(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
 
 def _run_file(path):
     "The module in a file"
@@ -112,10 +122,9 @@ def _run_file(path):
     if name in sys.modules: return sys.modules[name]
     module = sys.modules[name] = module_from_spec(spec := spec_from_file_location(name, path))
     try:
-        with _importable(path.parent), torch.enable_grad(): spec.loader.exec_module(module) # a switch that it turns is turned back
-    except BaseException as e:
-        del sys.modules[name]
-        if isinstance(e, _FAILS): raise ValueError(f'{path} cannot be run ({_error(e)})') from e
+        with _others(path, path.parent, f'{path} cannot be run'): spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
         raise
     return module
 
@@ -137,9 +146,8 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     any_name = any(p.kind is p.VAR_KEYWORD for p in params.values())
     given = {n: v for n, v in dict(num_classes=num_classes, in_channels=in_channels, in_chans=in_channels).items() if v is not None and n in params}
     if any_name: given |= {n: v for n, v in dict(num_classes=num_classes).items() if v is not None}
-    try:
-        with _importable(os.getcwd() if s.kind == 'module' else Path(s.place).parent): model = make(**given)
-    except _FAILS as e: raise ValueError(f'{s}({", ".join(f"{k}={v}" for k, v in given.items())}) failed ({_error(e)})') from e
+    call = f'{s}({", ".join(f"{k}={v}" for k, v in given.items())})'
+    with _others(s, os.getcwd() if s.kind == 'module' else Path(s.place).parent, f'{call} failed'): model = make(**given)
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
     if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
     if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')

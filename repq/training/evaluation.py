@@ -6,6 +6,7 @@
 from __future__ import annotations
 import os
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 import torch
 from .. import plots, surgery
@@ -15,6 +16,7 @@ from .pairs import UNIT, bicubic
 from .superres import get_sr_dls, load_benchmarks, psnr
 from ..networks.costs import cost
 from ..networks.models import task
+from ..networks.one_call import check_takes
 from ..networks.waiting import heard
 from .recipes import Recipe, get_recipe
 from .tasks import evaluate, psnrs, step_ratios, task_of, twin
@@ -80,6 +82,7 @@ def _eval_classes(path, recipe, model, info, data, batch_size) -> dict:
     _check_same_kind(path, info, data or recipe.data, dls)
     model.to(dls.device)
     valid = dls.valid.new(stats=info.get('stats'))
+    for x, _ in islice(valid, 1): check_takes(model, x[:4], f'the images of {data or recipe.data}')
     deployed = surgery.deploy(model, verbose=False)
     return dict(run=str(path), accuracy=evaluate(model, valid), merged_accuracy=evaluate(deployed, valid),
                 images=dls.valid_ds.readable)

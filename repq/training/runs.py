@@ -130,7 +130,6 @@ def prepare(run:Run, start:Start) -> tuple: # learner, content of recipe.json
     cbs = _guides(run, info)
     model = _model(recipe, info, start)
     if run.recompute: _check_exact(recipe, model)
-    if run.recompute: _check_exact(recipe, model)
     built_for = {n: info[n] for n in ('num_classes', 'in_channels', 'size', 'classes')}
     check_alike(training=len(dls.train_ds), validation=len(dls.valid_ds), **built_for)
     cbs.append(Checkpoints(run.folder.checkpoints, run.minutes, run.keep, start.state))
