@@ -177,6 +177,7 @@ def deployed_graph(model, # quantized or deployed
 
 def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
     "`to_integer`, with what is in islands"
+    model = _around(model)
     with with_sizes(model, x): return _lowered_on(model, x, symmetric)
 
 def _lowered_on(model, x, symmetric):
@@ -191,6 +192,10 @@ def _lowered_on(model, x, symmetric):
 
 def _first_float(nodes) -> Refusal:
     return next((Refusal(n.where, n.why, n.line) for n in nodes if n.why), ValueError('the model has no quantized layer: quantize it first'))
+
+def _around(model) -> nn.Module:
+    "A lone layer in a sequence, so that its trace is a call of it"
+    return nn.Sequential(model) if isinstance(model, RepQLayer) else model
 
 def _on_cpu(x): return None if x is None else tuple(v.detach().cpu().float() for v in as_inputs(x))
 
@@ -230,6 +235,7 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
     "What of `model` will not become integers, with the line of its code and what would do"
     if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()): model = quantize(model, verbose=False, example_input=example_input)
     unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
+    model = _around(model)
     if example_input is None or unset: static = [Obstacle.of(*row) for row in obstacles(model)]
     if example_input is None or unset and static: return static
     if unset: model = calibrate(copy.deepcopy(model), [example_input])
