@@ -192,12 +192,13 @@ class DeviceFile:
     ending: str
     write: Callable         # (model, file, images, profile, overwrite) -> what was found
     usual: str = 'model'    # its name in a run's folder
+    several: bool = False   # of networks with several inputs as well?
 
-TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
+TARGETS = dict(onnx=DeviceFile('.onnx', _export_onnx, several=True), tflite=DeviceFile('.tflite', _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)),
                qonnx=DeviceFile('.qonnx', _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)),
                pte=DeviceFile('.pte', _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)),
                pt2=DeviceFile('.pt2', _export_pt2),
-               safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
+               safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers', True))
 FORMATS = {name: k.ending for name, k in TARGETS.items()}
 
 def export_run(run, out=None,      # file to be written; None: in the run folder
@@ -247,6 +248,7 @@ def export_model(model,         # quantized, its steps initialised; or deployed;
     check_output(path, overwrite)
     one = working_copy(model, False).cpu().eval()
     x = first_inputs(images, one)
+    if isinstance(x, tuple) and not TARGETS[format].several: raise ValueError(f'{type(one).__name__} takes {len(x)} tensors: {path.suffix} is for networks of one; .onnx and .safetensors take several')
     with locked(path): text = _write(one, path, x, format, profile, overwrite)
     print(f'export: {path}: {path.stat().st_size/1e3:,.0f} kB{text}')
     return path

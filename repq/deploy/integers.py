@@ -5,7 +5,7 @@
 # %% ../../nbs/4_deploy/07_integers.ipynb #n044
 from __future__ import annotations
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 import torch, torch.nn as nn
 from torch import Tensor, fx
@@ -48,6 +48,7 @@ def _in_evaluation(model, x): # tensors in the form that the model gives
 def tensors_of(v) -> list:
     "The tensors in what a model gives, in their order, as float32 on the CPU"
     if isinstance(v, Tensor): return [v.detach().cpu().float()]
+    if is_dataclass(v): v = vars(v)
     if isinstance(v, dict): v = v.values()
     return [t for i in v for t in tensors_of(i)] if v is not None else []
 

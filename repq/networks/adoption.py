@@ -65,8 +65,14 @@ def _silent(searches) -> set: # names
     heard = {name for s in searches for n in s.graph.nodes for name, _ in (n.meta.get('nn_module_stack') or {}).values()}
     return {n for n, _ in searches[0].model.named_modules()} - heard
 
+def _largest(left) -> list:
+    "Of (region, why) those whose convolutions are not all in another: the parts of a sum are one with it"
+    names = [{s.name for s in steps(r.chain) if s.kind == 'conv'} for r, _ in left]
+    return [l for i, l in enumerate(left) if not any(names[i] < o or names[i] == o and j < i for j, o in enumerate(names))]
+
 def _by_owner(searches) -> tuple: # {owner: ([chains], inside)}, left
     taken, left = take(*searches)
+    left = _largest(left)
     owners, silent = {}, _silent(searches)
     for r in taken:
         owner, inside = _owner(r.nodes)

@@ -5,10 +5,11 @@
 # %% ../../nbs/2_networks/00b_liveness.ipynb #y702
 from __future__ import annotations
 import builtins
+from dataclasses import is_dataclass
 import torch
 
 # %% auto #0
-__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'readers']
+__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'is_structure', 'readers']
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #a027
 ASKS = {'shape', 'ndim', 'dtype', 'device', 'layout', 'is_cuda', 'requires_grad', 'names', 'itemsize'}
@@ -48,6 +49,11 @@ def constant_nodes(graph) -> set:
     for n in graph.nodes:
         if n.op == 'get_attr' or n.op.startswith('call') and n.all_input_nodes and all(i in res for i in n.all_input_nodes): res.add(n)
     return res
+
+def is_structure(node) -> bool:
+    "Does the node only put values into a named tuple or a dataclass?"
+    kind = node.target
+    return node.op == 'call_function' and isinstance(kind, type) and (issubclass(kind, tuple) and hasattr(kind, '_fields') or is_dataclass(kind))
 
 def readers(node, live) -> list:
     "Who reads the value of `node`, each once"
