@@ -76,3 +76,15 @@ def test_named_outputs(kind, tmp_path):
     assert isinstance(adopt(Gives(kind), verbose=False)(x), kind)
     pytest.importorskip('onnxruntime')
     repq.export(q, tmp_path/'net.onnx', x)
+
+def test_an_affine_that_changes_nothing(tmp_path, capsys):
+    "Times one plus nothing between two grids (HGNetV2 as it begins): ONNX Runtime must not take the rounding out with it"
+    class Affine(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c, self.scale, self.bias = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.Conv2d(8, 4, 1), nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        def forward(self, x): return self.c(self.b(self.a(x).relu()*self.scale + self.bias).relu())
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 16, 16)
+    q = calibrate(quantize(Affine(), 8, 8, verbose=False, adopt=False), [x])
+    pytest.importorskip('onnxruntime')
+    repq.export(q, tmp_path/'net.onnx', x)
+    assert 'equals the integer reference in all' in capsys.readouterr().out
