@@ -169,6 +169,7 @@ class _Server:
         timed_out = not clock.is_alive()
         clock.cancel()
         if line: return json.loads(line)
+        if not timed_out and self.process.wait() == 0: return self.ask(name, *args, timeout=timeout) # it ended after the row before: too much memory
         return dict(network=name, failed=f'took longer than {timeout:g} seconds' if timed_out else f'its process ended with {self.process.wait()}')
 
     def stop(self):
