@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import prune
 from repq.blocks import Block
 from repq.surgery import adopt, calibrate, deploy, original_state_dict, quantize, registered
-from repq.integers import check_integers
+from repq.integers import check_integers, to_integer
 from helpers import close, randomize
 
 class ConvNorm(nn.Module):
@@ -176,6 +176,41 @@ def test_not_all_of_a_module():
     model = net(Beside(8))
     back = original_state_dict(adopt(model, verbose=False))
     assert back.keys() == model.state_dict().keys()
+
+# a whole model that is one convolution
+
+class Sequence(nn.Module):
+    def __init__(self): super().__init__(); self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    def forward(self, x): return self.last(self.conv(x) + 1)
+class SumAtTheTop(nn.Module):
+    def __init__(self): super().__init__(); self.a, self.b, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+    def forward(self, image): return self.bn(self.a(image) + self.b(image))
+
+@pytest.mark.parametrize('make', [Sequence, SumAtTheTop])
+def test_whole_model(make):
+    "It stays of its class, with one block inside, and becomes integers"
+    model, x = randomize(make()), torch.randn(4, 3, 12, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        new = adopt(model, x, verbose=False)
+        q = calibrate(quantize(model, 8, 8, verbose=False), [x])
+    assert isinstance(new, make) and len(registered(new)) == len(registered(q)) == 1
+    same(model, new, x)
+    assert original_state_dict(new).keys() == model.state_dict().keys()
+    assert not check_integers(q, x)
+
+def test_lone_layer_to_integers():
+    "A layer with nothing around it is a network as well"
+    x = torch.randn(4, 3, 12, 12)
+    q = calibrate(quantize(nn.Conv2d(3, 4, 3), 8, 8, verbose=False), [x])
+    assert not check_integers(q, x) and to_integer(q, x)(x).shape == (4, 4, 10, 10)
+
+def test_sequence_is_not_called_branches():
+    "What stays apart is called what it is"
+    class Makes(Sequence):
+        def forward(self, x): return super().forward(x)*torch.tensor(2.)
+    with pytest.warns(UserWarning, match='2 convolutions in sequence stay apart, each a layer of its own: Makes .its forward makes tensors'): new = adopt(Makes())
+    assert len(registered(new)) == 2
 
 # signals and rows
 

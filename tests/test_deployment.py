@@ -81,6 +81,7 @@ def test_report(fp, tmp_path):
     table = report_run(tmp_path/'ptq', tmp_path/'report')
     d = json.loads((tmp_path/'report'/'layers.json').read_text())
     assert (tmp_path/'report'/'layers.md').read_text().startswith(f'{table}\n') and len(d['layers']) == 16 == len(d['alone']) - 1
+    assert d['islands'] == ''
     assert d['alone'][''] == pytest.approx(eval_run(fp)['accuracy'])                    # in floats it is the network it was made of
     assert all(r['bit_operations'] == r['macs']*r['weight_bits']*r['input_bits'] for r in d['layers'])
     assert {p.name for p in (tmp_path/'report').iterdir()} == {'layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png'}

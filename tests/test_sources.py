@@ -6,9 +6,11 @@ from torch import nn
 from typer.testing import CliRunner
 from helpers import KW
 import repq
+from repq.blocks import Block
 from repq.cli import app
 from repq.commands.app import Interrupted
-from repq.deployment import export_run, post_training
+from repq.deployment import export_run, post_training, report_run
+from repq.layers import RepQLayer
 from repq.recipes import build, get_recipe
 from repq.runs import eval_run, load_run, train
 
@@ -267,3 +269,40 @@ def test_interrupted_by_itself_beside_a_thread_that_does_not_end(tmp_path, monke
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
 def test_streams_that_the_shell_closed(closed):
     assert subprocess.run(['sh', '-c', f'{shlex.quote(sys.executable)} -m repq.cli list {closed}'], env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=120).returncode == 0
+
+BRANCHED = '''
+from torch import nn
+class Branches(nn.Module):
+    def __init__(self, c): super().__init__(); self.a, self.b, self.na, self.nb = nn.Conv2d(c, c, 3, padding=1, bias=False), nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c), nn.BatchNorm2d(c)
+    def forward(self, x): return (self.na(self.a(x)) + self.nb(self.b(x))).relu()
+def make(num_classes=10, in_channels=1):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), Branches(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+'''
+
+def test_branches_left_apart(own):
+    "--no-adopt leaves a network's own branches as they are, in training and in quantization without it, and the run remembers it"
+    Path('own.py').write_text(BRANCHED)
+    torch.manual_seed(0)
+    torch.save(repq.create_model(own, 10, 1).state_dict(), 'w.pth')
+    def made(kind, run, *args):
+        res = CliRunner().invoke(app, [*map(str, args), '--data', 'digits', '--out', run])
+        assert res.exit_code == 0, res.output
+        recipe, model, _ = load_run(run)
+        assert eval_run(run)['accuracy'] == json.loads(Path(run, 'results.json').read_text())[0]['accuracy']
+        return recipe.adopt, sum(isinstance(m, kind) for m in model.modules())
+    ptq, fp = ('quantize', 'w.pth', '--ptq', '--model', own), ('train', own, '--block', 'ACBlock', '--epochs', 1, '--timing', 0)
+    assert made(RepQLayer, 'ptq', *ptq) == (True, 3) and made(RepQLayer, 'ptq-apart', *ptq, '--no-adopt') == (False, 4)
+    assert made(Block, 'fp', *fp) == (True, 2) and made(Block, 'fp-apart', *fp, '--no-adopt') == (False, 3)
+    assert 'has no blocks, and method' in said('train', own, '--method', 'repq-bn', '--data', 'digits', '--no-adopt', '--out', 'x')
+
+def test_report_names_islands(own):
+    "What stays in floating point, with its share of the time, below the layers"
+    pytest.importorskip('onnxruntime')
+    Path('own.py').write_text(BRANCHED)
+    torch.manual_seed(0)
+    torch.save(repq.create_model(own, 10, 1).state_dict(), 'w.pth')
+    post_training('w.pth', 'ptq', batches=1, model=own, data='digits')
+    table = report_run('ptq', 'report', alone=False)
+    found = json.loads(Path('report/layers.json').read_text())['islands']
+    assert re.fullmatch(r'Its ONNX file has 1 island in floating point \(1 GroupNorm\), \d+% of its time on one thread.', found)
+    assert table.endswith(f'|\n\n{found}') and Path('report/layers.md').read_text().startswith(table)

@@ -54,7 +54,6 @@ def check_network(name:str):
     if s is None: raise ValueError(f"a network is named as torchvision:resnet18, timm:repvgg_a0 or package.module:function, got '{name}'")
     if s.kind == 'timm' or s.kind == 'torchvision' and s.name not in models.list_models(): image_size(name) # which knows classifiers, and says what was meant
 
-
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i707
 _CONVOLUTIONS = ('convolution',)
 
@@ -171,6 +170,8 @@ class _Server:
         timed_out = not clock.is_alive()
         clock.cancel()
         if line: return json.loads(line)
+        # it ended after the row before: too much memory
+        if not timed_out and self.process.wait() == 0: return self.ask(name, *args, timeout=timeout)
         return dict(network=name, failed=f'took longer than {timeout:g} seconds' if timed_out else f'its process ended with {self.process.wait()}')
 
     def stop(self):

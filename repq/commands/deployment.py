@@ -4,7 +4,7 @@
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n019
 from __future__ import annotations
-import json, time, warnings
+import json, tempfile, time, warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..networks.schemas import check_whole
 from ..networks.files import SIGNATURE, check_folder, check_output, check_part, locked, making, writing
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
 from ..deploy.comparison import compare_file, island_line
-from ..deploy.onnx_writer import import_onnx
+from ..deploy.onnx_writer import import_onnx, onnx_model
 from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
@@ -216,18 +216,20 @@ class DeviceFile:
     ending: str
     write: Callable         # (model, file, images, profile, overwrite) -> what was found
     usual: str = 'model'    # its name in a run's folder
+    several: bool = False   # of networks with several inputs as well?
+    several: bool = False   # of networks with several inputs as well?
 
 _TFLITE = _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)
 _QONNX = _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)
 _PTE = _one_image(executorch_bytes, 'ExecuTorch with XNNPACK', executorch_method, run_executorch)
 
 TARGETS = dict(
-    onnx=DeviceFile('.onnx', _export_onnx),
+    onnx=DeviceFile('.onnx', _export_onnx, several=True),
     tflite=DeviceFile('.tflite', _TFLITE),
     qonnx=DeviceFile('.qonnx', _QONNX),
     pte=DeviceFile('.pte', _PTE),
     pt2=DeviceFile('.pt2', _export_pt2),
-    safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers'))
+    safetensors=DeviceFile('.safetensors', _export_safetensors, 'model.integers', True))
 FORMATS = {name: k.ending for name, k in TARGETS.items()}
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #q426
@@ -284,6 +286,7 @@ def export_model(model,         # quantized, its steps initialised; or deployed;
     check_output(path, overwrite)
     one = working_copy(model, False).cpu().eval()
     x = first_inputs(images, one)
+    if isinstance(x, tuple) and not TARGETS[format].several: raise ValueError(f'{type(one).__name__} takes {len(x)} tensors: {path.suffix} is for networks of one; .onnx and .safetensors take several')
     with locked(path): text = _write(one, path, x, format, profile, overwrite)
     print(f'export: {path}: {path.stat().st_size/1e3:,.0f} kB{text}')
     return path
@@ -302,6 +305,32 @@ def report_run(run, out=None,   # folder for pictures
     if out is None: return _report_layers(run, None, alone)
     with making_report(out, _REPORT_FILES, overwrite) as part: return _report_layers(run, part, alone)
 
+def _in_floats(model, x) -> str: # '' where nothing is
+    "What of a network its file will compute in floating point, and what that costs"
+    try: net = to_integer(model, x)
+    except ValueError as e: return f'It becomes no network of integers: {e}'
+    if not (line := island_line(net, None, x)): return ''
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp)/'net.onnx'
+        try:
+            path.write_bytes(onnx_model(net, x).SerializeToString())
+            line = island_line(net, path, x)
+        except ImportError: pass # its packages are not there: nothing is timed
+    return f'Its ONNX file has {line}.'
+
+def _in_floats(model, x) -> str: # '' where nothing is
+    "What of a network its file will compute in floating point, and what that costs"
+    try: net = to_integer(model, x)
+    except ValueError as e: return f'It becomes no network of integers: {e}'
+    if not (line := island_line(net, None, x)): return ''
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp)/'net.onnx'
+        try:
+            path.write_bytes(onnx_model(net, x).SerializeToString())
+            line = island_line(net, path, x)
+        except ImportError: pass # its packages are not there: nothing is timed
+    return f'Its ONNX file has {line}.'
+
 def _report_layers(run, out, alone) -> str:
     "The table of `report_run`; its files go to the empty folder `out`"
     recipe, model, _ = load_run(run)
@@ -311,7 +340,8 @@ def _report_layers(run, out, alone) -> str:
     check_takes(model, images[0], 'the images of its data')
     rows = layer_report.layer_report(model, images[0])
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
-    table = layer_report.layer_table(rows, scores)
+    islands = _in_floats(model, images[0][:16].cpu().float())
+    table = layer_report.layer_table(rows, scores) + (f'\n\n{islands}' if islands else '')
     if out is not None: _write_report(out, model, images[0], table, rows, scores, _MEASURES[task(recipe.model)])
     return table
 
@@ -319,7 +349,7 @@ def _report_layers(run, out, alone) -> str:
 def _write_report(out, model, x, table, rows, scores, measure):
     "The files of `report_run`"
     write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n')
-    write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores))
+    write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores, islands=islands))
     with at('pictures of the layers'):
         plots.save(layer_report.plot_layers(model, x), out/'layers.png')
         plots.save(plots.plot_steps(model), out/'steps.png')

@@ -78,11 +78,13 @@ def island_share(path, x) -> float:
     rows = profile_onnx(path, x)
     return sum(r['seconds'] for r in rows if r['name'].startswith('island/'))/max(sum(r['seconds'] for r in rows), 1e-12)
 
-def island_line(net:IntegerNetwork, path, x) -> str: # '' where there are none
-    "The islands of a file in words, with their share of its time"
+def island_line(net:IntegerNetwork,
+                path, # its ONNX file; None: nothing is timed
+                x) -> str: # '' where there are none
+    "The islands of a network in words, with their share of its file's time"
     n = sum(s.op == 'island' for s in join_islands(net))
     if not n: return ''
     calls = sorted(island_calls(net).items(), key=lambda c: -c[1])
     named = some([f'{k} {name}' for name, k in calls], 4)
-    share = f', {island_share(path, x):.0%} of its time on one thread' if len(net.inputs) == 1 else ''
+    share = f', {island_share(path, x):.0%} of its time on one thread' if path is not None and len(net.inputs) == 1 else ''
     return f'{plural(n, "island")} in floating point ({named}){share}'

@@ -17,6 +17,7 @@ from .integer_grids import from_grid
 from .integer_ops import Step
 from .integer_network import IntegerNetwork
 from .integers import to_integer
+from .sizes import as_inputs
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
 from . import onnx_operations
 from .targets import cannot_run
@@ -77,7 +78,7 @@ def _refuse_saturating(rows):
 def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer network, its ONNX file
     "What `to_onnx` writes"
     if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
-    example_input = example_input.cpu() # where integers are computed
+    example_input = tuple(v.cpu() for v in as_inputs(example_input)) # where integers are computed
     net = to_integer(model, example_input, PROFILES[profile].symmetric)
     proto = onnx_model(net, example_input, profile)
     if PROFILES[profile].exact: _refuse_saturating(check_saturation(proto))
@@ -87,7 +88,9 @@ def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer
 # %% ../../nbs/4_deploy/12_export.ipynb #q724
 def to_onnx(model:nn.Module,         # quantized, its steps initialised; or deployed
             path,                    # the file to be written
-            example_input:Tensor,    # (batch, channels, h, w): images as the model takes them; 8-bit grids of sums, means and branches come from them
+            # (batch, channels, h, w): images as the model takes them, or a tuple of inputs;
+            # 8-bit grids of sums, means and branches come from them
+            example_input,
             profile='integers',      # a key of `PROFILES`
             overwrite:bool=True,     # a file that repq made?
            ) -> IntegerNetwork: # what the file computes

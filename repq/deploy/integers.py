@@ -5,7 +5,7 @@
 # %% ../../nbs/4_deploy/07_integers.ipynb #n044
 from __future__ import annotations
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 import torch, torch.nn as nn
 from torch import Tensor, fx
@@ -50,6 +50,7 @@ def _in_evaluation(model, x): # tensors in the form that the model gives
 def tensors_of(v) -> list:
     "The tensors in what a model gives, in their order, as float32 on the CPU"
     if isinstance(v, Tensor): return [v.detach().cpu().float()]
+    if is_dataclass(v): v = vars(v)
     if isinstance(v, dict): v = v.values()
     return [t for i in v for t in tensors_of(i)] if v is not None else []
 
@@ -220,8 +221,13 @@ def _first_float(nodes) -> Exception:
         if n.why: return Refusal(n.where, n.why, n.line)
     return ValueError('the model has no quantized layer: quantize it first')
 
+def _around(model) -> nn.Module:
+    "A lone layer in a sequence, so that its trace is a call of it"
+    return nn.Sequential(model) if isinstance(model, RepQLayer) else model
+
 def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
     "`to_integer`, with what is in islands"
+    model = _around(model)
     with with_sizes(model, x):
         deployed, graph, input, output, shapes, fixed = deployed_graph(model, x)
         values = record_values(deployed, graph, x)
@@ -287,6 +293,7 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
     if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()):
         model = quantize(model, verbose=False, example_input=example_input)
     unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
+    model = _around(model)
     if example_input is None or unset:
         static = [Obstacle.of(*row) for row in obstacles(model)]
         if example_input is None or static: return static

@@ -6,12 +6,12 @@
 from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
-import torch, torch.nn as nn
+import torch
 from torch import Tensor, fx
 from ..method.batchnorm import fold, running_stats
-from ..method.operations import computes, hooked
+from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, is_deployed
-from ..networks.liveness import constant_nodes, live_nodes, shape_nodes
+from ..networks.liveness import constant_nodes, is_structure, live_nodes, shape_nodes
 from ..networks.graphs import graph_module, is_layer, is_norm, trace_graph, BatchNorm
 from ..networks.readers import KINDS, node_name, read, why_not_integer
 from .integer_grids import Grid
@@ -49,10 +49,9 @@ class Refusal(ValueError):
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n071
 def _read_module(m) -> tuple: # kind, parameters; None for modules that have a reader
-    "A layer, a grid, a PReLU or a batch norm; ValueError for what certainly has no integers"
+    "A layer, a grid or a batch norm; ValueError for what certainly has no integers"
     if is_deployed(m) and m.input_quantizer is not None: return _read_layer(m)
     if isinstance(m, QUANTIZERS): return _read_quantizer(m)
-    if computes(m, nn.PReLU) and not hooked(m): return 'prelu', dict(slope=m.weight.detach().float())
     if is_layer(m): raise ValueError('is not quantized: quantize the model with all its layers')
     if isinstance(m, BatchNorm): return _read_norm(m)
 
@@ -184,11 +183,24 @@ def _plain(form):
     if form is None: return None
     raise ValueError(f'the model gives {form!r:.60}, which is no tensor')
 
+def _unfolded(n):
+    "A named tuple as a tuple, a dataclass as a dictionary"
+    if not isinstance(n, fx.Node) or not is_structure(n): return n
+    return fx.node.map_aggregate(dict(n.kwargs) if n.kwargs else tuple(n.args), _unfolded)
+
+def _unfold(graph):
+    "Let `graph` give what its model puts into named tuples and dataclasses"
+    out = next(n for n in graph.nodes if n.op == 'output')
+    out.args = (fx.node.map_aggregate(out.args[0], _unfolded),)
+    for n in reversed(list(graph.nodes)):
+        if is_structure(n) and not n.users: graph.erase_node(n)
+
 def trace_deployed(model) -> tuple: # graph, name of its input (several: a tuple), name of its output (several: a form of names)
     "The graph of a deployed model; ValueError where it cannot be traced, with the line of the model's code"
     try: graph = trace_graph(model, False)
     except Exception as e:
         raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
+    _unfold(graph)
     live = live_nodes(graph)
     ins = [n.name for n in graph.nodes if n.op == 'placeholder' and n in live]
     out = next(n for n in graph.nodes if n.op == 'output')

@@ -37,8 +37,14 @@ def _sub(g, s, a, b): return as_result(g, g.op('Sub', as_floats(g, a), as_floats
 
 @ONNX.writes('affine')
 def _affine(g, s, x):
-    y = g.op('Mul', as_floats(g, x), g.constant(s.params['scale'].numpy()))
-    return as_result(g, g.op('Add', y, g.constant(s.params['bias'].numpy())), s)
+    scale, bias = s.params['scale'], s.params['bias']
+    if _is_one(scale, bias) and x.grid is not None and g.profile.rounded:
+        return as_result(g, g.op('Mul', as_floats(g, x, 2*x.grid.step), g.constant(np.float32(.5))), s)
+    return as_result(g, g.op('Add', g.op('Mul', as_floats(g, x), g.constant(scale.numpy())), g.constant(bias.numpy())), s)
+
+def _is_one(scale, bias) -> bool:
+    "Is it one factor of 1 and nothing added? ONNX Runtime takes such operations out, and then one of two roundings: 2 times a half stays"
+    return scale.numel() == bias.numel() == 1 and scale.item() == 1 and bias.item() == 0
 
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q812
 @ONNX.writes('table')

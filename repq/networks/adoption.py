@@ -66,8 +66,15 @@ def _silent(searches) -> set: # names
     heard = {name for s in searches for n in s.graph.nodes for name, _ in (n.meta.get('nn_module_stack') or {}).values()}
     return {n for n, _ in searches[0].model.named_modules()} - heard
 
+def _largest(left) -> list:
+    "Of (region, why) those whose convolutions are not all in another: the parts of a sum are one with it"
+    names = [{s.name for s in steps(r.chain) if s.kind == 'conv'} for r, _ in left]
+    def inside(i, j): return names[i] < names[j] or names[i] == names[j] and j < i
+    return [l for i, l in enumerate(left) if not any(inside(i, j) for j in range(len(left)))]
+
 def _by_owner(searches) -> tuple: # {owner: ([chains], inside)}, left
     taken, left = take(*searches)
+    left = _largest(left)
     owners, silent = {}, _silent(searches)
     for r in taken:
         owner, inside = _owner(r.nodes)
@@ -105,6 +112,15 @@ def _reads(region) -> str:
     names = [s.name for s in steps(region.chain) if s.kind == 'conv']
     return _owner(region.nodes)[0] or some(names, 2)
 
+def _apart(chain) -> tuple: # how many of them, 0 where nobody expects them to merge
+    "What the convolutions of a chain are that stay layers of their own"
+    if k := parallel(chain): return 'parallel', k
+    return 'sequential', sum(s.kind == 'conv' for s in steps(chain))
+
+def _apart(chain) -> tuple: # how many of them, 0 where nobody expects them to merge
+    "What the convolutions of a chain are that stay layers of their own"
+    return ('parallel', k) if (k := parallel(chain)) else ('sequential', sum(s.kind == 'conv' for s in steps(chain)))
+
 def _one_way(part, searches, grow) -> tuple: # (searches, {module that goes one way now: (its class, what only evaluation called)})
     changed, only = {}, set(searches[0].calls) - set(searches[1].calls)
     names = {m: n for n, m in part.named_modules()}
@@ -121,12 +137,12 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
     part = model.get_submodule(name)
     searches, changed = _one_way(part, searches, grow)
     owners, left = _by_owner(searches)
-    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, parallel(r.chain)) for r, why in left]
+    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, _apart(r.chain)) for r, why in left]
     for owner in sorted(owners, key=lambda o: -o.count('.') - bool(o)):
         m, (chains, inside) = part.get_submodule(owner), owners[owner]
-        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans)
+        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans, stays=m is model)
         except Exception as e: stands, done, not_done = m, [], [(c, str(e)) for c in chains]
-        left += [(_join(name, owner) or type(m).__name__, why, parallel(c) or sum(s.kind == 'conv' for s in steps(c))) for c, why in not_done]
+        left += [(_join(name, owner) or type(m).__name__, why, _apart(c)) for c, why in not_done]
         for where, block, names in done: block.origin = (where, names)
         if stands is not m: new[m] = stands
         if done and m in changed: _, only = changed.pop(m); done[0][1].merged_as = _drop_merged(m, done[0][1], only) if len(done) == 1 else ''
@@ -155,8 +171,9 @@ def merges_itself(model) -> list: # of (name, method, number of layers)
 
 def _warn(left, itself):
     "Say what will be computed branch by branch"
-    branches = [(n, why, k) for n, why, k in left if k]
-    if branches: warnings.warn(f'{sum(k for *_, k in branches)} parallel convolutions stay branches, each a layer of its own: ' + some([f'{n} ({why})' for n, why, _ in branches]), stacklevel=3)
+    for kind, stay in dict(parallel='parallel convolutions stay branches', sequential='convolutions in sequence stay apart', mergeable='convolutions stay as they are').items():
+        found = [(n, why, k) for n, why, (how, k) in left if how == kind]
+        if found: warnings.warn(f'{sum(k for *_, k in found)} {stay}, each a layer of its own: ' + some([f'{n} ({why})' for n, why, _ in found]), stacklevel=3)
     if itself: warnings.warn(f'{plural(len(itself), "module")} with a method to merge stay as they are, {sum(k for *_, k in itself)} layers: ' + some([f'{n} ({f})' for n, f, _ in itself]), stacklevel=3)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v013
@@ -206,8 +223,8 @@ def adopt(model:nn.Module,
     wrong = _still_works(model, not untraced, example_input, want) if blocks else ''
     if wrong:
         _restore(before)
-        model, blocks, left = kept, [], [(type(model).__name__, wrong, sum(_convolutions(b) for b in blocks))]
-    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'convolution')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
+        model, blocks, left = kept, [], [(type(model).__name__, wrong, ('mergeable', sum(_convolutions(b) for b in blocks)))]
+    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'layer')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
     if transposed: report_change('adopt', verbose, '', f"{plural(len(transposed), 'transposed convolution')} → convolutions and shuffles")
     _report(model, blocks, left, untraced, verbose)
     return model
@@ -219,7 +236,7 @@ def _report(model, blocks, left, untraced, verbose):
     if blocks or left:
         report_change('adopt', verbose, '', f'{plural(sum(map(_convolutions, blocks)), "convolution")} → {plural(len(blocks), "block")}', left=[(n, why) for n, why, _ in left])
     if untraced and verbose and blocks: print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
-    _warn([] if all('grow=True' in why for _, why, _ in left) else [(n, w, k) for n, w, k in left if 'grow=True' not in w], merges_itself(model))
+    _warn([(n, why, k) for n, why, k in left if 'grow=True' not in why], merges_itself(model))
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v015
 def _layer_keys(layer) -> str: # 'block.', and what is around a layer of torch's within

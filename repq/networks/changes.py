@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from ..method.quantizers import LSQ
 from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, RepQLayer
-from .liveness import constant_nodes, live_nodes
+from .liveness import constant_nodes, is_structure, live_nodes
 from .graphs import is_norm, norm_rest, rest_graph
 from .readers import read, why_not_integer
 from .graphs import BatchNorm
@@ -205,6 +205,7 @@ _UNCLEAR = 'it is not known what it computes: '
 def _why_not(node, model, site) -> str:
     "Why the node cannot become integers; '' where nothing speaks against it"
     if 'unclear' in node.meta: return _UNCLEAR + node.meta['unclear']
+    if is_structure(node): return ''
     if site is not None: return f'stays in floating point: {site.left}' if site.left else ''
     m = model.get_submodule(node.target) if node.op == 'call_module' else None
     if isinstance(m, BatchNorm): return _why_not_rest(m)

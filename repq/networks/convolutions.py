@@ -47,13 +47,13 @@ def _same_border(input): return Operation('same_border', [input], keeps=True)
 _CALL = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
 
 class _Watching(TorchFunctionMode):
-    "Notes the calls of `conv2d`"
+    "Notes the calls of `conv2d` and `linear`"
     def __init__(self):
         super().__init__()
         self.calls = []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is F.conv2d: self.calls.append((_bound(args, kwargs or {}), out))
+        if func in (F.conv2d, F.linear): self.calls.append((_bound(args, kwargs or {}), out))
         return out
 
 def _bound(args, kwargs) -> dict:
@@ -62,7 +62,7 @@ def _bound(args, kwargs) -> dict:
     return a.arguments
 
 def _seen(m, x) -> dict: # None where it is anything but a convolution of x with a border
-    "The arguments of the one convolution whose result the module gives"
+    "The arguments of the one convolution or linear layer whose result the module gives"
     with untouched(m), torch.no_grad(), _Watching() as watching: out = m(x)
     if len(watching.calls) != 1 or not isinstance(out, Tensor) or isinstance(watching.calls[0][0]['padding'], str): return None
     call, result = watching.calls[0]
@@ -70,18 +70,21 @@ def _seen(m, x) -> dict: # None where it is anything but a convolution of x with
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h210
 def _maps(m) -> list: # of tensors
-    "Small random maps, of all sizes from one to the next stride"
+    "Small random maps, of all sizes from one to the next stride; rows for a linear layer"
     like, g = m.weight, torch.Generator().manual_seed(0)
+    if isinstance(m, nn.Linear): return [torch.randn(*rows, m.in_features, generator=g).to(like.device, like.dtype) for rows in ((2,), (2, 3))]
     n = max(d*(k - 1) + 1 for k, d in zip(m.kernel_size, pair(m.dilation))) + 2
     return [torch.randn(1, m.in_channels, n + i, n + i//2, generator=g).to(like.device, like.dtype) for i in range(2*max(pair(m.stride)))]
 
 def _border(calls, maps) -> nn.Module: # None where it is no border of zeros
     "What stands before the convolution"
     first = calls[0]
+    if all(c['input'].shape == x.shape and torch.equal(c['input'], x) for c, x in zip(calls, maps)): return nn.Identity()
+    if first['weight'].ndim < 4: return None
     same = SameBorder(first['weight'].shape[2:], first['stride'], first['dilation'])
     missing = [b - a for a, b in zip(maps[0].shape[:-3:-1], first['input'].shape[:-3:-1])] # to the right and below, and on the other sides
     sides = [nn.ZeroPad2d((w//2, w - w//2, h//2, h - h//2)) for w, h in [missing] if min(missing) >= 0]
-    for border in nn.Identity(), *sides, same:
+    for border in *sides, same:
         if all(c['input'].shape == (b := border(x)).shape and torch.equal(c['input'], b) for c, x in zip(calls, maps)): return border
 
 def _plain(m) -> tuple: # border, convolution; None where there is none
@@ -100,10 +103,16 @@ def _plain(m) -> tuple: # border, convolution; None where there is none
 def _equal(a, b): return a is b or isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h211
-def _convolution(m, call) -> nn.Conv2d:
+def _empty(weight, bias, call) -> nn.Module:
+    "torch's own convolution or linear layer, without values"
+    with torch.device('meta'):
+        if weight.ndim == 2: return nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        return nn.Conv2d(weight.shape[1]*call['groups'], weight.shape[0], tuple(weight.shape[2:]), call['stride'], call['padding'], call['dilation'], call['groups'], bias is not None)
+
+def _convolution(m, call) -> nn.Module:
     "torch's own, with the parameters of `m`, or with a weight that `m` computed"
     weight, bias = call['weight'], call['bias']
-    with torch.device('meta'): new = nn.Conv2d(weight.shape[1]*call['groups'], weight.shape[0], tuple(weight.shape[2:]), call['stride'], call['padding'], call['dilation'], call['groups'], bias is not None)
+    new = _empty(weight, bias, call)
     own = {id(p): p for p in m.parameters()}
     for n, v in dict(weight=weight, bias=bias).items():
         if v is None: continue
@@ -132,11 +141,11 @@ def _joined(border, conv) -> nn.Module:
     return conv
 
 def _has_own_forward(m) -> bool:
-    own = isinstance(m, nn.Conv2d) and not computes(m, nn.Conv2d) and not hooked(m) and not parametrize.is_parametrized(m)
+    own = isinstance(m, (nn.Conv2d, nn.Linear)) and not computes(m, nn.Conv2d, nn.Linear) and not hooked(m) and not parametrize.is_parametrized(m)
     return own and not list(m.children()) and isinstance(m.weight, nn.Parameter)
 
 def plain_convolutions(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
-    "Let convolutions with a forward pass of their own be torch's, in place, where that is what they compute"
+    "Let convolutions and linear layers with a forward pass of their own be torch's, in place, where that is what they compute"
     found = {}
     for n, m in model.named_modules():
         if m in found or not _has_own_forward(m): continue

@@ -212,13 +212,14 @@ class Plan:
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n007
 def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
-             plans:dict=None # of other owners of the same model
+             plans:dict=None, # of other owners of the same model
+             stays=False      # must the owner stay, even if the block is all of it?
             ) -> tuple:      # (what stands for the owner, [(place, block, names)], [(chain, why not)])
     "Put blocks into `owner` for `chains`; `inside`: the modules between it and their steps, whose forward passes are looked into"
     plans = {} if plans is None else plans
     try: key = _make(owner), tuple(chains), frozenset(inside)
     except TypeError: key = object()
-    if (plan := plans.get(key)) is None: plan = plans[key] = _planned(owner, chains, inside, tolerance, grow)
+    if (plan := plans.get(key)) is None: plan = plans[key] = _planned(owner, chains, inside, tolerance, grow, stays)
     else: plan = replace(plan, grafts=[g.of(owner, plan.search) for g in plan.grafts])
     if not plan.grafts: return owner, [], plan.left
     if plan.in_sequence: return owner, _in_sequence(owner, plan.grafts), plan.left
@@ -227,7 +228,7 @@ def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
     return owner, [(g.place, g.block, g.names) for g in plan.grafts], plan.left
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n009
-def _planned(owner, chains, inside, tolerance, grow) -> Plan:
+def _planned(owner, chains, inside, tolerance, grow, stays) -> Plan:
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
     if any(s.graph.constants for s in searches): raise ValueError('its forward makes tensors')
@@ -239,15 +240,16 @@ def _planned(owner, chains, inside, tolerance, grow) -> Plan:
         except ValueError as e: left.append((c, str(e)))
     plan = Plan(searches[0], grafts, left)
     plan.in_sequence = computes(owner, nn.Sequential) and _fits_sequence(owner, grafts)
-    if grafts and not plan.in_sequence: plan.forward = _forward(owner, searches, grafts)
+    if grafts and not plan.in_sequence: plan.forward = _forward(owner, searches, grafts, stays)
     return plan
 
-def _forward(owner, searches, grafts) -> tuple: # or None
-    "A class with another forward pass and what it calls, None where the block is all of the owner"
+def _forward(owner, searches, grafts, stays) -> tuple: # or None
+    "A class with another forward pass and what it calls, None where the block is all of the owner and takes its place"
     for i, s in enumerate(searches):
         for g in grafts: _graft(s.graph, g.regions[i], g.place, g.rest_place)
     whole = set(owner.state_dict()) == set(grafts[0].names.values()) # is nothing else in it, used or not?
-    if len(grafts) == 1 and whole and not grafts[0].rest and all(_is_all(s.graph, grafts[0].place) for s in searches):
+    alone = len(grafts) == 1 and whole and not stays and not grafts[0].rest
+    if alone and all(_is_all(s.graph, grafts[0].place) for s in searches):
         return None
     for s in searches: _own_arguments(s.graph)
     called = {n.target for s in searches for n in s.graph.nodes if n.op in ('call_module', 'get_attr')}

@@ -5,10 +5,11 @@
 # %% ../../nbs/2_networks/00b_liveness.ipynb #y702
 from __future__ import annotations
 import builtins
+from dataclasses import is_dataclass
 import torch
 
 # %% auto #0
-__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'readers']
+__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'is_structure', 'readers']
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #a027
 ASKS = set('shape ndim dtype device layout is_cuda requires_grad names itemsize'.split()) # attributes
@@ -54,6 +55,12 @@ def constant_nodes(graph) -> set:
     return res
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #n004
+def is_structure(node) -> bool:
+    "Does the node only put values into a named tuple or a dataclass?"
+    kind = node.target
+    if node.op != 'call_function' or not isinstance(kind, type): return False
+    return issubclass(kind, tuple) and hasattr(kind, '_fields') or is_dataclass(kind)
+
 def readers(node, live) -> list:
     "Who reads the value of `node`, each once"
     return [r for r in node.users if r in live]

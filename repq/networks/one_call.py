@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j003
 from __future__ import annotations
-import os, sys, time, warnings
+import inspect, os, sys, time, warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -63,12 +63,17 @@ def tensors_in(batch) -> list:
 # %% ../../nbs/2_networks/14_one_call.ipynb #j012
 class _Entered(Exception): "What a model was given, before it computes"
 
+def _in_order(model, args, kwargs) -> list:
+    "Arguments in the order of the parameters of `forward`, however they are given"
+    try: return list(inspect.signature(model.forward).bind(*args, **kwargs).arguments.values())
+    except TypeError: return [args, kwargs] # which the call will say better
+
 def inputs_of(model, batch, forward=None) -> list: # of tensors
     "What of `batch` enters `model`, which computes nothing"
     def stop(m, args, kwargs): raise _Entered((args, kwargs))
     hook = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try: feed(model, batch, forward)
-    except _Entered as e: return tensors_in(e.args[0])
+    except _Entered as e: return tensors_in(_in_order(model, *e.args[0]))
     finally: hook.remove()
     raise ValueError('forward did not call the model, of which it is given the first argument')
 
@@ -168,12 +173,11 @@ def first_batches(loader, model, images:int=512, forward=None, seen=None) -> tup
     return res, [s[0] for s in shapes]
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j041
-def first_inputs(loader, model, forward=None) -> Tensor:
-    "What of the first batch of `loader` enters `model`, which takes one tensor"
+def first_inputs(loader, model, forward=None): # a tensor, or a tuple of several
+    "What of the first batch of `loader` enters `model`"
     (batch,), _ = first_batches(loader, model, 1, forward)
     tensors = inputs_of(model, batch, forward)
-    if len(tensors) > 1: raise ValueError(f'{type(model).__name__} takes {len(tensors)} tensors: one is expected here')
-    return tensors[0]
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j022
 def _watched() -> bool:

@@ -68,6 +68,9 @@ def _clamp(input, min=None, max=None): return _clip(input, -_INF if min is None 
 def _leaky(input, negative_slope=.01, inplace=False):
     return Operation('prelu', [input], dict(slope=torch.tensor([float(negative_slope)])), keeps=True)
 
+@reads(nn.PReLU)
+def _prelu(input, weight): return Operation('prelu', [input], dict(slope=weight.detach().float()), keeps=True)
+
 # %% ../../nbs/2_networks/02_readers.ipynb #a036
 @reads('max_pool2d', nn.MaxPool2d)
 def _maxpool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
