@@ -350,7 +350,7 @@ def test_growth_is_asked_for():
     assert isinstance(new[0], Block) and len(registered(new)) == 1
     same(model, new, x)
 
-@pytest.mark.parametrize('name,layers', [('repvgg_a0', 23), ('mobileone_s0', 44), ('repvit_m0_9', 105), ('fastvit_t8', 53), ('repghostnet_050', 95)])
+@pytest.mark.parametrize('name,layers', [('repvgg_a0', 23), ('mobileone_s0', 44), ('repvit_m0_9', 105), ('fastvit_t8', 53), ('repghostnet_050', 96)])
 def test_timm(name, layers):
     timm = pytest.importorskip('timm')
     model = randomize(timm.create_model(name, num_classes=10)).eval()
