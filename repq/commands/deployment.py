@@ -4,7 +4,7 @@
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #n019
 from __future__ import annotations
-import json, tempfile, time, warnings
+import json, time, warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..networks.schemas import check_whole
 from ..networks.files import SIGNATURE, check_folder, check_output, check_part, locked, making, writing
 from ..deploy.export import check_saturation, instructions, onnx_bytes, onnx_session, run_onnx, to_pt2
 from ..deploy.comparison import compare_file, island_line
-from ..deploy.onnx_writer import import_onnx, onnx_model
+from ..deploy.onnx_writer import import_onnx
 from ..deploy.sizes import as_inputs
 from ..deploy.integer_files import save_integers
 from ..deploy.integers import to_integer
@@ -305,32 +305,6 @@ def report_run(run, out=None,   # folder for pictures
     if out is None: return _report_layers(run, None, alone)
     with making_report(out, _REPORT_FILES, overwrite) as part: return _report_layers(run, part, alone)
 
-def _in_floats(model, x) -> str: # '' where nothing is
-    "What of a network its file will compute in floating point, and what that costs"
-    try: net = to_integer(model, x)
-    except ValueError as e: return f'It becomes no network of integers: {e}'
-    if not (line := island_line(net, None, x)): return ''
-    with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp)/'net.onnx'
-        try:
-            path.write_bytes(onnx_model(net, x).SerializeToString())
-            line = island_line(net, path, x)
-        except ImportError: pass # its packages are not there: nothing is timed
-    return f'Its ONNX file has {line}.'
-
-def _in_floats(model, x) -> str: # '' where nothing is
-    "What of a network its file will compute in floating point, and what that costs"
-    try: net = to_integer(model, x)
-    except ValueError as e: return f'It becomes no network of integers: {e}'
-    if not (line := island_line(net, None, x)): return ''
-    with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp)/'net.onnx'
-        try:
-            path.write_bytes(onnx_model(net, x).SerializeToString())
-            line = island_line(net, path, x)
-        except ImportError: pass # its packages are not there: nothing is timed
-    return f'Its ONNX file has {line}.'
-
 def _report_layers(run, out, alone) -> str:
     "The table of `report_run`; its files go to the empty folder `out`"
     recipe, model, _ = load_run(run)
@@ -340,14 +314,15 @@ def _report_layers(run, out, alone) -> str:
     check_takes(model, images[0], 'the images of its data')
     rows = layer_report.layer_report(model, images[0])
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
-    islands = _in_floats(model, images[0][:16].cpu().float())
+    islands = layer_report.in_floats(model, images[0][:16].cpu().float())
     table = layer_report.layer_table(rows, scores) + (f'\n\n{islands}' if islands else '')
-    if out is not None: _write_report(out, model, images[0], table, rows, scores, _MEASURES[task(recipe.model)])
+    if out is not None: _write_report(out, model, images[0], (table, rows, scores, islands), _MEASURES[task(recipe.model)])
     return table
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #q430
-def _write_report(out, model, x, table, rows, scores, measure):
+def _write_report(out, model, x, found, measure):
     "The files of `report_run`"
+    table, rows, scores, islands = found
     write_text(out/'layers.md', f'{table}\n\n<!-- {SIGNATURE} -->\n')
     write_json(out/'layers.json', dict(about=SIGNATURE, layers=rows, alone=scores, islands=islands))
     with at('pictures of the layers'):

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n003
 from __future__ import annotations
+import tempfile
 import torch, torch.nn as nn
 from contextlib import contextmanager
+from pathlib import Path
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt, numpy as np
 from torch import Tensor
@@ -18,9 +20,13 @@ from ..networks.waiting import heard
 from ..training.results import markdown_table
 from ..training.layer_plots import in_steps, plot_quantized
 from ..networks.graphs import BatchNorm
+from .integers import to_integer
+from .onnx_writer import onnx_model
+from .comparison import island_line
 
 # %% auto #0
-__all__ = ['layer_inputs', 'clipped', 'layer_report', 'sensitivity', 'layer_table', 'plot_layers', 'plot_sensitivity']
+__all__ = ['layer_inputs', 'clipped', 'layer_report', 'sensitivity', 'layer_table', 'in_floats', 'plot_layers',
+           'plot_sensitivity']
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n006
 def _quantized_layers(model) -> dict: # name -> layer
@@ -113,6 +119,20 @@ def layer_table(rows, # of `layer_report`
     if not alone: return markdown_table(_HEAD, body)
     last = [f"{alone[r['name']]:.4g}" for r in rows] + [f"{alone['']:.4g} in floats"]
     return markdown_table([*_HEAD, 'alone'], [[*line, cell] for line, cell in zip(body, last)])
+
+# %% ../../nbs/4_deploy/13_report.ipynb #z901
+def in_floats(model:nn.Module, x:Tensor) -> str: # '' where nothing is
+    "What of a network its file will compute in floating point, and what that costs"
+    try: net = to_integer(model, x)
+    except ValueError as e: return f'It becomes no network of integers: {e}'
+    if not (line := island_line(net, None, x)): return ''
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp)/'net.onnx'
+        try:
+            path.write_bytes(onnx_model(net, x).SerializeToString())
+            line = island_line(net, path, x)
+        except ImportError: pass # its packages are not there: nothing is timed
+    return f'Its ONNX file has {line}.'
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n019
 def _plot_weight(layer, name, ax):

@@ -157,8 +157,7 @@ class _Tracer(fx.Tracer):
         self.buffers, self.leaf = buffers, leaf
 
     def trace(self, root, concrete_args=None):
-        held = chain(root.named_parameters(), root.named_buffers() if self.buffers else ())
-        self._values = {id(t): n for n, t in held}
+        self._values = {id(t): n for n, t in chain(root.named_parameters(), root.named_buffers() if self.buffers else ())}
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m, qualname): return is_single(m, qualname, self.leaf)
@@ -175,8 +174,7 @@ class _Tracer(fx.Tracer):
         return super().iter(obj) if n is None else iter([obj[i] for i in range(n)])
 
     def to_bool(self, obj):
-        wanted = holds()
-        return super().to_bool(obj) if wanted is None else wanted
+        return super().to_bool(obj) if (wanted := holds()) is None else wanted
 
     def create_node(self, *args, **kwargs):
         node = super().create_node(*args, **kwargs)

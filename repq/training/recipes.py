@@ -164,8 +164,7 @@ class Recipe(Training):
     first_last_bits: int = 8       # 0: as all other layers
     layer_bits: dict = None        # layers that differ: name -> bits, or [weight bits, input bits]
     per_channel: bool = True
-    # in the quantized stage:
-    norm_after: bool = False       # a batch norm after each convolution that has none, see `repq.surgery.add_norms`
+    norm_after: bool = False       # in the quantized stage, as all to `peel`: a batch norm after each convolution
     input_noise: bool = False      # variances of batch norms inside blocks count the input's rounding error
     bound_steps: bool = False      # weight steps move no weight farther than it would move itself
     centred: bool = False          # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
