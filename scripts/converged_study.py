@@ -80,7 +80,7 @@ def main():
     args = p.parse_args()
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
-    command, runs = command_line('scripts/converged_study.py', hidden=[args.data]), Converged(args)
+    command, runs = command_line('scripts/converged_study.py', hidden=[args.data, args.out]), Converged(args)
     def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         if args.ahead:
