@@ -79,7 +79,7 @@ def test_convolutions_with_a_forward_of_their_own(capsys):
     m = nn.Sequential(Same(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Standardized(8, 8, 3, padding=1), nn.ReLU(), Same(8, 8, 5, groups=8), nn.Conv2d(8, 4, 1)).eval()
     calibrate(m, [X])
     q = quantize(m, 8, 8)
-    assert '3 convolutions of Same, Standardized' in capsys.readouterr().out and sum(isinstance(c, RepQLayer) for c in q.modules()) == 4
+    assert '3 layers of Same, Standardized' in capsys.readouterr().out and sum(isinstance(c, RepQLayer) for c in q.modules()) == 4
     net = to_integer(calibrate(q, [X]).eval(), X)
     assert sum(s.op == 'layer' for s in net.steps) == 4 and not any(s.op == 'float' for s in net.steps)
     assert (net(X) - m(X)).norm() < .05*m(X).norm() and differing(net, X)['differing'] == 0

@@ -146,7 +146,8 @@ def test_code_that_ends_the_program(own):
     Path('own.py').write_text(CODE + 'def ends(*args, **kw): raise SystemExit(0)\n')
     for name, says in ('script.py:make', 'script.py cannot be run \\(SystemExit'), ('script:make', 'script cannot be imported \\(SystemExit'), ('own.py:ends', 'failed \\(SystemExit: 0\\)'):
         with pytest.raises(ValueError, match=says): repq.create_model(name, 10, 1)
-    assert 'code of a network ended the program (exit code 0)' in said('train', own, '--block', 'own.py:ends', '--data', 'digits', '--out', 'x')
+    text = said('train', own, '--block', 'own.py:ends', '--data', 'digits', '--out', 'x')
+    assert 'code of a network ended the program (exit code 0; ' in text and 'own.py, line' in text
 
 def test_missing_package(own, monkeypatch):
     monkeypatch.setattr('repq.networks.sources.find_spec', lambda name: None)
