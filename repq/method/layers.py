@@ -301,8 +301,10 @@ def deploy(self:RepQLayer) -> nn.Module:
     if not wq.initialized:
         raise ValueError('a quantizer has no step yet: calibrate(model, batches) before deploying it, or train')
     w, b = self.kernel()
-    kernel = IntegerKernel(self.block, wq.quantized(w), wq.step.detach().reshape(-1)/wq.parts, self.rounded_bias(b),
-                           wq.stored_bits)
+    integers = wq.quantized(w)
+    # with fewer bits the bias has a finer unit, of which the coarser that training had is a multiple
+    kernel = IntegerKernel(self.block, integers, wq.step.detach().reshape(-1)/wq.parts, self.rounded_bias(b),
+                           wq.bits_of(integers))
     res = RepQLayer(kernel, None, iq).train(self.training)
     res.integer_bias = self.integer_bias
     return res

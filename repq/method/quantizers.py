@@ -95,6 +95,12 @@ class LSQ(nn.Module):
     def stored_bits(self) -> int: # of the integers: odd ones are of one bit more
         return self.bits + self.parts - 1
 
+    def bits_of(self, integers:Tensor) -> int: # as `quantized` gives them
+        "The bits that `integers` need: `stored_bits`, or fewer where taps that may go beyond the grid go less far"
+        bits = self.stored_bits
+        while bits > self.bits + self.parts - 1 and integers.abs().max() < 2**(bits - 2): bits -= 1
+        return bits
+
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
         if not self.initialized: self.start(v)

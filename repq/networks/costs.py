@@ -34,7 +34,9 @@ def _weight_bytes(m, weight) -> int:
     kernel, wq = (m.block, m.weight_quantizer) if isinstance(m, RepQLayer) else (None, None)
     if isinstance(kernel, IntegerKernel): integers, bits = kernel.integers, kernel.bits
     elif wq is None: return 4*weight.numel()
-    elif wq.initialized: integers, bits = wq.quantized(weight), wq.stored_bits
+    elif wq.initialized:
+        integers = wq.quantized(weight)
+        bits = wq.bits_of(integers)
     else: return -(-weight.numel()*wq.bits//8)
     if bits > 8 or int(integers.max()) >= 2**(bits - 1): return -(-integers.numel()*bits//8)
     return packed_bytes(integers, bits)
