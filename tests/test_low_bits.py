@@ -48,6 +48,15 @@ def test_a_checkpoint_of_the_other_grid_is_refused():
     c.load_state_dict(a.state_dict())
     assert torch.equal(c.eval()(torch.ones(3)), a.eval()(torch.ones(3)))
 
+def same_in_every_file(q, d, x, folder):
+    "A quantized network and its deployed form: files compute what they compute"
+    ref = to_onnx(q, folder/'net.onnx', x)
+    assert torch.equal(run_onnx(onnx_session(folder/'net.onnx'), x), ref(x))
+    save_integers(ref, folder/'ints.safetensors')
+    assert torch.equal(load_integers(folder/'ints.safetensors')(x), ref(x))
+    save_deployed(q, folder/'net.safetensors', verbose=False)
+    with torch.no_grad(): assert torch.equal(load_deployed(folder/'net.safetensors')(x), d(x))
+
 @pytest.mark.parametrize('bits', [2, 3, 4])
 def test_from_training_to_files(bits, tmp_path):
     "Odd integers, in every form the same numbers"
@@ -58,12 +67,7 @@ def test_from_training_to_files(bits, tmp_path):
     with torch.no_grad(): assert torch.equal(q(x), d(x))
     ints = [m.block.integers for m in d.modules() if hasattr(m, 'block')]
     assert len(ints) == 3 and all((i % 2 == 1).all() and i.abs().max() <= 2**bits - 1 for i in ints)
-    ref = to_onnx(q, tmp_path/'net.onnx', x)
-    assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx'), x), ref(x))
-    save_integers(ref, tmp_path/'ints.safetensors')
-    assert torch.equal(load_integers(tmp_path/'ints.safetensors')(x), ref(x))
-    save_deployed(q, tmp_path/'net.safetensors', verbose=False)
-    with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'net.safetensors')(x), d(x))
+    same_in_every_file(q, d, x, tmp_path)
 
 def identities(channels=8):
     "A network whose kernels have an identity each, twelve times as large as what else is in them"
@@ -92,12 +96,7 @@ def test_peeled_from_training_to_files(bits, centred, tmp_path):
         taps, half = own_taps(m.integers), 2**(bits - 1)*(2 if centred else 1)
         assert m.bits <= 7 and -half <= m.integers[~taps].min() and m.integers[~taps].max() < half
         assert m.integers[taps].abs().max() >= half # beyond the end
-    ref = to_onnx(q, tmp_path/'net.onnx', x)
-    assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx'), x), ref(x))
-    save_integers(ref, tmp_path/'ints.safetensors')
-    assert torch.equal(load_integers(tmp_path/'ints.safetensors')(x), ref(x))
-    save_deployed(q, tmp_path/'net.safetensors', verbose=False)
-    with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'net.safetensors')(x), d(x))
+    same_in_every_file(q, d, x, tmp_path)
     assert cost(q, x)['size_bytes'] == cost(d, x)['size_bytes']
 
 def test_peeled_and_whole_do_not_mix():

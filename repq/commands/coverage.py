@@ -147,8 +147,9 @@ def serve(most_mb:int=6000):
         try:
             with _limited(limit): row = measure(name, *args)
         except Exception as e: row = dict(network=name, failed=first_line(e)[:500], seconds=dict(all=round(time.process_time() - start, 2)))
-        print(json.dumps(row), file=out, flush=True)
-        if _memory_mb() > most_mb: return
+        ends = _memory_mb() > most_mb
+        print(json.dumps([row, ends]), file=out, flush=True)
+        if ends: return
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q902
 class _Server:
@@ -169,9 +170,10 @@ class _Server:
         except BrokenPipeError: line = ''
         timed_out = not clock.is_alive()
         clock.cancel()
-        if line: return json.loads(line)
-        # it ended after the row before: too much memory
-        if not timed_out and self.process.wait() == 0: return self.ask(name, *args, timeout=timeout)
+        if line:
+            row, ends = json.loads(line)
+            if ends: self.process.wait()
+            return row
         return dict(network=name, failed=f'took longer than {timeout:g} seconds' if timed_out else f'its process ended with {self.process.wait()}')
 
     def stop(self):

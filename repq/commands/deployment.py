@@ -217,7 +217,6 @@ class DeviceFile:
     write: Callable         # (model, file, images, profile, overwrite) -> what was found
     usual: str = 'model'    # its name in a run's folder
     several: bool = False   # of networks with several inputs as well?
-    several: bool = False   # of networks with several inputs as well?
 
 _TFLITE = _one_image(tflite_bytes, 'LiteRT with XNNPACK', tflite_session, run_tflite)
 _QONNX = _one_image(qonnx_bytes, 'qonnx', qonnx_session, run_qonnx, 2)

@@ -69,16 +69,6 @@ class RepQLayer(nn.Module):
         self._kept = None # in evaluation: (what it was made of, weight and bias)
         if statistics is not None: self.set_statistics(statistics)
 
-    def kernel(self, x:Tensor=None) -> Kernel:
-        "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
-        if self.switching and self.training and x is not None: self.rebase(self.batch_statistics(x))
-        return self.block.kernel(self._noisy(x) if self.input_noise and x is not None else x)
-
-    def quantized_kernel(self, x:Tensor=None) -> tuple:
-        "Weight and bias that the input is convolved with"
-        w, b = self.kernel(x)
-        return w if self.weight_quantizer is None else self.weight_quantizer(w), self.rounded_bias(b)
-
     def forward(self, input:Tensor) -> Tensor:
         w, b = self.quantized_kernel(input) if self.training else self.evaluation_kernel()
         if self.input_quantizer is not None: input = self.input_quantizer(input)
@@ -96,6 +86,19 @@ class RepQLayer(nn.Module):
                     'padding', 'dilation', 'groups', 'padding_mode'):
             return getattr(self.block, name)
         return super().__getattr__(name)
+
+# %% ../../nbs/1_method/11_layers.ipynb #z102
+@patch
+def kernel(self:RepQLayer, x:Tensor=None) -> Kernel:
+    "The merged kernel, unquantized: from the statistics of `x`, or from running ones"
+    if self.switching and self.training and x is not None: self.rebase(self.batch_statistics(x))
+    return self.block.kernel(self._noisy(x) if self.input_noise and x is not None else x)
+
+@patch
+def quantized_kernel(self:RepQLayer, x:Tensor=None) -> tuple:
+    "Weight and bias that the input is convolved with"
+    w, b = self.kernel(x)
+    return w if self.weight_quantizer is None else self.weight_quantizer(w), self.rounded_bias(b)
 
 # %% ../../nbs/1_method/11_layers.ipynb #c009b
 @patch
@@ -247,6 +250,7 @@ def _check_range(integers, bits):
     if -half <= low and high < half or 0 <= low and high < 2*half: return
     raise ValueError(f'integers from {low} to {high} are not of {bits} bits')
 
+# %% ../../nbs/1_method/11_layers.ipynb #z101
 class IntegerKernel(nn.Module):
     "A kernel stored as integers with a scale per output channel: `weight = integers·scale`"
     statistics = 'exact'
@@ -275,15 +279,17 @@ class IntegerKernel(nn.Module):
         if self.geometry is None: return FullyConnected.convolve(self, x, weight, bias)
         return Kernel(weight, bias, self.groups).conv(x, self.geometry)
 
-    @torch.no_grad()
-    def absorb(self, bn:nn.BatchNorm2d,
-               input_quantizer:FixedQuantizer=None): # given: the bias is rounded to units of the accumulator
-        """Take over a batch norm that follows, the integers unchanged:
-        its factor goes into the scale (a negative gamma as well), the rest into the bias"""
-        scale, shift = fold(bn, *running_stats(bn))
-        self.scale, self.bias = self.scale*scale, self.bias*scale + shift
-        if input_quantizer is not None and self.bits <= 8:
-            self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
+# %% ../../nbs/1_method/11_layers.ipynb #z103
+@patch
+@torch.no_grad()
+def absorb(self:IntegerKernel, bn:nn.BatchNorm2d,
+           input_quantizer:FixedQuantizer=None): # given: the bias is rounded to units of the accumulator
+    """Take over a batch norm that follows, the integers unchanged:
+    its factor goes into the scale (a negative gamma as well), the rest into the bias"""
+    scale, shift = fold(bn, *running_stats(bn))
+    self.scale, self.bias = self.scale*scale, self.bias*scale + shift
+    if input_quantizer is not None and self.bits <= 8:
+        self.bias = on_accumulator(self.bias, input_quantizer.step*(self.scale/headroom(self.bits)))
 
 # %% ../../nbs/1_method/11_layers.ipynb #c021
 def is_deployed(m) -> bool:

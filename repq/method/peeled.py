@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from .grids import fake_quantize, grid, quantize_to_int
-from .minerror import min_error_step
 from .quantizers import LSQ
 
 # %% ../../nbs/1_method/05b_peeled.ipynb #p011
@@ -39,33 +38,32 @@ class PeeledLSQ(LSQ):
         self.register_buffer('taps_range', torch.tensor(self._wide))
 
     @property
-    def stored_bits(self) -> int: return 7
-
-    @property
     def _wide(self): # odd halves of 7 bits end at 6 bits of whole numbers
         return tuple(map(float, grid(6 if self.centred else 7, True, self.centred)))
 
-    def forward(self, v:Tensor) -> Tensor: # (out, in/groups, kh, kw)
-        "`v` on the grid, the tap on the channel's own input on the longer one"
-        if not self.initialized: self.start(v)
-        step = self._bounded_step(v) if self.bounded else self.step
-        return torch.where(own_taps(v), fake_quantize(v, step, *self._wide), fake_quantize(v, step, *self._grid))
+    def _on_grid(self, v, step):
+        return torch.where(own_taps(v), fake_quantize(v, step, *self._wide), super()._on_grid(v, step))
 
-    def quantized(self, v:Tensor) -> Tensor: # int8
+    def quantized(self, v:Tensor) -> Tensor: # (out, in/groups, kh, kw), int8
         "The integers of `v`: of a centred grid odd ones, for half the step"
-        step = self.step.detach()
-        ends, wide = (quantize_to_int(v, step, *g).to(torch.int8) for g in (self._grid, self._wide))
-        return torch.where(own_taps(v), wide, ends)
+        return torch.where(own_taps(v), quantize_to_int(v, self.step.detach(), *self._wide), super().quantized(v))
 
 # %% ../../nbs/1_method/05b_peeled.ipynb #p016
 @patch
-def initialize(self:PeeledLSQ, v:Tensor): # (out, in/groups, kh, kw)
-    "Start from the MinError step of all but the taps"
+def _counted(self:PeeledLSQ, v):
     if v.ndim != 4: raise ValueError(f'taps are peeled off kernels (out, in/groups, kh, kw), got {tuple(v.shape)}')
-    if self.channels not in (None, len(v)):
-        raise ValueError(f'this quantizer has {self.channels} channels, dimension 0 of {tuple(v.shape)} has not')
-    others = v.detach()[~own_taps(v)].view(len(v), -1)
-    self._put(min_error_step(others, *self._grid, self.n_candidates, self.per_channel, over_ranks=True), True)
+    return v.detach()[~own_taps(v)].view(len(v), -1)
+
+# %% ../../nbs/1_method/05b_peeled.ipynb #p916
+@patch(as_prop=True)
+def stored_bits(self:PeeledLSQ) -> int: return 7
+
+@patch
+def bits_of(self:PeeledLSQ, integers:Tensor) -> int: # as `quantized` gives them
+    "The bits that `integers` need, at least those of the grid"
+    least, bits = LSQ.stored_bits.fget(self), self.stored_bits
+    while bits > least and integers.abs().max() < 2**(bits - 2): bits -= 1
+    return bits
 
 # %% ../../nbs/1_method/05b_peeled.ipynb #p027
 def has_own_taps(block) -> bool: # anything that yields a kernel

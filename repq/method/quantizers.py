@@ -87,24 +87,14 @@ class LSQ(nn.Module):
         # what the buffers said when they were last read, and which they were
         self._known, self._seen = _State(), None
 
-    @property
-    def parts(self) -> int: # of a step that the integers count: halves of a grid without zero
-        return 2 if self.centred else 1
-
-    @property
-    def stored_bits(self) -> int: # of the integers: odd ones are of one bit more
-        return self.bits + self.parts - 1
-
-    def bits_of(self, integers:Tensor) -> int: # as `quantized` gives them
-        "The bits that `integers` need: `stored_bits`, or fewer where taps that may go beyond the grid go less far"
-        bits = self.stored_bits
-        while bits > self.bits + self.parts - 1 and integers.abs().max() < 2**(bits - 2): bits -= 1
-        return bits
-
     def forward(self, v:Tensor) -> Tensor: # v's shape and type
         "`v` on the grid, as `fake_quantize` has it; in training mode the first tensor initializes the step"
         if not self.initialized: self.start(v)
-        return fake_quantize(v, self._bounded_step(v) if self.bounded else self.step, *self._grid)
+        return self._on_grid(v, self._bounded_step(v) if self.bounded else self.step)
+
+    # what kinds of quantizers do otherwise:
+    def _on_grid(self, v, step): return fake_quantize(v, step, *self._grid)
+    def _counted(self, v): return v # what MinError counts
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #s002
 def _readable(t):
@@ -226,7 +216,7 @@ def initialize(self:LSQ,
     if signed is None:
         lo, _ = extremes(v.detach().reshape(1, -1), over_ranks=True)
         signed = bool(lo < 0)
-    self._put(min_error_step(v, *grid(self.bits, signed, self.centred), self.n_candidates, self.per_channel,
+    self._put(min_error_step(self._counted(v), *grid(self.bits, signed, self.centred), self.n_candidates, self.per_channel,
                              over_ranks=True), signed)
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #h436
@@ -247,6 +237,19 @@ LSQ.start._torchdynamo_disable = True # what `torch.compiler.disable` notes, wit
 def quantized(self:LSQ, v:Tensor) -> Tensor: # int8, uint8, int16 or int32
     "The integers of `v`, as `quantize_to_int` has them"
     return quantize_to_int(v, self.step.detach(), self.qn, self.qp)
+
+@patch(as_prop=True)
+def parts(self:LSQ) -> int: # of a step that the integers count: halves of a grid without zero
+    return 2 if self.centred else 1
+
+@patch(as_prop=True)
+def stored_bits(self:LSQ) -> int: # of the integers, at most: odd ones are of one bit more
+    return self.bits + self.parts - 1
+
+@patch
+def bits_of(self:LSQ, integers:Tensor) -> int: # as `quantized` gives them
+    "The bits in which `integers` are stored"
+    return self.stored_bits
 
 @patch
 def extra_repr(self:LSQ):

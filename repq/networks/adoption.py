@@ -117,10 +117,6 @@ def _apart(chain) -> tuple: # how many of them, 0 where nobody expects them to m
     if k := parallel(chain): return 'parallel', k
     return 'sequential', sum(s.kind == 'conv' for s in steps(chain))
 
-def _apart(chain) -> tuple: # how many of them, 0 where nobody expects them to merge
-    "What the convolutions of a chain are that stay layers of their own"
-    return ('parallel', k) if (k := parallel(chain)) else ('sequential', sum(s.kind == 'conv' for s in steps(chain)))
-
 def _one_way(part, searches, grow) -> tuple: # (searches, {module that goes one way now: (its class, what only evaluation called)})
     changed, only = {}, set(searches[0].calls) - set(searches[1].calls)
     names = {m: n for n, m in part.named_modules()}

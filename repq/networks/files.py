@@ -270,6 +270,7 @@ def take_away(folder, patterns):
         try: f.rmdir()
         except OSError: pass
 
+# %% ../../nbs/2_networks/11_files.ipynb #z112
 def _not_ours(folder) -> list:
     "Files and links in a folder that repq does not make there"
     own = {f for p in _OWN for f in folder.glob(p) if not f.is_symlink()}

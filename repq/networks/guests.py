@@ -11,24 +11,23 @@ import torch
 # %% auto #0
 __all__ = ['unchanged', 'ended']
 
-# %% ../../nbs/2_networks/00c_guests.ipynb #u705
+# %% ../../nbs/2_networks/00c_guests.ipynb #u711
 def _folder() -> str: # None: it is gone
     try: return os.getcwd()
     except OSError: return None
-
-def _file_at(descriptor) -> tuple: # None where there is none
-    try: s = os.fstat(descriptor)
-    except OSError: return None
-    return s.st_dev, s.st_ino
 
 def _set_device(device): torch.set_default_device(None if device.type == 'cpu' else device)
 
 def _stream(name): return lambda: getattr(sys, name), lambda stream: setattr(sys, name, stream)
 
-_SETTINGS = {'the working directory': (_folder, os.chdir), 'the default dtype': (torch.get_default_dtype, torch.set_default_dtype),
-             'the default device': (torch.get_default_device, _set_device), 'whether gradients are computed': (torch.is_grad_enabled, torch.set_grad_enabled),
-             **{f'sys.{n}': _stream(n) for n in ('stdin', 'stdout', 'stderr')}} # of the process: how they are read, and set
+_SETTINGS = { # of the process: how they are read, and set
+    'the working directory': (_folder, os.chdir),
+    'the default dtype': (torch.get_default_dtype, torch.set_default_dtype),
+    'the default device': (torch.get_default_device, _set_device),
+    'whether gradients are computed': (torch.is_grad_enabled, torch.set_grad_enabled),
+    **{f'sys.{n}': _stream(n) for n in ('stdin', 'stdout', 'stderr')}}
 
+# %% ../../nbs/2_networks/00c_guests.ipynb #u715
 def _closed() -> list:
     "Streams that cannot be written any more"
     def closed(stream):
@@ -36,22 +35,33 @@ def _closed() -> list:
         except ValueError: return True # detached
     return [f'sys.{n}' for n in ('stdout', 'stderr') if closed(getattr(sys, n))]
 
+def _standard_files() -> list:
+    "Which files the descriptors of output and errors lead to, None where there is none"
+    def file_at(descriptor):
+        try: s = os.fstat(descriptor)
+        except OSError: return None
+        return s.st_dev, s.st_ino
+    return [file_at(1), file_at(2)]
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #u705
 @contextmanager
 def unchanged(who:str,      # for errors
               back:bool=True # is what was changed set back without a word? It is an error otherwise
              ):
     "Settings of the process are afterwards what they were before; ValueError where the code in here closed a stream"
-    before, descriptors = {n: get() for n, (get, _) in _SETTINGS.items()}, [_file_at(1), _file_at(2)]
-    changed = []
+    before, files, changed = {n: get() for n, (get, _) in _SETTINGS.items()}, _standard_files(), []
     try: yield
     finally:
         for n, (get, put) in _SETTINGS.items():
             if (now := get()) is before[n] or now == before[n]: continue
             changed.append(n)
             if before[n] is not None or n.startswith('sys.'): put(before[n])
-        lost = _closed() or ['a standard stream']*([_file_at(1), _file_at(2)] != descriptors)
-        if lost: raise ValueError(f'{who} closes {" and ".join(lost)}, where results and errors are told: leave it open')
-    if changed and not back: raise ValueError(f'{who} changes {" and ".join(changed)}, for all of the program: a network should compute, and do nothing else')
+        lost = _closed() or ['a standard stream']*(_standard_files() != files)
+        if lost:
+            raise ValueError(f'{who} closes {" and ".join(lost)}, where results and errors are told: leave it open')
+    if changed and not back:
+        raise ValueError(f'{who} changes {" and ".join(changed)}, for all of the program: '
+                         'a network should compute, and do nothing else')
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u709
 def ended(e:BaseException) -> str:

@@ -103,6 +103,7 @@ def _others(who, folder, failed):
 
 class _NoModule(ValueError): "There is no module of the name that was given"
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #z111
 def _module_of(s:Source):
     "The module of a source, run if it was not yet"
     if s.kind == 'file': return _run_file(Path(s.place))
