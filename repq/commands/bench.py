@@ -20,7 +20,8 @@ from ..method.layers import RepQLayer
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
 from ..networks.changes import unquantized
-from ..networks.one_call import check_classes, merges, naming_input, with_blocks
+from ..networks.inputs import check_classes, naming_input
+from ..networks.one_call import merges, with_blocks
 from ..training.recipes import METHODS, build, get_recipe, nearest
 from ..deploy.export import instructions
 from ..deploy.runtimes import compare_runtimes

@@ -29,7 +29,8 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, making_report, read_rows, replace_text, starting_state, write_json, write_text, write_weights
 from ..training.evaluation import check_same_images, results_row
 from ..networks.models import task
-from ..networks.one_call import check_classes, check_takes, first_inputs, merges
+from ..networks.inputs import check_classes, check_takes, first_inputs
+from ..networks.one_call import merges
 from ..networks.changes import working_copy
 from ..networks.waiting import at
 

@@ -4,12 +4,9 @@
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j003
 from __future__ import annotations
-import inspect, os, sys, time, warnings
+import os, sys, time, warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 import torch, torch.nn as nn
-from torch import Tensor
 from fastcore.meta import delegates
 from ..method.blocks import Block
 from ..method.layers import RepQLayer, is_deployed
@@ -17,207 +14,28 @@ from .graphs import BatchNorm
 from .sites import find_sites, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
-from .calibration import adapt_statistics, calibrate, feed, remember_batch
-from .guests import unchanged
+from .calibration import adapt_statistics, calibrate, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
 from .schemas import check_whole, unusable
 from .checkpoints import differences
-from .changes import modes_kept, obstacles, plural, some, working_copy
+from .inputs import first_batches, tensors_in
+from .changes import obstacles, plural, some, working_copy
 
 # %% auto #0
-__all__ = ['batches_of', 'to_device', 'tensors_in', 'inputs_of', 'check_inputs', 'naming_input', 'check_takes', 'check_classes',
-           'with_own_head', 'first_batches', 'first_inputs', 'with_blocks', 'merges', 'load_state', 'assembled',
-           'prepare']
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j006
-def _shown(v) -> str:
-    "The beginning of what Python shows of a value, in a line"
-    return ' '.join(repr(v).split())[:60]
-
-def batches_of(loader) -> Iterable: # of batches
-    "What to iterate over for batches; TypeError for what has none"
-    if isinstance(loader, (Tensor, Mapping)): return [loader]
-    if not isinstance(loader, nn.Module) and hasattr(loader, 'train') and hasattr(loader, 'valid'): return loader.train # fastai's DataLoaders
-    if isinstance(loader, torch.utils.data.Dataset) and not isinstance(loader, torch.utils.data.IterableDataset):
-        raise TypeError(f'loader is a {type(loader).__name__}, which gives single images: wrap it, DataLoader(dataset, batch_size=32)')
-    if isinstance(loader, (str, bytes, nn.Module)) or not isinstance(loader, Iterable) and not hasattr(loader, '__getitem__') or hasattr(loader, '__array__'):
-        raise TypeError(f'loader must give batches, as a DataLoader or a list of tensors does; got {_shown(loader)}')
-    return loader
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j009
-def to_device(batch, device):
-    "A batch with its tensors, plain ones, on `device`"
-    if isinstance(batch, Tensor): return batch.as_subclass(Tensor).to(device)
-    if isinstance(batch, Mapping): return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*(to_device(v, device) for v in batch))
-    if isinstance(batch, (tuple, list)): return type(batch)(to_device(v, device) for v in batch)
-    return batch
-
-def tensors_in(batch) -> list:
-    "The tensors in tuples, lists and dictionaries, in their order"
-    if isinstance(batch, Tensor): return [batch]
-    if isinstance(batch, Mapping): batch = batch.values()
-    return [t for v in batch for t in tensors_in(v)] if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)) else []
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j012
-class _Entered(Exception): "What a model was given, before it computes"
-
-def _in_order(model, args, kwargs) -> list:
-    "Arguments in the order of the parameters of `forward`, however they are given"
-    try: return list(inspect.signature(model.forward).bind(*args, **kwargs).arguments.values())
-    except TypeError: return [args, kwargs] # which the call will say better
-
-def inputs_of(model, batch, forward=None) -> list: # of tensors
-    "What of `batch` enters `model`, which computes nothing"
-    def stop(m, args, kwargs): raise _Entered((args, kwargs))
-    hook = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-    try: feed(model, batch, forward)
-    except _Entered as e: return tensors_in(_in_order(model, *e.args[0]))
-    finally: hook.remove()
-    raise ValueError('forward did not call the model, of which it is given the first argument')
-
-def check_inputs(model, batch, what, forward=None) -> tuple: # the shape of the first tensor
-    "Raise unless numbers enter `model` that are finite"
-    tensors = inputs_of(model, batch, forward)
-    if not tensors: raise TypeError(f'{what} has no tensor for the model: got {_shown(batch)}')
-    for t in tensors:
-        if not t.ndim or not t.numel(): raise ValueError(f'{what} gives the model a tensor of shape {tuple(t.shape)}: is it a batch?')
-        if t.is_floating_point() and not t.isfinite().all():
-            rows = (~t.isfinite()).flatten(1).any(1).nonzero().flatten() if t.ndim > 1 else []
-            raise ValueError(f'{what} holds values that are not finite (nan or infinite)' + (f', in {plural(len(rows), "image")}, {some(rows.tolist())} of it' if len(rows) else ''))
-    return tuple(tensors[0].shape)
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j015
-def _takes(m) -> int: # None: not known
-    "Channels that a layer takes"
-    m = getattr(m, 'block', m) # of a quantized layer
-    return next((getattr(m, n) for n in ('in_channels', 'in_features') if isinstance(getattr(m, n, None), int)), None)
-
-def _stopped(name, m, x, error) -> str:
-    "Where a model stopped, and why"
-    x = next(iter(tensors_in(x)), None)
-    said = ' '.join(str(error).split())[:200]
-    if x is None: return said
-    takes, has = _takes(m), x.shape[-1 if isinstance(m, nn.Linear) else min(1, x.ndim - 1)] if x.ndim else None
-    unit = 'features' if isinstance(m, nn.Linear) else 'channels'
-    alone = isinstance(m, nn.Conv2d) and x.ndim == 3
-    if not alone and takes not in (None, has): return f"layer '{name}' takes {takes} {unit} and gets {has} ({tuple(x.shape)})"
-    return f"it stops at '{name}' ({type(m).__name__}), which gets {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}: {said}"
-
-@contextmanager
-def naming_input(model, what):
-    "Errors of `model` in here say what it was given and at which layer it stopped; it changes nothing but itself"
-    names = {s.module: s.name for s in registered(model)}
-    inside = {m for site in names for m in site.modules()} # a hook in a block would not survive its merging, which refuses it
-    names |= {m: n for n, m in model.named_modules() if m not in inside and not list(m.children())}
-    last = [None, ()]
-    def note(m, x):
-        last[:] = [m, x]
-        if isinstance(m, nn.Conv2d) and x and x[0].ndim == 3: raise TypeError('one image without a batch around it')
-    hooks = [m.register_forward_pre_hook(note) for m in names]
-    with unchanged(f"{type(model).__name__}'s forward pass", back=False):
-        try: yield
-        except torch.OutOfMemoryError: raise
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError) as e:
-            m, x = last
-            if m is None and isinstance(e, ValueError): raise # of `feed`, which says what is unclear
-            raise ValueError(f'{type(model).__name__} does not take {what}: {_stopped(names.get(m, ""), m, x, e)}') from e
-        finally:
-            for h in hooks: h.remove()
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j016
-@torch.no_grad()
-def check_takes(model, batch, what, forward=None): # -> what it gives
-    "Raise unless `model`, as it is in evaluation mode, takes `batch`"
-    with modes_kept(model), naming_input(model, what): return feed(model.eval(), batch, forward)
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j044
-def check_classes(model, x, num_classes:int, name:str): # num_classes: None where there are none
-    "Raise unless the classifier `name` takes images of the data, `x`, and gives a score for each class"
-    y = check_takes(model, x, 'the images of this data')
-    if num_classes is None: return
-    if not isinstance(y, Tensor): raise ValueError(f'{name} gives a {type(y).__name__}, where scores of classes are needed: a tensor of shape (images, classes)')
-    if y.shape != (len(x), num_classes):
-        hint = ': does its function take num_classes?' if y.ndim == 2 else ': is it a classifier?'
-        raise ValueError(f'{name} gives {tuple(y.shape)} for {len(x)} images, the data has {num_classes} classes{hint}')
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j047
-def with_own_head(own:dict, state:dict, what:str, anew:bool) -> dict: # own: the network's state dict; anew: may a head of other classes begin anew?
-    "`state` with the network's own head where it has one for other classes"
-    odd = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
-    layer = {k.rpartition('.')[0] for k in odd}
-    if len(layer) != 1 or list(own)[-1].rpartition('.')[0] not in layer or any(state[k].shape[1:] != own[k].shape[1:] for k in odd): return state
-    text = f"the weights have {len(state[odd[0]])} classes in '{min(layer)}', the data of {what} {len(own[odd[0]])}"
-    if not anew: raise ValueError(f'{text}: train in full precision first, which begins with a new head')
-    warnings.warn(f'{text}: this layer begins anew')
-    return {**state, **{k: own[k] for k in odd}}
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j019
-def first_batches(loader, model, images:int=512, forward=None, seen=None) -> tuple: # batches on the model's device, images in each
-    "The first batches of `loader` that hold so many images, each looked at; `seen` is called with the images of each"
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    if device.type == 'meta': raise ValueError(f'{type(model).__name__} is on the device meta, where tensors have no values: give it weights first')
-    res, shapes, size = [], [], 0
-    for i, b in enumerate(batches_of(loader)):
-        b = to_device(b, device)
-        shapes.append(check_inputs(model, b, f'batch {i} of the loader', forward))
-        if len(shapes[-1]) != len(shapes[0]) or shapes[-1][1:2] != shapes[0][1:2] and len(shapes[0]) == 4:
-            raise ValueError(f'batch {i} of the loader gives the model {shapes[-1]}, the first {shapes[0]}; a batch (input, target) alone belongs into a list')
-        if not res: check_takes(model, b, 'the first batch of the loader', forward)
-        res.append(b)
-        size += sum(t.numel()*t.element_size() for t in tensors_in(b))
-        if seen: seen(shapes[-1][0])
-        if sum(s[0] for s in shapes) >= images or size > 2**30: break
-    if not res: raise ValueError('the loader is empty: it gave no batch, and an iterator that was read before has none')
-    return res, [s[0] for s in shapes]
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j041
-def first_inputs(loader, model, forward=None): # a tensor, or a tuple of several
-    "What of the first batch of `loader` enters `model`"
-    (batch,), _ = first_batches(loader, model, 1, forward)
-    tensors = inputs_of(model, batch, forward)
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
-
-# %% ../../nbs/2_networks/14_one_call.ipynb #j022
-def _watched() -> bool:
-    "Does somebody look on: at a terminal, or a notebook that isn't executed only to be tested or shown?"
-    return sys.stdout.isatty() or 'ipykernel' in sys.modules and 'IN_TEST' not in os.environ
-
-class _Progress:
-    "A bar over all that takes time, shown once that is more than two seconds"
-    def __init__(self, total, wanted=True): self.total, self.done, self.start, self.bar, self.wanted = total, 0, time.monotonic(), None, wanted
-
-    def __call__(self, n):
-        "So many more are done"
-        self.done += n
-        if self.bar is None and self.wanted and time.monotonic() - self.start > 2 and _watched(): self._begin()
-        if self.bar is not None: self.bar.total = self.total; self.bar.update(min(self.done, self.total - 1))
-
-    def _begin(self):
-        from fastprogress.fastprogress import progress_bar
-        self.bar = progress_bar(range(self.total), leave=False)
-        self.bar.update(0)
-
-    def end(self):
-        if self.bar is not None: self.bar.on_iter_end()
-
-class _Counted:
-    "Batches, which a bar counts as they are done, as often as they are asked for"
-    def __init__(self, batches, counts, bar): self.batches, self.counts, self.bar = batches, counts, bar
-    def __iter__(self):
-        for b, n in zip(self.batches, self.counts): yield b; self.bar(n)
+__all__ = ['with_blocks', 'merges', 'with_own_head', 'load_state', 'assembled', 'few_bits', 'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j024
 def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
                 own=True # take blocks that the model has already over?
                ) -> nn.Module:
-    "A copy of `model` whose own branches are blocks, and with `block`, if there is one, in the place of each other convolution"
-    if isinstance(block, str):
-        try: return reparametrize(model, get_block(block), inplace=inplace, verbose=verbose, adopt=own)
-        except TypeError as e: raise ValueError(f'{block} is no block: {e}') from e
-    if block is not None: return reparametrize(model, block, inplace=inplace, verbose=verbose, adopt=own)
-    return adopt(model, inplace=inplace, verbose=verbose) if own else working_copy(model, inplace)
+    "A copy of `model` whose own branches are blocks, with `block`, if there is one, for each other convolution"
+    quiet = dict(inplace=inplace, verbose=verbose)
+    if block is None: return adopt(model, **quiet) if own else working_copy(model, inplace)
+    try: return reparametrize(model, get_block(block) if isinstance(block, str) else block, adopt=own, **quiet)
+    except TypeError as e:
+        if not isinstance(block, str): raise
+        raise ValueError(f'{block} is no block: {e}') from e
 
 def _to_adapt(model) -> bool:
     "Are there batch norms inside blocks, and can all of them be rebased?"
@@ -233,15 +51,33 @@ def merges(name:str, block:str=None, adopt=True) -> bool: # adopt: are its own t
     "Has the network of this name blocks that merge, given ones or its own?"
     return bool(block) or not source_of(name) or adopt and bool(_blocks(with_blocks(create_model(name))))
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #j047
+def with_own_head(own:dict,  # the network's state dict
+                  state:dict, what:str,
+                  anew:bool  # may a head of other classes begin anew?
+                 ) -> dict:
+    "`state` with the network's own head where it has one for other classes"
+    odd = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    layer = {k.rpartition('.')[0] for k in odd}
+    last = list(own)[-1].rpartition('.')[0]
+    only_classes = all(state[k].shape[1:] == own[k].shape[1:] for k in odd)
+    if layer != {last} or not only_classes: return state
+    text = f"the weights have {len(state[odd[0]])} classes in '{last}', the data of {what} {len(own[odd[0]])}"
+    if not anew: raise ValueError(f'{text}: train in full precision first, which begins with a new head')
+    warnings.warn(f'{text}: this layer begins anew')
+    return {**state, **{k: own[k] for k in odd}}
+
 # %% ../../nbs/2_networks/14_one_call.ipynb #j051
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
     own = model.state_dict()
-    if text := differences({k: v.shape for k, v in own.items()}, state): raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := differences({k: v.shape for k, v in own.items()}, state):
+        raise ValueError(f'the checkpoint is not of {what}: {text}')
     if text := unusable(state, lambda n: not own[n].is_floating_point()):
         raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
     try: model.load_state_dict(state)
-    except RuntimeError as e: raise ValueError(f'the checkpoint of {what} cannot be used: {str(e).splitlines()[-1].strip()}') from None # a quantizer of another grid
+    except RuntimeError as e: # a quantizer of another grid
+        raise ValueError(f'the checkpoint of {what} cannot be used: {str(e).splitlines()[-1].strip()}') from None
 
 def _names(state) -> set: return {n for n in state if not n.endswith('num_batches_tracked')}
 
@@ -259,66 +95,123 @@ def assembled(model, state:dict, # None: as it was made
         state = None
     if blocks:
         model = with_blocks(model, block, inplace=True, own=adopt)
-        if not _blocks(model): raise ValueError(f'{name} has no blocks of its own to train: give it some (--block ACBlock, block=), or take method plain')
+        if not _blocks(model):
+            raise ValueError(f'{name} has no blocks of its own to train: '
+                             'give it some (--block ACBlock, block=), or take method plain')
     if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
         raise ValueError(f'the weights are not of {name}: {differences({k: v.shape for k, v in own.items()}, state)}')
     return model, state
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #j022
+def _watched() -> bool:
+    "Does somebody look on: at a terminal, or a notebook that isn't executed only to be tested or shown?"
+    return sys.stdout.isatty() or 'ipykernel' in sys.modules and 'IN_TEST' not in os.environ
+
+class _Progress:
+    "A bar over all that takes time, shown once that is more than two seconds"
+    def __init__(self, total, wanted=True):
+        self.total, self.wanted, self.done, self.bar = total, wanted, 0, None
+        self.start = time.monotonic()
+
+    def __call__(self, n):
+        "So many more are done"
+        self.done += n
+        late = time.monotonic() - self.start > 2
+        if self.bar is None and self.wanted and late and _watched(): self._begin()
+        if self.bar is None: return
+        self.bar.total = self.total
+        self.bar.update(min(self.done, self.total - 1))
+
+    def _begin(self):
+        from fastprogress.fastprogress import progress_bar
+        self.bar = progress_bar(range(self.total), leave=False)
+        self.bar.update(0)
+
+    def end(self):
+        if self.bar is not None: self.bar.on_iter_end()
+
+class _Counted:
+    "Batches, which a bar counts as they are done, as often as they are asked for"
+    def __init__(self, batches, counts, bar): self.batches, self.counts, self.bar = batches, counts, bar
+    def __iter__(self):
+        for b, n in zip(self.batches, self.counts):
+            yield b
+            self.bar(n)
+
+# %% ../../nbs/2_networks/14_one_call.ipynb #i212
+def few_bits(weight_bits:int) -> dict: # arguments of `quantize`
+    "What batch norms inside blocks need in order to train at so few bits"
+    return dict(bound_steps=True, centred=True, peel=True, input_noise=True) if weight_bits < 4 else {}
+
 # %% ../../nbs/2_networks/14_one_call.ipynb #j027
 def _layer_line(model, blocks:Counter) -> str:
     "How many layers, and which blocks are among them"
-    n, kinds = sum(isinstance(m, RepQLayer) for m in model.modules()), ', '.join(f'{k} {name}' for name, k in blocks.items())
-    more = f'{blocks.total()} of them blocks ({kinds}): one integer convolution each in the end' if blocks else 'none of them a block'
+    n = sum(isinstance(m, RepQLayer) for m in model.modules())
+    kinds = ', '.join(f'{k} {name}' for name, k in blocks.items())
+    more = 'none of them a block'
+    if blocks: more = f'{blocks.total()} of them blocks ({kinds}): one integer convolution each in the end'
     return f'{plural(n, "layer")} of {type(model).__name__} quantized, {more}'
 
-def _bit_line(model, *usual) -> str:
-    "The bits that were asked for, and layers that have others"
+def _bit_line(model, weight_bits, input_bits, on:dict) -> str: # on: what low bits have switched on
+    "The bits that were asked for, layers that have others, and what was done for so few"
+    usual = weight_bits, input_bits
     bits = {}
     for n, m in model.named_modules():
-        if isinstance(m, RepQLayer): bits.setdefault((m.weight_quantizer.bits, m.input_quantizer.bits), []).append(n or type(m.block).__name__)
+        if not isinstance(m, RepQLayer): continue
+        own = m.weight_quantizer.bits, m.input_quantizer.bits
+        bits.setdefault(own, []).append(n or type(m.block).__name__)
     others = ''.join(f', {w}/{i} in {some(names)}' for (w, i), names in bits.items() if (w, i) != usual)
-    return f'{usual[0]}/{usual[1]} bits (weights/inputs){others}'
+    needed = f'; so few bits train with {", ".join(f"{k}={v}" for k, v in on.items())}' if on else ''
+    return f'{weight_bits}/{input_bits} bits (weights/inputs){others}{needed}'
 
 def _float_line(model) -> str:
     "What stays in floating point, and why"
-    left = {s.name: s.left or 'not quantized' for s in find_sites(model)[0] if not isinstance(s.module, RepQLayer)}
-    left = {n: why for n, why, _ in reversed(obstacles(model))} | left
+    left = {n: why for n, why, _ in reversed(obstacles(model))}
+    left |= {s.name: s.left or 'not quantized' for s in find_sites(model)[0] if not isinstance(s.module, RepQLayer)}
     if not left: return 'in floating point: nothing, all of it can become integers'
     whys = Counter(left.values())
     named = {w: [n for n, why in left.items() if why == w] for w in whys}
     said = [f'{some(named[w], 2)} ({w})' for w, _ in whys.most_common()]
-    return f'in floating point: {"; ".join(said[:3])}' + (f'; and {len(said) - 3} other reasons' if len(said) > 3 else '')
+    others = f'; and {len(said) - 3} other reasons' if len(said) > 3 else ''
+    return f'in floating point: {"; ".join(said[:3])}{others}'
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j028
-def _next_line(model, blocks:Counter, inside:bool, statistics:str) -> str: # inside: are there batch norms in the blocks?
+def _next_line(blocks:Counter, faster:bool) -> str: # faster: are there batch norms in blocks, with exact statistics?
     "How to go on, and what might be better"
     tries = []
     if not blocks: tries.append('block=repq.RepVGGBlock, branches in the place of each convolution')
-    if inside and statistics is None: tries.append("statistics='estimated', which trains faster")
-    if inside and min(m.weight_quantizer.bits for m in model.modules() if isinstance(m, RepQLayer)) < 4:
-        tries.append('input_noise=True, bound_steps=True, centred=True and peel=True, for so few bits')
-    return ('next: train at a tenth of the usual rate, SGD(repq.param_groups(model, 1e-4), lr=.01); then repq.deploy(model), '
-            "repq.export(model, 'model.onnx', loader)" + (f'; to try: {", ".join(tries)}' if tries else ''))
+    if faster: tries.append("statistics='estimated', which trains faster")
+    return ('next: train at a tenth of the usual rate, SGD(repq.param_groups(model, 1e-4), lr=.01); '
+            "then repq.deploy(model), repq.export(model, 'model.onnx', loader)"
+            + (f'; to try: {", ".join(tries)}' if tries else ''))
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j030
+def _check_fresh(model):
+    "Raise where there is nothing to prepare, or no way to"
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f'{type(model).__name__} is TorchScript, whose layers cannot be replaced: '
+                        'give the module that it was made from')
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, RepQLayer)}
+    if done := [n for n, m in layers.items() if m.stage == 'quantized' or is_deployed(m)]:
+        raise ValueError(f'the model is quantized already ({some(done)}): '
+                         'train it, or calibrate(model, loader) once more')
+
 @delegates(quantize, but=['inplace', 'verbose'])
 def prepare(model:nn.Module,
-            loader,           # batches: any iterable of tensors, tuples or dictionaries, fastai's `DataLoaders`, or one tensor
+            loader,           # batches: any iterable of tensors, tuples or dictionaries, `DataLoaders`, or one tensor
             weight_bits:int=4, input_bits:int=4, # 2..16
-            block=None,       # for every convolution, called as RepVGGBlock is, or the name of one; None: the network's own blocks
+            # for every convolution, called as RepVGGBlock is, or the name of one; None: the network's own blocks
+            block=None,
             images:int=512,   # on which statistics are estimated, the first of the loader
             forward=None,     # function of model and batch; None: by the arguments of the model's own `forward`
             verbose=True,
-            **kwargs          # of `quantize`
+            **kwargs          # of `quantize`; below 4 bits, what `few_bits` switches on
            ) -> nn.Module:
-    "A copy of `model` ready for quantization-aware training: blocks, statistics that fit, quantizers, steps for them; in five lines what was done"
+    "A copy of `model` ready for quantization-aware training: blocks, statistics, quantizers, steps; and what was done"
     check_whole('images', 0 if images is None else images)
-    if forward is not None and not callable(forward): raise TypeError(f'forward must be a function of model and batch, got {_shown(forward)}')
     model = working_copy(model, False)
-    if isinstance(model, torch.jit.ScriptModule): raise TypeError(f'{type(model).__name__} is TorchScript, whose layers cannot be replaced: give the module that it was made from')
-    if done := [n for n, m in model.named_modules() if isinstance(m, RepQLayer) and (m.stage == 'quantized' or is_deployed(m))]:
-        raise ValueError(f'the model is quantized already ({some(done)}): train it, or calibrate(model, loader) once more')
-    bar, statistics = _Progress(3*images, verbose), kwargs.get('statistics')
+    _check_fresh(model)
+    bar, on = _Progress(3*images, verbose), {}
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
         remember_batch(model, batches[0], forward)
@@ -326,12 +219,14 @@ def prepare(model:nn.Module,
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _to_adapt(model)
         if inside: adapt_statistics(model, counted, forward)
-        model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **kwargs)
-        if not any(isinstance(m, RepQLayer) for m in model.modules()): raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')
+        if inside: on = {k: v for k, v in few_bits(weight_bits).items() if k not in kwargs}
+        model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
+        if not any(isinstance(m, RepQLayer) for m in model.modules()):
+            raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')
         calibrate(model, counted, forward)
     finally: bar.end()
     if not verbose: return model
     seen = f'steps and statistics from {plural(sum(counts), "image")} on {tensors_in(batches)[0].device}'
-    lines = _layer_line(model, blocks), _bit_line(model, weight_bits, input_bits), seen, _float_line(model), _next_line(model, blocks, inside, statistics)
-    for line in lines: print(f'prepare: {line}')
+    for line in (_layer_line(model, blocks), _bit_line(model, weight_bits, input_bits, on), seen, _float_line(model),
+                 _next_line(blocks, inside and kwargs.get('statistics') is None)): print(f'prepare: {line}')
     return model

@@ -16,7 +16,7 @@ from .pairs import UNIT, bicubic
 from .superres import get_sr_dls, load_benchmarks, psnr
 from ..networks.costs import cost
 from ..networks.models import task
-from ..networks.one_call import check_takes
+from ..networks.inputs import check_takes
 from ..networks.waiting import heard
 from .recipes import Recipe, get_recipe
 from .tasks import evaluate, psnrs, step_ratios, task_of, twin

@@ -12,7 +12,7 @@ from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
-from ..networks.one_call import assembled, load_state
+from ..networks.one_call import assembled, few_bits, load_state
 from .methods import METHODS, get_method, nearest
 from .. import surgery
 
@@ -232,11 +232,11 @@ _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized netwo
 # %% ../../nbs/3_training/12_recipes.ipynb #q011
 def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
     "What a recipe switches on below 4 bits, beyond the paper"
-    m = get_method(method)
-    switches = dict(norm_after=True, bound_steps=True, centred=True, peel=True)
-    if weight_bits >= 4 or task(model) == 'super-resolution' or not m.reparametrized: return {}
-    if m.statistics: return switches | dict(input_noise=True)
-    return switches if m.merge_first else {}
+    m, needed = get_method(method), few_bits(weight_bits)
+    if not needed or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    if not m.statistics and not m.merge_first: return {} # no batch norm inside, and one after each layer
+    if m.merge_first: del needed['input_noise']
+    return dict(norm_after=True) | needed
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r753
 def _lr_scale(model, method, norm_after) -> float:

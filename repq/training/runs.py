@@ -23,7 +23,7 @@ from ..networks.waiting import at
 from .resume import Checkpoints, epoch_length, rng_state, set_rng_state
 from .parallel import by_all, by_first, check_alike, held_by_first, process_group, spread, together
 from ..networks.changes import unquantized
-from ..networks.one_call import check_classes, naming_input
+from ..networks.inputs import check_classes, naming_input
 from .processes import cores, threads_worth
 from .recipes import Recipe, build, load_state
 from .tasks import environment, task_of, twin
