@@ -5,18 +5,15 @@
 # %% ../../nbs/5_commands/02_bench.ipynb #c002
 from __future__ import annotations
 import importlib.util, io, os, re, statistics, sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from ..networks.schemas import check_memory, check_whole
 from ..method.batchnorm import recompute_exact
-from ..method.grids import fake_quantize, grid
-from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.published import ACBlock
 from ..method.orepa import OREPA, OREPALargeKernel
-from ..method.layers import RepQLayer
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
 from ..networks.changes import unquantized
@@ -28,89 +25,131 @@ from ..deploy.runtimes import compare_runtimes
 from ..training.tasks import environment, step_times
 
 # %% auto #0
-__all__ = ['NUMERICS', 'AXES', 'held_bytes', 'step_cases', 'official', 'train_step', 'lsq_autograd', 'torchao_stacks',
-           'fake_quantizers', 'peers', 'scaling', 'inference', 'table']
+__all__ = ['held_bytes', 'step_cases', 'official', 'admit', 'ratio', 'device_name', 'train_step', 'inference', 'table']
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c008
 def held_bytes(model:nn.Module, x, y, loss=F.cross_entropy) -> int:
-    "Bytes that a training step on the batch (x, y) keeps for its backward pass; on a GPU, the peak of the step above what was allocated before"
-    if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
-        loss(model(x), y).backward()
-        model.zero_grad()
-        return torch.cuda.max_memory_allocated() - before
+    "Bytes that a training step on the batch (x, y) keeps for its backward pass"
+    if x.is_cuda: return _peak(model, x, y, loss)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x, y)}
-    held = {}
+    held = {} # address -> bytes, and the tensor: kept, so that no address is used twice
     def note(t):
         s = t.untyped_storage()
-        if s.data_ptr() not in own: held[s.data_ptr()] = s.nbytes(), t # the tensor is kept, so that no address is used twice
+        if s.data_ptr() not in own: held[s.data_ptr()] = s.nbytes(), t
         return t
     with saved_tensors_hooks(note, lambda t: t): loss(model(x), y)
     return sum(n for n, _ in held.values())
 
+def _peak(model, x, y, loss) -> int:
+    "What a step on a GPU allocates at most above what was allocated before"
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss(model(x), y).backward()
+    model.zero_grad()
+    return torch.cuda.max_memory_allocated() - before
+
 # %% ../../nbs/5_commands/02_bench.ipynb #c012
 def step_cases(model:str, bits:int=4, block:str=None) -> dict: # (stage, method) -> Recipe
-    "What is compared for a model: plain, branched and merged training in full precision; plain, merged and every fitting method of RepQ at `bits`"
-    get = lambda method, bits=32, fp='branched': get_recipe(model, method, bits, full_precision=fp, block=None if method == 'plain' else block)
-    net = with_blocks(create_model(model), block) if block or source_of(model) else create_model(model)
-    inside = any(isinstance(o, nn.BatchNorm2d) for m in net.modules() if isinstance(m, Block) for o in m.modules())
-    methods = [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
+    "What is compared for a model: in full precision and at `bits`, plain and every method that fits"
+    def get(method, bits=32, fp='branched'):
+        return get_recipe(model, method, bits, full_precision=fp, block=None if method == 'plain' else block)
+    methods = _fitting(model, block)
     fp = {'plain': get('plain'), 'branched': get(methods[0])}
     fp |= {f'merged {METHODS[m].statistics or ""}'.strip(): get(m, fp='merged') for m in methods}
-    return {**{('full precision', n): r for n, r in fp.items()}, **{(f'{bits} bits', m): get(m, bits) for m in ('plain', 'merged', *methods)}}
+    quantized = {m: get(m, bits) for m in ('plain', 'merged', *methods)}
+    return {('full precision', n): r for n, r in fp.items()} | {(f'{bits} bits', m): r for m, r in quantized.items()}
+
+def _fitting(model, block) -> list:
+    "The methods of RepQ for a network: those with statistics where batch norms are inside its blocks"
+    net = create_model(model)
+    if block or source_of(model): net = with_blocks(net, block)
+    blocks = [m for m in net.modules() if isinstance(m, Block)]
+    inside = any(isinstance(o, nn.BatchNorm2d) for m in blocks for o in m.modules())
+    return [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #q011
+@contextmanager
+def _importable(root):
+    "Modules of the folder `root` can be imported in here, and are forgotten: two checkouts may both have a `utils`"
+    before = set(sys.modules)
+    sys.path.insert(0, str(root))
+    try: yield
+    finally:
+        sys.path.remove(str(root))
+        for n in set(sys.modules) - before:
+            file = Path(getattr(sys.modules[n], '__file__', None) or '/')
+            if root.resolve() in file.resolve().parents: del sys.modules[n]
+
 def _load(folder, repo:str, file:str, name:str):
     "`name` of a file in a checkout of the repository `repo`, which is `folder` or a folder in it"
     folder = Path(folder)
     root = next((d for d in (folder, *sorted(folder.glob('*/'))) if (d/file).is_file()), None)
-    if root is None: raise ValueError(f'{folder} has no {file}, nor has a folder in it: it should be a checkout of github.com/{repo}, or hold one')
-    spec, before = importlib.util.spec_from_file_location(f'official_{Path(file).stem}', root/file), set(sys.modules)
+    if root is None:
+        raise ValueError(f'{folder} has no {file}, nor has a folder in it: '
+                         f'it should be a checkout of github.com/{repo}, or hold one')
+    spec = importlib.util.spec_from_file_location(f'official_{Path(file).stem}', root/file)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(root))
-    try: spec.loader.exec_module(module)
+    try:
+        with _importable(root): spec.loader.exec_module(module)
     except ImportError as e: raise ValueError(f'{root/file} of github.com/{repo} needs what is missing: {e}') from e
-    finally:
-        sys.path.remove(str(root))
-        for n in set(sys.modules) - before: # so that two checkouts may both have a `utils`
-            if root.resolve() in Path(getattr(sys.modules[n], '__file__', None) or '/').resolve().parents: del sys.modules[n]
     if not hasattr(module, name): raise ValueError(f'{root/file} has no {name}: is it from github.com/{repo}?')
     return getattr(module, name)
 
-_THEIRS = {ACBlock: ('DingXiaoH/ACNet', 'acnet/acb.py', 'ACBlock'), OREPA: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA'), OREPALargeKernel: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA_LargeConv')}
+# %% ../../nbs/5_commands/02_bench.ipynb #q013
+_THEIRS = { # block -> repository, file, class
+    ACBlock: ('DingXiaoH/ACNet', 'acnet/acb.py', 'ACBlock'),
+    OREPA: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA'),
+    OREPALargeKernel: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA_LargeConv')}
 
-def official(model:str, folder) -> nn.Module: # `folder`: a checkout of the authors' repository, or a folder of checkouts
-    "The network `model` (repvgg_a0, ac_resnet18, orepa_resnet18, ...) with the branches of its authors' own code, for full-precision training"
+def official(model:str, # repvgg_a0, ac_resnet18, orepa_resnet18, ...
+             folder     # a checkout of the authors' repository, or a folder of checkouts
+            ) -> nn.Module:
+    "The network with the branches of its authors' own code, for full-precision training"
     with redirect_stdout(io.StringIO()): # some blocks print when they are made
-        if m := re.fullmatch(r'repvgg_([ab]\d(g\d)?)', model): return _load(folder, 'DingXiaoH/RepVGG', 'repvgg.py', f'create_RepVGG_{m[1].capitalize()}')()
-        net = create_model(model, num_classes=1000, in_channels=3) if task(model) == 'classification' else nn.Identity()
-        inside = {part for b in net.modules() if isinstance(b, Block) for part in b.modules()} # a large OREPA is made of small ones
-        places = [(parent, n, b) for parent in net.modules() if parent not in inside for n, b in parent.named_children() if type(b) in _THEIRS]
-        if not places: raise ValueError(f'the authors\' code is known for the RepVGG networks, ac_resnet18 and orepa_resnet18, not for {model}')
-        made = {t: _load(folder, *_THEIRS[t]) for t in {type(b) for _, _, b in places}}
-        for parent, n, b in places:
-            setattr(parent, n, made[type(b)](b.in_channels, b.out_channels, b.kernel_size[0], stride=b.stride[0], padding=b.padding[0], groups=b.groups))
-            if type(b) is not ACBlock: parent.bn = nn.Identity() # theirs is inside
+        if m := re.fullmatch(r'repvgg_([ab]\d(g\d)?)', model):
+            return _load(folder, 'DingXiaoH/RepVGG', 'repvgg.py', f'create_RepVGG_{m[1].capitalize()}')()
+        return _with_theirs(model, folder)
+
+def _with_theirs(model, folder) -> nn.Module:
+    "Our network with the authors' blocks in the place of ours"
+    net = create_model(model, num_classes=1000, in_channels=3) if task(model) == 'classification' else nn.Identity()
+    inside = {part for b in net.modules() if isinstance(b, Block) for part in b.modules()}
+    outside = [m for m in net.modules() if m not in inside] # a large OREPA is made of small ones
+    places = [(parent, n, b) for parent in outside for n, b in parent.named_children() if type(b) in _THEIRS]
+    if not places:
+        raise ValueError("the authors' code is known for the RepVGG networks, ac_resnet18 and orepa_resnet18, "
+                         f'not for {model}')
+    made = {t: _load(folder, *_THEIRS[t]) for t in {type(b) for _, _, b in places}}
+    for parent, n, b in places:
+        geometry = dict(stride=b.stride[0], padding=b.padding[0], groups=b.groups)
+        setattr(parent, n, made[type(b)](b.in_channels, b.out_channels, b.kernel_size[0], **geometry))
+        if type(b) is not ACBlock: parent.bn = nn.Identity() # theirs is inside
     return net
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c014
-def _admit(device='cpu', **sizes) -> torch.device:
-    "Raise for a device that is not there, and for sizes that cannot be meant: from 1, rounds up to 10,000, other sizes up to a million"
+def admit(device='cpu', **sizes) -> torch.device:
+    """Raise for a device that is not there, and for sizes that cannot be meant:
+    from 1, rounds up to 10,000, other sizes up to a million"""
     for n, v in sizes.items(): check_whole(n, v, 1, 10_000 if n == 'rounds' else 10**6)
     try: d = torch.device(device)
     except RuntimeError: raise ValueError(f'there is no device {device!r}: cpu, cuda or cuda:N') from None
-    if d.type not in ('cpu', 'cuda', 'mps') or d.type == 'mps' and not torch.backends.mps.is_available(): raise ValueError(f'there is no device {device!r} here: cpu, cuda or cuda:N')
-    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): raise ValueError(f'there is no device {device!r} here: {torch.cuda.device_count()} CUDA devices')
+    known = d.type in ('cpu', 'cuda') or d.type == 'mps' and torch.backends.mps.is_available()
+    if not known: raise ValueError(f'there is no device {device!r} here: cpu, cuda or cuda:N')
+    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f'there is no device {device!r} here: {torch.cuda.device_count()} CUDA devices')
     return d
 
-def _batch(model, batch_size, size, device):
+def _batch(model, batch_size, size, device) -> tuple:
     "A random batch for a model's task, and its loss"
     g = torch.Generator().manual_seed(0)
     check_memory(4*32*batch_size*size**2, f'batches of {batch_size} images of {size} pixels', 'smaller batches or images')
     if task(model) == 'super-resolution':
-        return torch.rand(batch_size, 1, size, size, generator=g).to(device)*255, torch.rand(batch_size, 1, 2*size, 2*size, generator=g).to(device)*255, F.l1_loss
-    return torch.randn(batch_size, 3, size, size, generator=g).to(device), torch.randint(0, 10, (batch_size,), generator=g).to(device), F.cross_entropy
+        x, y = (torch.rand(batch_size, 1, s, s, generator=g)*255 for s in (size, 2*size))
+        return x.to(device), y.to(device), F.l1_loss
+    x, y = torch.randn(batch_size, 3, size, size, generator=g), torch.randint(0, 10, (batch_size,), generator=g)
+    return x.to(device), y.to(device), F.cross_entropy
 
+# %% ../../nbs/5_commands/02_bench.ipynb #q014
 def _ready(recipe, x):
     "The recipe's network on the device of `x`, in training mode, its steps set"
     torch.manual_seed(0)
@@ -121,178 +160,70 @@ def _ready(recipe, x):
     with torch.no_grad(), naming_input(model, 'random images in training mode'): model(x)
     return model
 
-def _ratio(times, base) -> tuple:
-    "Ratio of medians, and the quartiles of the ratios of single rounds"
-    each = sorted(a/b for a, b in zip(times, base))
-    return statistics.median(times)/statistics.median(base), [round(each[round(q*(len(each) - 1))], 4) for q in (.25, .75)]
-
 class _Recompute(nn.Module):
     "`model` within `recompute_exact`"
-    def __init__(self, model): super().__init__(); self.model = model
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
     def forward(self, x):
         with recompute_exact(): return self.model(x)
 
+# %% ../../nbs/5_commands/02_bench.ipynb #q016
+def ratio(times, base) -> tuple: # seconds of each round
+    "Ratio of medians, and the quartiles of the ratios of single rounds"
+    each = sorted(a/b for a, b in zip(times, base))
+    quartiles = [round(each[round(q*(len(each) - 1))], 4) for q in (.25, .75)]
+    return statistics.median(times)/statistics.median(base), quartiles
+
 # %% ../../nbs/5_commands/02_bench.ipynb #c014b
+_RECOMPUTED = 'repq-bn, recomputed'
+
+def _cases(model, bits, block, x, official_code, only) -> dict: # (stage, method) -> network
+    "The networks that take part, ready to train on `x`"
+    def wanted(method): return only is None or method in ('plain', *only)
+    recipes = step_cases(model, bits, block)
+    res = {}
+    if official_code is not None:
+        res['full precision', 'official'] = official(model, official_code).to(x.device).train()
+    res |= {k: _ready(r, x) for k, r in recipes.items() if wanted(k[1])}
+    exact = recipes.get((f'{bits} bits', 'repq-bn'))
+    if exact and wanted(_RECOMPUTED): res[f'{bits} bits', _RECOMPUTED] = _Recompute(_ready(exact, x))
+    return res
+
+def device_name(device) -> str:
+    "What rows call a device: the GPU's own name"
+    return 'cpu' if device == 'cpu' else environment()['device']
+
 def train_step(model:str='ac_resnet18',
                batch_size:int=None, size:int=None, # of images, in pixels; None: 64 of 112 on a CPU, 128 of 224 on a GPU
                rounds:int=10, bits:int=4, device:str='cpu',
-               only=None,                          # methods; None: all
-               official_code=None,                 # folder of the authors' code, see `official`; None: without
-               block:str=None,                     # in the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
+               only=None,          # methods; None: all
+               official_code=None, # folder of the authors' code, see `official`; None: without
+               # in the place of each convolution, see `repq.networks.sources.get_block`; None: the network's own blocks
+               block:str=None,
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
-    _admit(device, rounds=rounds, batch_size=batch_size, size=size)
-    known = [m for _, m in step_cases(model, bits, block)] + ['repq-bn, recomputed']
+    admit(device, rounds=rounds, batch_size=batch_size, size=size)
+    known = dict.fromkeys([m for _, m in step_cases(model, bits, block)] + [_RECOMPUTED])
     for m in only or ():
-        if m not in known: raise ValueError(nearest(m, dict.fromkeys(known), 'method'))
-    batch_size, size = batch_size or (64 if device == 'cpu' else 128), size or (min(image_size(model), 112) if device == 'cpu' else image_size(model))
+        if m not in known: raise ValueError(nearest(m, known, 'method'))
+    own = image_size(model)
+    batch_size, size = (batch_size or 64, size or min(own, 112)) if device == 'cpu' else (batch_size or 128, size or own)
     x, y, loss = _batch(model, batch_size, size, device)
-    wanted = lambda k: only is None or k[1] == 'plain' or k[1] in only
-    models = {} if official_code is None else {('full precision', 'official'): official(model, official_code).to(x.device).train()}
-    models |= {k: _ready(r, x) for k, r in step_cases(model, bits, block).items() if wanted(k)}
-    if wanted(again := (f'{bits} bits', 'repq-bn, recomputed')) and (exact := step_cases(model, bits, block).get((f'{bits} bits', 'repq-bn'))): models[again] = _Recompute(_ready(exact, x))
+    models = _cases(model, bits, block, x, official_code, only)
     memory = {k: held_bytes(m, x, y, loss) for k, m in models.items()}
     times = step_times(models, x, y, rounds, loss)
+    about = dict(rounds=rounds, batch_size=batch_size, size=size, threads=torch.get_num_threads())
     rows = []
-    for k in sorted(models, key=lambda k: k[0] != 'full precision'):
-        base, (ratio, spread) = (k[0], 'plain'), _ratio(times[k], times[k[0], 'plain'])
-        rows.append(dict(model=model, device=environment()['device'] if device != 'cpu' else 'cpu', stage=k[0], method=k[1], step_ratio=round(ratio, 4), spread=spread, memory_ratio=round(memory[k]/memory[base], 4),
-                         seconds=round(statistics.median(times[k]), 5), over_full_precision=round(_ratio(times[k], times['full precision', 'plain'])[0], 4), memory_mb=round(memory[k]/2**20, 1),
-                         rounds=rounds, batch_size=batch_size, size=size, threads=torch.get_num_threads()))
-    return rows
-
-# %% ../../nbs/5_commands/02_bench.ipynb #c019
-def lsq_autograd(v, step, qn, qp):
-    "LSQ written with torch's operations and left to autograd, as most implementations have it"
-    scale = 1/(v.numel()*qp)**.5
-    s = (step - step*scale).detach() + step*scale
-    u = (v/s).clamp(qn, qp)
-    return (u + (u.round() - u).detach())*s
-
-def _torch_learnable(v, step, qn, qp):
-    return torch._fake_quantize_learnable_per_tensor_affine(v, step.view(1), torch.zeros(1, device=v.device), qn, qp, 1/(v.numel()*qp)**.5)
-
-def _torch_fixed(v, step, qn, qp): return torch.fake_quantize_per_tensor_affine(v, step.detach(), torch.zeros((), dtype=torch.int32, device=v.device), qn, qp)
-
-def _brevitas():
-    "Brevitas' learned scale with straight-through rounding as such a function; ImportError where it is not installed"
-    from brevitas.core.function_wrapper import RoundSte, TensorClampSte
-    from brevitas.core.quant import IntQuant
-    def f(v, step, qn, qp):
-        bits = (qp - qn + 1).bit_length() - 1
-        q = IntQuant(narrow_range=False, signed=qn < 0, float_to_int_impl=RoundSte(), tensor_clamp_impl=TensorClampSte(), input_view_impl=nn.Identity())
-        return q(step, torch.zeros((), device=v.device), torch.tensor(float(bits), device=v.device), v)
-    return f
-
-# %% ../../nbs/5_commands/02_bench.ipynb #q020
-_FIRST, _LAST = 'v/s, clamp, round', 'v·(1/s), round, clamp'
-NUMERICS = {'repq': f'learned step; {_FIRST}', 'LSQ by autograd': f'learned step; {_FIRST}', 'LSQ by autograd, torch.compile': f'learned step; {_FIRST}', 'torch, learned step': f'learned step; {_LAST}',
-            'torch, fixed step': f'fixed step; {_LAST}', 'brevitas, learned scale': 'learned step; v/s, round, clamp',
-            'torchao PT2E, moving average': f'step and zero point from extremes; {_LAST}', 'torchao PT2E, learned step': f'learned step and zero point; {_LAST}'}
-
-class _PT2E(nn.Module):
-    "`model` as torchao's PT2E prepares it for training at `bits`, with fake quantizers of the class `fake`"
-    def __init__(self, model, x, bits, fake, **kwargs):
-        from torchao.quantization.pt2e import MovingAverageMinMaxObserver
-        from torchao.quantization.pt2e.learnable_fake_quantize import enable_range_learning
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
-        super().__init__()
-        def spec(signed):
-            (qn, qp), kind = grid(bits, signed), (torch.int8, torch.per_tensor_symmetric) if signed else (torch.uint8, torch.per_tensor_affine)
-            return QuantizationSpec(kind[0], fake.with_args(observer=MovingAverageMinMaxObserver, **kwargs), qn, qp, kind[1])
-        class Convolutions(Quantizer):
-            def annotate(self, graph):
-                for n in graph.graph.nodes:
-                    if n.target == torch.ops.aten.conv2d.default: n.meta['quantization_annotation'] = QuantizationAnnotation({n.args[0]: spec(False), n.args[1]: spec(True)}, _annotated=True)
-                return graph
-            def validate(self, graph): pass
-        self.model = prepare_qat_pt2e(torch.export.export(model, (x,)).module(), Convolutions())
-        self(x)
-        self.model.apply(enable_range_learning) # where there is one to learn
-
-    def forward(self, x): return self.model(x)
-    def train(self, mode=True): return self  # an exported graph has no modes
-    @property
-    def first(self): return lambda v, *_: self.model.activation_post_process_0(v) # its fake quantizer of the input
-
-def torchao_stacks(stack, x, bits:int) -> dict: # name -> model
-    "`stack` with each of torchao's fake quantizers; none where torchao isn't installed"
-    try: from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize as Fused, LearnableFakeQuantize as Learned
-    except ImportError: return {}
-    return {'torchao PT2E, moving average': _PT2E(stack(None), x, bits, Fused), 'torchao PT2E, learned step': _PT2E(stack(None), x, bits, Learned, use_grad_scaling=True)}
-
-# %% ../../nbs/5_commands/02_bench.ipynb #c020
-def fake_quantizers(compiled:bool=True) -> dict: # name -> f(v, step, qn, qp)
-    "Those at hand: ours, LSQ by autograd (and compiled), torch's with learned and fixed step, and brevitas' where it is installed"
-    res = {'repq': fake_quantize, 'LSQ by autograd': lsq_autograd, 'torch, learned step': _torch_learnable, 'torch, fixed step': _torch_fixed}
-    if compiled: res['LSQ by autograd, torch.compile'] = torch.compile(lsq_autograd, dynamic=False)
-    try: res['brevitas, learned scale'] = _brevitas()
-    except ImportError: pass
-    return res
-
-class _Stack(nn.Module):
-    "Convolutions with their inputs and weights through a fake quantizer `f`, None for none"
-    def __init__(self, f, width, depth, bits):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(depth))
-        for c in self.convs: nn.init.kaiming_normal_(c.weight)
-        self.steps, self.f, self.grids = nn.Parameter(torch.full((depth, 2), .1)), f, (grid(bits, False), grid(bits, True))
-
-    def forward(self, x):
-        for c, (sx, sw) in zip(self.convs, self.steps):
-            x, w = (x, c.weight) if self.f is None else (self.f(x, sx, *self.grids[0]), self.f(c.weight, sw, *self.grids[1]))
-            x = F.relu(F.conv2d(x, w, padding=1))
-        return x.mean((2, 3))
-
-class _Alone(nn.Module):
-    "A fake quantizer and nothing else, backward to `x` and its step"
-    def __init__(self, f, bits):
-        super().__init__()
-        self.f, self.step, self.grid = f, nn.Parameter(torch.tensor(.1)), grid(bits, False)
-    def forward(self, x): return self.f(x.detach().requires_grad_(), self.step, *self.grid)
-
-# %% ../../nbs/5_commands/02_bench.ipynb #c021
-def peers(batch_size:int=16, width:int=64, depth:int=8, size:int=56, rounds:int=10, bits:int=4, device:str='cpu', compiled:bool=True) -> list:
-    "A training step of `depth` convolutions with each fake quantizer, relative to none: rows of quantizer, step_ratio, spread, memory_ratio, quantizer_ms (forward and backward on one input alone), numerics"
-    _admit(device, batch_size=batch_size, width=width, depth=depth, size=size, rounds=rounds)
-    check_memory(16*depth*batch_size*width*size**2 + 36*depth*width**2, f'batches of {batch_size}×{width}×{size}×{size} through {depth} layers', 'smaller ones')
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.rand(batch_size, width, size, size, generator=g).to(device), torch.randint(0, width, (batch_size,), generator=g).to(device)
-    def stack(f): torch.manual_seed(0); return _Stack(f, width, depth, bits).to(device)
-    functions, graphs = fake_quantizers(compiled), torchao_stacks(stack, x, bits)
-    models = {'none': stack(None), **{n: stack(f) for n, f in functions.items()}, **graphs}
-    memory, times = {n: held_bytes(m, x, y) for n, m in models.items()}, step_times(models, x, y, rounds)
-    alone = step_times({n: _Alone(f, bits).to(device) for n, f in (functions | {n: m.first for n, m in graphs.items()}).items()}, x, y, rounds, lambda out, _: out.mean())
-    rows = []
-    for n in models:
-        ratio, spread = _ratio(times[n], times['none'])
-        rows.append(dict(quantizer=n, device=environment()['device'] if device != 'cpu' else 'cpu', step_ratio=round(ratio, 4), spread=spread, memory_ratio=round(memory[n]/memory['none'], 4),
-                         quantizer_ms=round(statistics.median(alone[n])*1e3, 3) if n in alone else 0., numerics=NUMERICS.get(n, ''), scale='per tensor', bits=bits, rounds=rounds, batch_size=batch_size, width=width, depth=depth, size=size, threads=torch.get_num_threads()))
-    return rows
-
-# %% ../../nbs/5_commands/02_bench.ipynb #c026
-def _layer(kind, width, branches, x):
-    "A quantized layer of `branches` 3×3 + batch norm each: 'plain' is one convolution and a batch norm after it, 'branched' the block in full precision"
-    torch.manual_seed(0)
-    branch = lambda: nn.Sequential(nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width))
-    quantizers = lambda: (LSQ(4, True, per_channel=True, channels=width), LSQ(4, False))
-    if kind == 'plain': return nn.Sequential(RepQLayer(nn.Conv2d(width, width, 3, padding=1, bias=False), *quantizers()), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(2))
-    block = Block([branch() for _ in range(branches)], padding=1)
-    return nn.Sequential(block if kind == 'branched' else RepQLayer(block, *quantizers(), kind), nn.ReLU(), nn.Flatten(2))
-
-AXES = dict(batch_size=(4, 8, 16, 32), size=(14, 28, 56), width=(32, 64, 128), branches=(1, 2, 4))
-
-def scaling(rounds:int=5, kinds=('plain', 'branched', 'exact', 'estimated', 'sampled'), axes:dict=None, device:str='cpu', base=dict(batch_size=16, size=28, width=64, branches=2)) -> list:
-    "Seconds of a training step of one layer along each axis, the others as in `base`: rows of axis, value, kind, seconds"
-    _admit(device, rounds=rounds)
-    rows = []
-    for axis, values in (axes or AXES).items():
-        for value in values:
-            c = {**base, axis: value}
-            x = torch.rand(c['batch_size'], c['width'], c['size'], c['size'], device=device, requires_grad=True)
-            times = step_times({k: _layer(k, c['width'], c['branches'], x).to(device) for k in kinds}, x, None, rounds, lambda out, y: out.square().mean())
-            rows += [dict(axis=axis, value=value, kind=k, seconds=statistics.median(t), **{f'base_{a}': v for a, v in base.items()}, device=device, rounds=rounds) for k, t in times.items()]
+    for stage, method in sorted(models, key=lambda k: k[0] != 'full precision'):
+        k, base = (stage, method), (stage, 'plain')
+        step, spread = ratio(times[k], times[base])
+        over = ratio(times[k], times['full precision', 'plain'])[0]
+        rows.append(dict(
+            model=model, device=device_name(device), stage=stage, method=method, step_ratio=round(step, 4), spread=spread,
+            memory_ratio=round(memory[k]/memory[base], 4), seconds=round(statistics.median(times[k]), 5),
+            over_full_precision=round(over, 4), memory_mb=round(memory[k]/2**20, 1), **about))
     return rows
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c032
@@ -301,20 +232,25 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
               only=None,                                              # names of runtimes; None: all
              ) -> list: # of rows: model, bits, batch_size, size, threads, instructions, and those of `compare_runtimes`
     "A (randomly initialised) network in each runtime at hand: how fast its integers are, and how faithful"
-    _admit(batch_size=batch_size, size=size, rounds=rounds)
+    admit(batch_size=batch_size, size=size, rounds=rounds)
     x, _, _ = _batch(model, batch_size*max(1, 16//batch_size), size or image_size(model), 'cpu')
     net = _ready(get_recipe(model, 'merged' if merges(model) else 'plain', bits), x).eval()
     about = dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], instructions=instructions(), rounds=rounds)
-    return [about | dict(threads=t or os.cpu_count()) | r for t in threads for r in compare_runtimes(net, x, batch_size, t, rounds, only)]
+    return [about | dict(threads=t or os.cpu_count()) | r
+            for t in threads for r in compare_runtimes(net, x, batch_size, t, rounds, only)]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c028
+_COLUMNS = '''model network modules work load seconds_by_threads chosen over_best reparametrize quantize calibrate deploy merge
+stage quantizer method axis value kind step_ratio runtime form threads ms speedup spread memory_ratio quantizer_ms numerics
+seconds differing agreement error instructions missing'''.split() # in the order in which people look
+
 def _cell(column, v) -> str:
     if v is None: return ''
     if isinstance(v, list): return '–'.join(f'{q:.2f}' for q in v)
     digits = dict(seconds=3, ms=3, error=6).get(column, 2)
     return f'{v:.{digits}f}' if isinstance(v, float) else str(v)
 
-def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'runtime', 'form', 'threads', 'ms', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'differing', 'agreement', 'error', 'instructions', 'missing')) -> str:
+def table(rows, columns=_COLUMNS) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
     text = [[_cell(c, r.get(c)) for c in columns] for r in rows]
