@@ -37,10 +37,13 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
         if not isinstance(block, str): raise
         raise ValueError(f'{block} is no block: {e}') from e
 
-def _to_adapt(model) -> bool:
-    "Are there batch norms inside blocks, and can all of them be rebased?"
-    norms = [m for b in model.modules() if isinstance(b, Block) for m in b.modules() if isinstance(m, BatchNorm)]
-    return bool(norms) and all(m.weight is not None and m.running_mean is not None for m in norms)
+def _norms_inside(model) -> list:
+    "The batch norms inside blocks"
+    return [m for b in model.modules() if isinstance(b, Block) for m in b.modules() if isinstance(m, BatchNorm)]
+
+def _can_adapt(norms) -> bool:
+    "Can all of them be rebased?"
+    return all(m.weight is not None and m.running_mean is not None for m in norms)
 
 def _blocks(model) -> Counter: # class -> how many
     "The blocks of a model, in full precision or quantized"
@@ -217,8 +220,8 @@ def prepare(model:nn.Module,
         remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
-        blocks, inside = _blocks(model), _to_adapt(model)
-        if inside: adapt_statistics(model, counted, forward)
+        blocks, inside = _blocks(model), _norms_inside(model)
+        if inside and _can_adapt(inside): adapt_statistics(model, counted, forward)
         if inside: on = {k: v for k, v in few_bits(weight_bits).items() if k not in kwargs}
         model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
         if not any(isinstance(m, RepQLayer) for m in model.modules()):
@@ -228,5 +231,5 @@ def prepare(model:nn.Module,
     if not verbose: return model
     seen = f'steps and statistics from {plural(sum(counts), "image")} on {tensors_in(batches)[0].device}'
     for line in (_layer_line(model, blocks), _bit_line(model, weight_bits, input_bits, on), seen, _float_line(model),
-                 _next_line(blocks, inside and kwargs.get('statistics') is None)): print(f'prepare: {line}')
+                 _next_line(blocks, bool(inside) and kwargs.get('statistics') is None)): print(f'prepare: {line}')
     return model
