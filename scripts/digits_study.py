@@ -1,4 +1,5 @@
-"""What recipes give as they are: small networks on digits at 4, 3 and 2 bits, each method with its default settings and, below 4 bits, as published.
+"""What recipes give as they are: small networks on digits at 4, 3 and 2 bits, each method
+with its default settings and, below 4 bits, as published.
 
     python scripts/digits_study.py --out runs/digits --keep nbs/experiments/digits.json
 
@@ -18,27 +19,31 @@ def full_precision(model, blocks:bool, seed) -> Job:
     method = NETWORKS[model] if blocks else 'plain'
     return Job(f'{model}-{"blocks" if blocks else "plain"}-s{seed}', get_recipe(model, method, seed=seed))
 
-def quantized(model, method, bits, seed, as_published) -> Job:
+def quantized(model, method, bits, seed, more='', **fields) -> Job:
     "Stage two"
-    name = f'{model}-{method}{"-published" if as_published else ""}-w{bits}-s{seed}'
     start = full_precision(model, method != 'plain', seed).name
-    return Job(name, get_recipe(model, method, bits, as_published=as_published, seed=seed), start)
+    return Job(f'{model}-{method}{more}-w{bits}-s{seed}', get_recipe(model, method, bits, seed=seed, **fields), start)
 
-def jobs_of(model, bits, seed) -> list:
-    "Plain, merged and RepQ, and what the paper has where recipes add something"
-    own = 'merged', NETWORKS[model]
-    jobs = [quantized(model, m, bits, seed, False) for m in ('plain', *own)]
-    published = [quantized(model, m, bits, seed, True) for m in own]
-    return jobs + [p for p, j in zip(published, jobs[1:]) if p.recipe != j.recipe]
+def as_recipes_are(model, bits, seed) -> list:
+    "Plain, merged and RepQ, and plain with the grid that recipes give the others"
+    jobs = [quantized(model, m, bits, seed) for m in ('plain', 'merged', NETWORKS[model])]
+    return jobs + [quantized(model, 'plain', bits, seed, '-centred', centred=True)]
+
+def as_published(model, bits, seed) -> list:
+    "The same where recipes add something"
+    methods = ('merged', NETWORKS[model]) if bits < 4 else ()
+    return [quantized(model, m, bits, seed, '-published', as_published=True) for m in methods]
 
 def main():
     p = study_parser(__doc__.splitlines()[0], out=Path('runs/digits'), bits=[2, 3, 4], jobs=2)
     args = p.parse_args()
-    def done(): args.keep and keep(args.keep, study_results(args.out, command_line('scripts/digits_study.py')))
+    command = command_line('scripts/digits_study.py', hidden=[args.out, args.keep])
+    def done(): args.keep and keep(args.keep, study_results(args.out, command))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         for seed in args.seeds:
             study.run([full_precision(n, blocks, seed) for n in NETWORKS for blocks in (True, False)], done)
-            study.run([j for bits in args.bits for n in NETWORKS for j in jobs_of(n, bits, seed)], done)
+            study.run([j for bits in args.bits for n in NETWORKS for j in as_recipes_are(n, bits, seed)], done)
+        study.run([j for seed in args.seeds for bits in args.bits for n in NETWORKS for j in as_published(n, bits, seed)], done)
     print(study_table(args.out))
 
 
