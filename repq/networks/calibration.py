@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 import torch, torch.nn as nn
 from torch import Tensor
+from ..method.operations import WeightTaken
 from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
@@ -203,6 +204,9 @@ def _choosing_steps(model):
         def leave(m, args, out): inside.pop()
         hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
         try: yield
+        except WeightTaken as e:
+            name = next((n for n, m in model.named_modules() if m is e.layer), '')
+            raise ValueError(f"'{name}': {e}. Leave it in floating point: quantize(model, layer_bits={{'{name}': None}})") from e
         except (ValueError, RuntimeError) as e:
             if not inside or type(e) not in (ValueError, RuntimeError): raise
             raise type(e)(f"'{inside[-1]}': {e}") from e

@@ -159,10 +159,18 @@ def _transposed(input): return _kept('permute', input, swap=[-2, -1])
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i116b
 @reads('getitem')
 def _getitem(input, index):
+    if index == 0 and (largest := _largest(input)) is not None: return largest
     if index == (slice(None), slice(None), 0, 0): return _kept('corner', input)
     index = index if isinstance(index, tuple) else (index,)
     plain = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index)
     return _kept('slice' if plain else 'other', input, index=list(index))
+
+def _largest(node) -> Operation: # None where it is something else
+    "What the first of the values and places that `max` gives is"
+    if getattr(node.target, '__name__', node.target) != 'max' or not node.op.startswith('call'): return None
+    given = dict(zip(('input', 'dim', 'keepdim'), node.args)) | node.kwargs
+    if not isinstance(given.get('dim'), int): return None
+    return _kept('amax', given['input'], dims=[given['dim']], keepdim=given.get('keepdim', False))
 
 @reads('narrow')
 def _narrow(input, dim, start, length): return _kept('slice', input, dim=dim, index=[slice(start, start + length)])

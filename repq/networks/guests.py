@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 # %% auto #0
-__all__ = ['unchanged', 'ended']
+__all__ = ['unchanged', 'ended', 'first_line']
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u705
 def _folder() -> str: # None: it is gone
@@ -60,3 +60,9 @@ def ended(e:BaseException) -> str:
     *_, (frame, line) = traceback.walk_tb(e.__traceback__)
     return (f'code of a network ended the program ({" ".join(what.split())}; {frame.f_code.co_filename}, line {line}): '
             'it should define, and do nothing else')
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #q102
+def first_line(e:Exception) -> str:
+    "The kind of an error and the first line of what it says"
+    lines = str(e).strip().splitlines()
+    return f'{type(e).__name__}: {lines[0] if lines else ""}'
