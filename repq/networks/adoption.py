@@ -20,7 +20,7 @@ from .changes import modes_kept, plural, replace_modules, report_change, some, t
 from .chains import Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
-from .convolutions import Bordered, plain_convolutions
+from .convolutions import Bordered, plain_convolutions, plain_norms
 from .transposed import transposed_to_phases
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
@@ -213,6 +213,8 @@ def adopt(model:nn.Module,
     model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
     model, plain = plain_convolutions(model)
+    model, norms = plain_norms(model)
+    plain |= norms
     model, transposed, _ = transposed_to_phases(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
-from .guests import first_line, unchanged
+from .guests import asks_kind, first_line, unchanged
 from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
@@ -92,7 +92,10 @@ def _pieces(node) -> int: # None where that is not known
 _OPERATORS = 'add sub mul truediv floordiv mod pow and or xor matmul lshift rshift'.split()
 
 class _Proxy(fx.Proxy):
-    "A stand-in that can be changed in place"
+    "A stand-in that can be changed in place, and is a tensor where the model's code asks"
+    _is_param = _is_buffer = False
+    @property
+    def __class__(self): return Tensor if asks_kind(f := sys._getframe(1)) and _is_models(f) else type(self)
     def __len__(self): return super().__len__() if (n := _pieces(self.node)) is None else n
     def __setitem__(self, index, value):
         self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})

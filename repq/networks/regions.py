@@ -120,6 +120,7 @@ def _and_sum(r, s) -> Reach:
 
 def _and_step(r, step, norm) -> Reach: # norm: the module of a batch norm
     "`r`, and after it a step that takes each channel for itself"
+    if step.kind == 'computed': raise ValueError(f"its factor or addend '{step.name}' is computed of parameters")
     if step.kind == 'pool': return _followed(r, r.outs, r.outs, 0, *step.value, (1, 1))
     if step.kind == 'border': return _followed(r, r.outs, r.outs, 0, (1, 1), (1, 1), step.value, (1, 1))
     channels = r.outs if norm is None else norm.num_features
