@@ -56,6 +56,8 @@ def constant_nodes(graph) -> set:
         if n.op == 'get_attr' or computed: res.add(n)
     return res
 
+def _called(node) -> str: return getattr(node.target, '__name__', node.target)
+
 def _makes(node) -> bool:
     "Does the node make a tensor of numbers alone, and always the same?"
     draws = any(w in _called(node) for w in ('rand', 'normal', 'bernoulli', 'empty', 'assert'))
@@ -75,8 +77,6 @@ def readers(node, live) -> list:
 # %% ../../nbs/2_networks/00b_liveness.ipynb #o611
 def _argument(node, i, name, default=None):
     return node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
-
-def _called(node) -> str: return getattr(node.target, '__name__', node.target)
 
 def _stacked(node) -> list: # of nodes, None where it is something else
     "The values of the stack that a sum or mean goes over"
