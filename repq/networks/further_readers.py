@@ -236,6 +236,14 @@ def _like(input, other): return _kept('reshape', input)
 @reads('type_as')
 def _type_as(input, other): return _kept('same', input)
 
+@reads('to')
+def _to(input, *args, **kwargs):
+    given = [*args, *kwargs.values()]
+    if any(isinstance(v, fx.Node) for v in given): raise ValueError('to a type or device that the model computes')
+    types = [v for v in given if isinstance(v, torch.dtype)]
+    if types not in ([], [torch.float32]): raise ValueError(f'to the type {types[0]}')
+    return _kept('same', input)
+
 @reads('dropout1d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', nn.Dropout1d, nn.Dropout3d, nn.AlphaDropout)
 def _dropout(input, p=.5, training=True, inplace=False):
     lacks = 'dropout that is active in evaluation mode' if training is not False else ''

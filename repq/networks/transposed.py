@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from ..method.blocks import Block
 from ..method.kernels import Kernel
 from ..method.operations import Asked, computes, hooked
+from .graphs import trace_graph
 from .changes import replace_modules, same_mode, tied
 
 # %% auto #0
@@ -99,13 +100,22 @@ def as_phases(m:nn.ConvTranspose2d) -> Upsampled:
     return same_mode(Upsampled(*parts).like(m), m)
 
 # %% ../../nbs/2_networks/04ec_transposed.ipynb #k007
+def _given_size(model) -> set: # of names
+    "Transposed convolutions that are called with `output_size`"
+    if not any(isinstance(m, nn.ConvTranspose2d) for m in model.modules()): return set()
+    try: graph = trace_graph(model, False)
+    except Exception: return set()
+    def given(n): return len(n.args) > 1 and n.args[1] is not None or n.kwargs.get('output_size') is not None
+    return {n.target for n in graph.nodes if n.op == 'call_module' and given(n)}
+
 def transposed_to_phases(model:nn.Module) -> tuple: # the model, names of what changed, [(name, why not)]
     "Let transposed convolutions be convolutions and shuffles, in place"
-    found, left, shared = {}, [], tied(model)
+    found, left, shared, sized = {}, [], tied(model), _given_size(model)
     for n, m in model.named_modules():
         if not isinstance(m, nn.ConvTranspose2d) or m in found: continue
         try:
             if n in shared: raise ValueError(f"a transposed convolution that shares its weight with '{shared[n][0]}'")
+            if n in sized: raise ValueError('a transposed convolution that is told the size of its result')
             found[m] = n, as_phases(m)
         except ValueError as e: left.append((n, str(e)))
     return replace_modules(model, {m: new for m, (_, new) in found.items()})[0], [n for n, _ in found.values()], left
