@@ -13,7 +13,8 @@ from ..method.kernels import Geometry
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer, is_deployed
 from .liveness import constant_nodes
-from .graphs import first_line, is_layer, trace_graph
+from .guests import first_line
+from .graphs import is_layer, trace_graph
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy

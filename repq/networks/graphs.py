@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
-from .guests import asks_kind, first_line, unchanged
+from .guests import asks_kind, unchanged
 from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
