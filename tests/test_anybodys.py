@@ -1,5 +1,5 @@
 "Networks that combine what nobody thought of: two inputs, named outputs, shared blocks, from `prepare` to a file."
-import collections, dataclasses, warnings
+import collections, dataclasses, sys, warnings
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
@@ -88,3 +88,119 @@ def test_an_affine_that_changes_nothing(tmp_path, capsys):
     pytest.importorskip('onnxruntime')
     repq.export(q, tmp_path/'net.onnx', x)
     assert 'equals the integer reference in all' in capsys.readouterr().out
+
+# ---- networks as users write them
+
+def conv_bn(i, o, k=3, s=1): return nn.Sequential(nn.Conv2d(i, o, k, s, k//2, bias=False), nn.BatchNorm2d(o))
+
+class Asks(nn.Module):
+    "Asks its layers for their type, device and bias, as EdgeNeXt and ConViT do"
+    def __init__(self): super().__init__(); self.a, self.b, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, bias=False), nn.ConvTranspose2d(8, 4, 2, 2)
+    def forward(self, x):
+        y = self.a(x.to(self.a.weight.dtype)).relu()
+        mask = torch.ones(1, 8, 1, 1, dtype=self.b.weight.dtype, device=self.b.weight.device)
+        y = self.b(y*mask) if self.b.bias is None and self.b.weight.shape[1] == 8 else y
+        return self.up(y.relu()) if self.up.weight.ndim == 4 and self.up.bias is not None else y
+
+class Takes(nn.Module):
+    "Computes with weights of its layers, around the layers; one of them it calls as well, in a sum that would merge"
+    def __init__(self): super().__init__(); self.stem, self.a, self.b, self.qkv = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 8)
+    def forward(self, x):
+        x = self.stem(x).relu()
+        y = (self.a(x) + self.b(x)).relu() + F.conv2d(x, self.b.weight)
+        return F.linear(y.mean((2, 3)), self.qkv.weight)
+
+class Stacked(nn.Module):
+    def __init__(self, total): super().__init__(); self.stem, self.bs, self.total = nn.Conv2d(3, 8, 3, 2, 1), nn.ModuleList([conv_bn(8, 8), conv_bn(8, 8, 1), nn.BatchNorm2d(8)]), total
+    def forward(self, x): x = self.stem(x); return self.total([b(x) for b in self.bs], x).relu()
+
+def by_kind(values, x):
+    out = None
+    for v in values: out = torch.add(out, v) if isinstance(out, torch.Tensor) else v
+    return out
+
+TOTALS = dict(stack=lambda v, x: torch.stack(v).sum(0), mean=lambda v, x: torch.stack(v, -1).mean(dim=-1), kind=by_kind, alpha=lambda v, x: torch.add(v[0] + v[1], v[2], alpha=.5),
+              zeros=lambda v, x: sum(v, torch.zeros_like(x)), summed=lambda v, x: torch.sum(torch.stack(v, 1), 1))
+
+class OwnNorm(nn.Module):
+    def __init__(self, n): super().__init__(); self.weight, self.bias = nn.Parameter(torch.rand(n)), nn.Parameter(torch.rand(n)); self.register_buffer('running_mean', torch.zeros(n)); self.register_buffer('running_var', torch.ones(n))
+    def forward(self, x): return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, .1, 1e-5)
+
+class Normed(nn.Module):
+    "Two branches with batch norms as a module of one's own, and as a function"
+    def __init__(self): super().__init__(); self.stem, self.a, self.b, self.own, self.bn = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), OwnNorm(8), nn.BatchNorm2d(8)
+    def forward(self, x):
+        x, bn = self.stem(x), self.bn
+        return (self.own(self.a(x)) + F.batch_norm(self.b(x), bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, bn.momentum, bn.eps)).relu()
+
+class UNet(nn.Module):
+    "Pads to the size of its skip, which is clipped and read on a grid of both signs"
+    def __init__(self): super().__init__(); self.a, self.b, self.up, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 4, 3, padding=1)
+    def forward(self, x):
+        a = self.a(x).relu()
+        y = self.up(self.b(F.max_pool2d(a, 2)).relu())
+        dy, dx = a.size()[2] - y.size()[2], a.size()[3] - y.size()[3]
+        return self.c(torch.cat([a, F.pad(y, [dx//2, dx - dx//2, dy//2, dy - dy//2])], dim=1))
+
+class Anchors(nn.Module):
+    "Anchors kept from call to call, made anew for another number of images; windows through `view`; the larger of channels; floats beside a clipped value"
+    def __init__(self): super().__init__(); self.a, self.b, self.f, self.shape, self.anchors = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), None, None
+    def forward(self, x):
+        a = self.a(x).relu()
+        y = a + self.f(self.b(a))
+        n, c, h, w = y.shape
+        if self.shape != y.shape: self.anchors, self.shape = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')).float().view(2, -1), y.shape
+        z = torch.cat([y.view(n, c, -1)[:, :2] - self.anchors, torch.max(y, 1, keepdim=True)[0].view(n, 1, -1)], 1)
+        return z, y.view(n, c, h//2, 2, w//2, 2).permute(0, 2, 4, 3, 5, 1).contiguous().view(n, -1, 4*c)
+
+class Recurrent(nn.Module):
+    def __init__(self): super().__init__(); self.a, self.rnn, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.LSTM(32, 6, batch_first=True), nn.Linear(6, 3)
+    def forward(self, x): y = self.a(x).relu(); n, c, h, w = y.shape; return self.fc(self.rnn(y.permute(0, 3, 1, 2).reshape(n, w, c*h))[0])
+
+def to_file(net, x, tmp_path, **kw):
+    "Trained a step, and written: the integers of the file are those of the reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        q = calibrate(quantize(net, 8, 8, verbose=False, **kw), [x])
+    sum(t.square().mean() for t in torch.utils._pytree.tree_leaves(q(x))).backward()
+    pytest.importorskip('onnxruntime')
+    repq.export(q, tmp_path/'net.onnx', x)
+    return q
+
+@pytest.mark.parametrize('kind', [Asks, UNet, Anchors, Recurrent])
+def test_as_users_write_them(kind, tmp_path):
+    torch.manual_seed(0)
+    to_file(kind(), torch.randn(4, 3, 18, 22) if kind is UNet else torch.randn(4, 3, 16, 16), tmp_path)
+
+@pytest.mark.parametrize('total', TOTALS)
+def test_every_way_to_add(total, tmp_path):
+    "However a sum of branches is written, it is one convolution"
+    if total == 'kind' and sys.version_info < (3, 11): pytest.skip('where code is within a line is known since Python 3.11')
+    torch.manual_seed(0)
+    net = Stacked(TOTALS[total]).eval()
+    x = torch.randn(4, 3, 16, 16)
+    adopted = adopt(net, verbose=False)
+    torch.testing.assert_close(adopted(x), net(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(adopted.train()(x), net.train()(x), atol=1e-4, rtol=1e-3)
+    assert len(registered(to_file(net, x, tmp_path))) == 2
+
+def test_norms_of_ones_own(tmp_path):
+    torch.manual_seed(0)
+    assert len(registered(to_file(Normed(), torch.randn(4, 3, 16, 16), tmp_path))) == 2
+
+def test_weights_taken(tmp_path, capsys):
+    "A layer whose weight is used beside it stays in floating point and is named; where that cannot be seen, the use is refused"
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 16, 16)
+    q = calibrate(quantize(Takes(), 8, 8), [x])
+    assert 'left: b, qkv (the model reads its weight itself)' in capsys.readouterr().out
+    assert type(q.b) is nn.Conv2d and type(q.qkv) is nn.Linear
+    class Hidden(Takes): # from a trace, too
+        def forward(self, x): return super().forward(x) if x.abs().sum() > 0 else x
+    with pytest.raises(ValueError, match=r"'(b|qkv)': the model's own code computes with the weight.*layer_bits"): calibrate(quantize(Hidden(), 8, 8, verbose=False), [x])
+
+def test_computed_factors_are_named():
+    class Weighted(Stacked):
+        def __init__(self): super().__init__(None); self.w = nn.Parameter(torch.zeros(3))
+        def forward(self, x): x = self.stem(x); w = self.w.softmax(0); return sum(w[i]*b(x) for i, b in enumerate(self.bs))
+    with pytest.warns(UserWarning, match='computed of parameters'): adopt(Weighted(), verbose=False)

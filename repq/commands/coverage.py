@@ -14,7 +14,7 @@ from ..method.blocks import Block
 from ..method.quantizers import LSQ
 from ..networks.calibration import calibrate
 from ..networks.changes import copy_model
-from ..networks.graphs import first_line
+from ..networks.guests import first_line
 from ..networks.sites import find_sites
 from ..networks.sources import from_source, source_of
 from ..networks.surgery import quantize

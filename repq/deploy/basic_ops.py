@@ -156,7 +156,13 @@ class _Concat(IntegerOp):
     def compute(self, s, *values, grids): return torch.cat(values, s.params.get('dim', 1))
     def constants(self, n, b):
         dim = n.params.get('dim', 1)
-        return {} if dim == 1 else {'dim': dim % len(b.shape(n))}
+        if dim != 1: dim %= len(b.shape(n))
+        return {} if dim == 1 else dict(dim=dim)
+
+    def settle(self, n, nodes, shapes):
+        dim = n.params.get('dim', 1)
+        if dim == 0 or dim < 0 and dim + len(shapes.get(n.name, ())) == 0: raise ValueError('joins images')
+        return n.kind
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #a202
 @operation('grid')

@@ -24,7 +24,8 @@ from ..networks.packing import compact, expand, pack, unpack
 from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
                                     of_torch)
 from ..networks.files import check_output
-from ..networks.graphs import BatchNorm, first_line
+from ..networks.graphs import BatchNorm
+from ..networks.guests import first_line
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'save_deployed', 'load_deployed']

@@ -7,7 +7,8 @@ from __future__ import annotations
 import inspect, operator, re
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
-from ..networks.graphs import first_line, trace_graph
+from ..networks.guests import first_line
+from ..networks.graphs import trace_graph
 from ..networks.recording import of_any_size
 
 # %% auto #0

@@ -17,7 +17,7 @@ from ..method.quantizers import LSQ
 from ..method.layers import headroom
 
 # %% auto #0
-__all__ = ['Grid', 'round_on', 'to_grid', 'from_grid', 'layer_constants', 'accumulate', 'per_channel', 'layer_factor',
+__all__ = ['Grid', 'round_on', 'to_grid', 'from_grid', 'moved', 'layer_constants', 'accumulate', 'per_channel', 'layer_factor',
            'apply_layer', 'sum_factors', 'add_integers']
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n047
@@ -64,6 +64,11 @@ _INF = float('inf')
 def nearest(self:Grid, v:float) -> int:
     "The integer nearest to the value `v`, be it on the grid or not"
     return self.zero + round(float(torch.tensor(v)/torch.tensor(self.step)))
+
+def moved(v:Tensor, own:Grid, grid:Grid) -> Tensor: # None: floats
+    "What is on a grid, or a float, of values that are read from the grid `own`, whose bounds may have clipped them"
+    if own is not None: v = v.clamp(*(float(from_grid(torch.tensor(i), own)) for i in (own.low, own.high)))
+    return v if grid is None else to_grid(v, grid)
 
 @patch
 def bounded(self:Grid, least=-_INF, most=_INF) -> Grid:

@@ -21,7 +21,7 @@ from ..networks.sites import find_sites
 from ..networks.changes import modes_kept, obstacles, replace_modules
 from ..networks.surgery import deploy, quantize
 from ..networks.calibration import calibrate
-from .integer_grids import Grid, from_grid, layer_constants, to_grid
+from .integer_grids import Grid, from_grid, layer_constants, moved, to_grid
 from .integer_ops import find_operation
 from .integer_network import IntegerNetwork
 from .sizes import as_inputs, numbers_for_sizes
@@ -135,12 +135,12 @@ def _run_on(self:_Comparer, n, values):
 def _compare(self:_Comparer, n, step):
     "The step on integers against the node on what they mean; what the step reads must be what the node reads"
     grids = {_of(i): self.grids[i] for i in self._read(n, step)}
-    ints = {i: self.seen[i] if g is None else to_grid(self.seen[i], g) for i, g in grids.items()}
+    ints = {i: moved(self.seen[i], self.grids.get(i), g) for i, g in grids.items()}
     means = {}
     for node, i in zip(self._values_read(n), grids):
         value, g = self.env[node], grids[i]
         if _parts(ints[i], value.float(), g) > 1e-3: self._refuse(n, f"reads '{i}'")
-        means[node] = ints[i] if g is None else from_grid(ints[i], g).reshape(value.shape).contiguous()
+        means[node] = (ints[i] if g is None else from_grid(ints[i], g)).reshape(value.shape).contiguous()
     self._compare_results(n, step, self._run_step(n, step, ints), self._run_on(n, means))
 
 @patch
@@ -175,7 +175,7 @@ def _plain_norms(model):
     "`model` with each batch norm whose class goes on after it as a plain one and what follows"
     new = {}
     for m in model.modules():
-        rest = norm_rest(m) if isinstance(m, BatchNorm) and not is_norm(m) else None
+        rest = norm_rest(m) if isinstance(m, BatchNorm) and not is_norm(m) and not isinstance(m, nn.BatchNorm3d) else None
         if rest is not None: new[m] = nn.Sequential(_plain_norm(m), rest)
     return replace_modules(model, new)[0]
 

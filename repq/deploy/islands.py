@@ -44,7 +44,9 @@ def _call(p, args, kwargs):
     "What the call gives"
     if p['call'] == 'call_module': return p['module'](*args, **kwargs)
     target = p['target'] if callable(p['target']) else known_call(p['call'], p['target'], args, kwargs)
-    if p['call'] == 'call_method': return getattr(args[0], target)(*args[1:], **kwargs)
+    if p['call'] == 'call_method':
+        if target == 'view' and not kwargs and not isinstance(args[1], torch.dtype): target = 'reshape'
+        return getattr(args[0], target)(*args[1:], **kwargs) # whose memory may lie otherwise than in the model
     if target is operator.setitem:
         target(*args)
         return args[0]

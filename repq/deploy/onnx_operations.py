@@ -8,7 +8,7 @@ import io, warnings
 from dataclasses import replace
 import numpy as np
 import torch, torch.nn as nn
-from ..networks.graphs import first_line
+from ..networks.guests import first_line
 from ..networks.further_readers import TABLES
 from .islands import run_island
 from .onnx_writer import ONNX, as_floats, as_result, import_onnx, on_grid

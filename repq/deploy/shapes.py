@@ -65,6 +65,7 @@ class _Slice(IntegerOp):
     def compute(self, s, x, grids): return x[tuple(map(_entry, s.params['index']))]
 
     def settle(self, n, nodes, shapes):
+        if shapes and n.inputs[0] not in shapes: raise ValueError('takes a part of what is no tensor')
         known = int, type(None), type(Ellipsis)
         if all(isinstance(v, known) for v in _numbers_in(n.params['index'])): return n.kind
         raise ValueError('its index is computed by the model')

@@ -22,7 +22,8 @@ def shape_of(v):
     "The shape of a tensor, shapes in the place of tensors, other values as they are"
     if isinstance(v, Tensor): return ('shape', *v.shape)
     if isinstance(v, dict): return {k: shape_of(i) for k, i in v.items()}
-    return type(v)(map(shape_of, v)) if type(v) in (tuple, list) else v
+    if not isinstance(v, (tuple, list)) or isinstance(v, torch.Size): return v
+    return (list if isinstance(v, list) else tuple)(map(shape_of, v)) # named tuples of torch's, too
 
 def _has_tensor(v) -> bool: # of `shape_of`
     if isinstance(v, dict): return any(map(_has_tensor, v.values()))
@@ -60,7 +61,7 @@ _ASSERTS = {torch._assert}
 
 def _is_number(v):
     if isinstance(v, tuple): return all(isinstance(i, int) for i in v)
-    return isinstance(v, (int, float, bool))
+    return isinstance(v, (int, float, bool, torch.dtype, torch.device))
 
 def _name(n): return n.target if n.op == 'call_method' else getattr(n.target, '__name__', '')
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, rebase as rebase_bn
-from .operations import (BATCH_NORMS, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat,
+from .operations import (BATCH_NORMS, asked, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat,
                                     footprint, run)
 
 # %% auto #0
@@ -58,6 +58,10 @@ class Block(Composite):
 
     @property
     def geometry(self): return Geometry(self.stride, self.padding, self.dilation, self.padding_mode)
+
+    def __getattr__(self, name): # code around a block may ask what its weight is like
+        if name == 'weight': return asked(self, name, dims=0 if self.geometry is None else 2)
+        return super().__getattr__(name)
 
     def extra_repr(self):
         return (f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '

@@ -12,7 +12,7 @@ from .kernels import Kernel
 from .batchnorm import STATISTICS, Moments, fold, get_statistics, running_stats
 from .grids import check_grid, grid
 from .quantizers import LSQ, positive_step
-from .operations import computes, hooked
+from .operations import asked, computes, hooked
 from .blocks import Block
 
 # %% auto #0
@@ -85,6 +85,7 @@ class RepQLayer(nn.Module):
         if name in ('in_channels', 'out_channels', 'in_features', 'out_features', 'kernel_size', 'stride',
                     'padding', 'dilation', 'groups', 'padding_mode'):
             return getattr(self.block, name)
+        if name in ('weight', 'bias'): return asked(self, name, self.block, 0 if self.block.geometry is None else 2)
         return super().__getattr__(name)
 
 # %% ../../nbs/1_method/11_layers.ipynb #z102

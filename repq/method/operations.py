@@ -6,15 +6,17 @@
 from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, fold, mean_var, normalize, running_stats, unbiased, update_running
 from .sampling import COMPUTED
 
 # %% auto #0
 __all__ = ['BATCH_NORMS', 'POINTWISE', 'computes', 'hooked', 'flat', 'Composite', 'kernel_owner', 'footprint', 'Footprint',
-           'spaced', 'branch_footprint', 'Place', 'Batch', 'extend', 'run']
+           'spaced', 'branch_footprint', 'Place', 'Batch', 'extend', 'WeightTaken', 'Asked', 'asked', 'run']
 
 # %% ../../nbs/1_method/06_operations.ipynb #a005
 # methods that decide what a module computes
@@ -201,6 +203,43 @@ def extend(op,            # an operation, a `Sequential` of them, or a block
             kernel = kernel.then(_spread(_linear(o, kernel.out_channels, kernel.weight), o, place))
         place = place.after(o)
     return kernel
+
+# %% ../../nbs/1_method/06_operations.ipynb #o602
+class WeightTaken(ValueError):
+    "Somebody computes with the weight of a layer, around the layer"
+    def __init__(self, layer, name):
+        self.layer, self.what = layer, name
+        super().__init__(f"the model's own code computes with the {name} of a {type(layer).__name__}, beside the layer: "
+                         'its values are not those that the layer applies')
+
+class Asked(Tensor):
+    "Shape, type and device of a weight; `WeightTaken` where its values are wanted"
+    def __new__(cls, layer, name, shape, like):
+        return cls._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device,
+                                          requires_grad=like.requires_grad)
+    def __init__(self, layer, name, shape, like): self.layer, self.what = layer, name
+    def __repr__(self): return f'Asked({self.what} of a {type(self.layer).__name__}, {tuple(self.shape)})'
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        mine = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, cls))
+        raise WeightTaken(mine.layer, mine.what)
+
+# %% ../../nbs/1_method/06_operations.ipynb #o603
+def _tensors(m): return chain(m.named_parameters(), m.named_buffers())
+
+def asked(layer, name:str, # 'weight' or 'bias'
+          held=None,       # what holds its tensors; None: the layer itself
+          dims:int=2,      # of its kernel: 2 of maps, 1 of signals, 0 of rows
+         ) -> Asked: # None for a bias that is not there
+    "What `layer.weight` or `layer.bias` says of a layer that computes it"
+    held = layer if held is None else held
+    tensors = [(n.split('.')[-1], t) for n, t in _tensors(held) if t.is_floating_point()]
+    if name == 'bias' and not any(n in ('bias', 'running_mean') for n, _ in tensors): return None
+    like = next((t for _, t in tensors), torch.zeros(()))
+    size = tuple(held.kernel_size)[2 - dims:] if dims else ()
+    shape = (held.out_channels, held.in_channels//held.groups, *size) if name == 'weight' else (held.out_channels,)
+    return Asked(layer, name, shape, like)
 
 # %% ../../nbs/1_method/06_operations.ipynb #c015
 def _run_bn(bn, x:Tensor, place:Place) -> Tensor:

@@ -8,7 +8,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from .kernels import Kernel, pair
 from .batchnorm import Moments
-from .operations import BATCH_NORMS
+from .operations import BATCH_NORMS, asked
 from .blocks import Block
 
 # %% auto #0
@@ -55,6 +55,12 @@ class Signal(nn.Module):
                  norm:nn.BatchNorm2d=None): # outside of the block
         super().__init__()
         self.block, self.norm = block, norm
+
+    def __getattr__(self, name): # as of a convolution of signals
+        if name in ('weight', 'bias'): return asked(self, name, getattr(self.block, 'block', self.block), 1)
+        if name in ('in_channels', 'out_channels', 'groups', 'padding_mode'): return getattr(self.block, name)
+        if name in ('kernel_size', 'stride', 'padding', 'dilation'): return getattr(self.block, name)[1:]
+        return super().__getattr__(name)
 
     def forward(self, x):
         y = self.block(x.unsqueeze(2))

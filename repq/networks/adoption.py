@@ -13,14 +13,15 @@ from ..method.kernels import Geometry
 from ..method.blocks import Block
 from ..method.layers import FullyConnected, RepQLayer, is_deployed
 from .liveness import constant_nodes
-from .graphs import first_line, is_layer, trace_graph
+from .guests import first_line
+from .graphs import is_layer, trace_graph
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
 from .chains import Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
-from .convolutions import Bordered, plain_convolutions
+from .convolutions import Bordered, plain_convolutions, plain_norms
 from .transposed import transposed_to_phases
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
@@ -209,6 +210,8 @@ def adopt(model:nn.Module,
     model = remember_sizes(working_copy(model, inplace), example_input)
     want = None if example_input is None else _outputs(model, example_input)
     model, plain = plain_convolutions(model)
+    model, norms = plain_norms(model)
+    plain |= norms
     model, transposed, _ = transposed_to_phases(model)
     parts, untraced = _traceable(model, grow)
     before, kept, blocks, left = _snapshot(model), model, [], []

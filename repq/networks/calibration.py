@@ -11,10 +11,10 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 import torch, torch.nn as nn
 from torch import Tensor
+from ..method.operations import WeightTaken
 from ..method.quantizers import LSQ
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
-from .graphs import is_norm
 from .recording import remember_sizes
 from .graphs import BatchNorm
 from .sites import registered
@@ -167,7 +167,7 @@ def _calibrating(model, norms):
 
 # %% ../../nbs/2_networks/06_calibration.ipynb #k010
 @contextmanager
-def _averaging(norms):
+def _averaging(norms, inside): # inside: modules in blocks, which no hook hears of
     """Running statistics of `norms` begin anew and average over all batches alike;
     what nothing reaches keeps its own, as all do after an error"""
     own = {m: (m.momentum, [(b, b.clone()) for b in m.buffers(recurse=False)]) for m in norms}
@@ -177,8 +177,8 @@ def _averaging(norms):
         m.momentum = 1/calls[m]
     for m in norms:
         m.reset_running_stats()
-        m.momentum = None
-    hooks = [m.register_forward_pre_hook(share) for m in norms if not is_norm(m)]
+        m.momentum = None if m in inside else 1. # a number, which the model's own code may ask for
+    hooks = [m.register_forward_pre_hook(share) for m in norms if m not in inside]
     try:
         yield calls.clear
         reached = [m for m in norms if m.num_batches_tracked > 0 or calls[m]]
@@ -203,6 +203,9 @@ def _choosing_steps(model):
         def leave(m, args, out): inside.pop()
         hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
         try: yield
+        except WeightTaken as e:
+            name = next((n for n, m in model.named_modules() if m is e.layer), '')
+            raise ValueError(f"'{name}': {e}. Leave it in floating point: quantize(model, layer_bits={{'{name}': None}})") from e
         except (ValueError, RuntimeError) as e:
             if not inside or type(e) not in (ValueError, RuntimeError): raise
             raise type(e)(f"'{inside[-1]}': {e}") from e
@@ -242,7 +245,8 @@ def calibrate(model:nn.Module,
     if _pending(model):
         frozen = {m for m in model.modules() if isinstance(m, BatchNorm)} - norms
         _adapt(model, head, forward, frozen)
-    with _calibrating(model, norms), _averaging(norms) as begin_anew:
+    inside = {m for b in model.modules() if isinstance(b, (Block, RepQLayer)) for m in b.modules()}
+    with _calibrating(model, norms), _averaging(norms, inside) as begin_anew:
         for n, b in enumerate(batches, 1):
             if n == 1: # to set the steps
                 remember_batch(model, b, forward)

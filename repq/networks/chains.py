@@ -4,10 +4,10 @@
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r002
 from __future__ import annotations
-import operator
+import inspect, operator
 from dataclasses import dataclass
 from functools import lru_cache
-import torch, torch.nn as nn
+import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from ..method.operations import BATCH_NORMS, computes, hooked
 from .liveness import constant_nodes
@@ -22,7 +22,7 @@ __all__ = ['NORMS', 'ADD', 'MOST', 'Step', 'Sum', 'steps', 'channel_constant', '
 @dataclass(frozen=True)
 class Step:
     "One linear operation"
-    kind: str           # 'conv', 'norm', 'pool', 'scale', 'shift' or 'border'
+    kind: str           # 'conv', 'norm', 'pool', 'scale', 'shift', 'border' or 'computed'
     name: str = ''      # of the module, or of the parameter or buffer of a scale or shift
     value: tuple = ()   # a number; kernel size, stride and padding of a pool; a border's width
     dims: int = None    # of values for each channel: how many behind it, 2 in maps, 1 in signals, 0 in rows of features
@@ -123,8 +123,11 @@ _NONE = None, [] # of what is not linear
 
 def _affine(kind, factors, values, model) -> tuple:
     "A scale or shift of the one value by the one constant"
-    found = channel_constant(factors[0], model) if len(factors) == len(values) == 1 else None
-    return _NONE if found is None else ((Step(kind, *found),), values)
+    if not len(factors) == len(values) == 1: return _NONE
+    found = channel_constant(factors[0], model)
+    if found is not None: return (Step(kind, *found),), values
+    # of parameters, but not one of them: what it belongs to is no block, and is named
+    return ((Step('computed', str(factors[0])),), values) if isinstance(factors[0], fx.Node) else _NONE
 
 def _pad(a, kwargs, values) -> tuple:
     "The step of `pad`, of which only the first argument may be a value"
@@ -145,12 +148,29 @@ def _binary(name, a, b, values, model) -> tuple:
     if name in ('sub', 'isub', 'subtract'): return _affine('shift', [-b], values, model)
     return _affine('scale', [1/b], values, model) if name in ('truediv', 'itruediv', 'div') and b else _NONE
 
+_TIMES = dict(neg=-1., zeros_like=0.)
+
+def _called_norm(node, model) -> str: # '' where it is none
+    "The batch norm whose tensors and settings a functional one is given"
+    given = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs).arguments
+    read = {n: getattr(given.get(n), 'target', None) for n in ('running_mean', 'running_var', 'weight', 'bias')}
+    if not isinstance(read['running_mean'], str): return ''
+    name = read['running_mean'].rpartition('.')[0]
+    m = model.get_submodule(name)
+    if not is_norm(m) or given.get('eps', 1e-5) != m.eps: return ''
+    own = {n: f'{name}.{n}'.strip('.') for n in read if getattr(m, n) is not None}
+    return name if own == {n: v for n, v in read.items() if v is not None} else ''
+
 def _function_step(node, model, constants) -> tuple:
     "The steps of a call of a function or method"
     name = node_name(node, model).strip('_')
     a = [*node.args, *(node.kwargs[k] for k in ('input', 'other') if k in node.kwargs)]
     values = [v for v in a if isinstance(v, fx.Node) and v not in constants]
-    if name == 'neg' and len(a) == 1: return (Step('scale', value=(-1.,)),), a
+    if name in _TIMES and len(a) == 1: return (Step('scale', value=(_TIMES[name],)),), a
+    if name in ('add', 'sub') and len(values) == 2 and set(node.kwargs) <= {'alpha', 'input', 'other'}:
+        alpha = node.kwargs.get('alpha', 1)
+        return (ADD, Step('scale', value=(float(alpha if name == 'add' else -alpha),))), values
+    if name == 'batch_norm' and (norm := _called_norm(node, model)): return (Step('norm', norm),), values
     if name == 'pad' and values == a[:1]:
         return _pad(a, {k: v for k, v in node.kwargs.items() if k != 'input'}, values)
     if set(node.kwargs) - {'input', 'other'} or len(a) != 2: return _NONE
@@ -192,8 +212,12 @@ def _flattened(chain) -> list: # of chains
 def _add(root, a, b, after) -> Region: # or None
     "The sum of two regions of one base, `after` being done to the second; None where a step is in both"
     if a.nodes & b.nodes: return None
-    second = [p + after for p in _flattened(b.chain)]
-    return Region(a.base, root, (Sum((*_flattened(a.chain), *second)),), a.nodes | b.nodes | {root})
+    parts = [*_flattened(a.chain), *(p + after for p in _flattened(b.chain))]
+    parts = [p for p in parts if p[-1:] != (_ZERO,)] or parts[:1] # begun with zeros
+    chain = (Sum(tuple(parts)),) if len(parts) > 1 else parts[0]
+    return Region(a.base, root, chain, a.nodes | b.nodes | {root})
+
+_ZERO = Step('scale', value=(0.,))
 
 # %% ../../nbs/2_networks/04b_chains.ipynb #r011p0
 MOST = 16 # bases that are remembered for a value

@@ -16,7 +16,7 @@ from .readers import Operation, reads, register_kind
 from .changes import replace_modules, same_mode
 
 # %% auto #0
-__all__ = ['SameBorder', 'Bordered', 'plain_convolutions']
+__all__ = ['SameBorder', 'Bordered', 'plain_convolutions', 'plain_norms']
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h205
 class SameBorder(nn.Module):
@@ -47,23 +47,23 @@ def _same_border(input): return Operation('same_border', [input], keeps=True)
 _CALL = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
 
 class _Watching(TorchFunctionMode):
-    "Notes the calls of `conv2d` and `linear`"
-    def __init__(self):
+    "Notes the calls of functions"
+    def __init__(self, *functions, signature=_CALL):
         super().__init__()
-        self.calls = []
+        self.functions, self.signature, self.calls = functions, signature, []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in (F.conv2d, F.linear): self.calls.append((_bound(args, kwargs or {}), out))
+        if func in self.functions: self.calls.append((_bound(self.signature, args, kwargs or {}), out))
         return out
 
-def _bound(args, kwargs) -> dict:
-    a = _CALL.bind(*args, **kwargs)
+def _bound(signature, args, kwargs) -> dict:
+    a = signature.bind(*args, **kwargs)
     a.apply_defaults()
     return a.arguments
 
 def _seen(m, x) -> dict: # None where it is anything but a convolution of x with a border
     "The arguments of the one convolution or linear layer whose result the module gives"
-    with untouched(m), torch.no_grad(), _Watching() as watching: out = m(x)
+    with untouched(m), torch.no_grad(), _Watching(F.conv2d, F.linear) as watching: out = m(x)
     if len(watching.calls) != 1 or not isinstance(out, Tensor) or isinstance(watching.calls[0][0]['padding'], str): return None
     call, result = watching.calls[0]
     return call if out.shape == result.shape and torch.equal(out, result) else None
@@ -152,5 +152,51 @@ def plain_convolutions(model:nn.Module) -> tuple: # the model, {name: class} of 
         try: parts = _plain(m)
         except Exception: continue # it needs more than a map, or a size that is not known
         if parts is not None: found[m] = n, same_mode(_joined(*parts), m)
+    model, _ = replace_modules(model, {m: new for m, (_, new) in found.items()})
+    return model, {n: type(m).__name__ for m, (n, _) in found.items()}
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #o621
+_TENSORS = 'running_mean', 'running_var', 'weight', 'bias'
+_NORM = inspect.signature(F.batch_norm)
+
+def _normed(m, training:bool) -> dict: # None where it is anything else
+    "The settings with which `m` normalises its input, and does nothing more, in one mode"
+    mean = m.running_mean
+    x = torch.randn(2, len(mean), 3, 3, generator=torch.Generator().manual_seed(0)).to(mean.device, mean.dtype)
+    with untouched(m.train(training)), torch.no_grad(), _Watching(F.batch_norm, signature=_NORM) as watching:
+        out, own = m(x), [getattr(m, n, None) for n in _TENSORS]
+    if len(watching.calls) != 1: return None
+    call, result = watching.calls[0]
+    alike = call['input'] is x and all(call[n] is t for n, t in zip(_TENSORS, own)) and call['training'] == training
+    return {n: call[n] for n in ('momentum', 'eps')} if alike and torch.equal(out, result) else None
+
+def _as_norm(m) -> nn.BatchNorm2d: # None where it computes something else
+    "torch's batch norm with the tensors of `m`"
+    mode = m.training
+    try: settings = [_normed(m, training) for training in (False, True)]
+    finally: m.train(mode)
+    if None in settings or settings[0] != settings[1]: return None
+    new = nn.BatchNorm2d(len(m.running_mean), **settings[0], affine=False)
+    new.register_buffer('num_batches_tracked', new.num_batches_tracked, 'num_batches_tracked' in m._buffers)
+    for n in _TENSORS + ('num_batches_tracked',)*('num_batches_tracked' in m._buffers):
+        held = new._buffers if n not in ('weight', 'bias') else new._parameters
+        held[n] = getattr(m, n, None)
+    new.affine = new.weight is not None
+    return same_mode(new, m)
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #o622
+def _has_own_norm(m) -> bool:
+    tensors = {*m._parameters, *m._buffers}
+    plain = tensors <= {*_TENSORS, 'num_batches_tracked'} and {'running_mean', 'running_var'} <= tensors
+    return plain and not isinstance(m, nn.modules.batchnorm._NormBase) and not list(m.children()) and not hooked(m)
+
+def plain_norms(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
+    "Let batch norms of somebody's own be torch's, in place, where that is what they compute"
+    found = {}
+    for n, m in model.named_modules():
+        if m in found or not _has_own_norm(m): continue
+        try: new = _as_norm(m)
+        except Exception: continue # it takes something else than maps
+        if new is not None: found[m] = n, new
     model, _ = replace_modules(model, {m: new for m, (_, new) in found.items()})
     return model, {n: type(m).__name__ for m, (n, _) in found.items()}

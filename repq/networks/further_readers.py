@@ -159,10 +159,18 @@ def _transposed(input): return _kept('permute', input, swap=[-2, -1])
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #i116b
 @reads('getitem')
 def _getitem(input, index):
+    if index == 0 and (largest := _largest(input)) is not None: return largest
     if index == (slice(None), slice(None), 0, 0): return _kept('corner', input)
     index = index if isinstance(index, tuple) else (index,)
     plain = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index)
     return _kept('slice' if plain else 'other', input, index=list(index))
+
+def _largest(node) -> Operation: # None where it is something else
+    "What the first of the values and places that `max` gives is"
+    if getattr(node.target, '__name__', node.target) != 'max' or not node.op.startswith('call'): return None
+    given = dict(zip(('input', 'dim', 'keepdim'), node.args)) | node.kwargs
+    if not isinstance(given.get('dim'), int): return None
+    return _kept('amax', given['input'], dims=[given['dim']], keepdim=given.get('keepdim', False))
 
 @reads('narrow')
 def _narrow(input, dim, start, length): return _kept('slice', input, dim=dim, index=[slice(start, start + length)])
@@ -227,6 +235,14 @@ def _like(input, other): return _kept('reshape', input)
 
 @reads('type_as')
 def _type_as(input, other): return _kept('same', input)
+
+@reads('to')
+def _to(input, *args, **kwargs):
+    given = [*args, *kwargs.values()]
+    if any(isinstance(v, fx.Node) for v in given): raise ValueError('to a type or device that the model computes')
+    types = [v for v in given if isinstance(v, torch.dtype)]
+    if types not in ([], [torch.float32]): raise ValueError(f'to the type {types[0]}')
+    return _kept('same', input)
 
 @reads('dropout1d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', nn.Dropout1d, nn.Dropout3d, nn.AlphaDropout)
 def _dropout(input, p=.5, training=True, inplace=False):

@@ -170,8 +170,9 @@ def _graft_of(owner, searches, chain, called, tolerance) -> Graft:
     regions = [_find(s, chain) for s in searches]
     block, names = make_block(owner, searches[0], chain)
     rest = _rest(owner, chain)
-    parts = {p.code: p for p in (part_module(s.graph, r, owner) for s, r in zip(searches, regions))} # mostly one and the same
-    worst = max(difference(p, block, rest) for p in parts.values())
+    first, second = (part_module(s.graph, r, owner) for s, r in zip(searches, regions)) # mostly one and the same
+    if first.code == second.code: worst = difference(first, block, rest)
+    else: worst = max(difference(first, block, rest, (False,)), difference(second, block, rest, (True,)))
     if not worst < tolerance: raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
     return Graft(chain, regions, block, names, _place(owner, chain, called), rest, chain[-1].name if rest is not None else '')
 

@@ -15,11 +15,11 @@ from torch import Tensor, fx
 from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
-from .guests import unchanged
-from .liveness import live_nodes, readers
+from .guests import asks_kind, unchanged
+from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
-__all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'first_line', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
+__all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
            'resolve_in_place', 'trace_graph', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
@@ -32,12 +32,6 @@ def is_layer(m) -> bool: # a place where a kernel is applied
 def is_norm(m) -> bool:
     "Is `m` a batch norm over channels, in what it computes?"
     return computes(m, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #q102
-def first_line(e:Exception) -> str:
-    "The kind of an error and the first line of what it says"
-    lines = str(e).strip().splitlines()
-    return f'{type(e).__name__}: {lines[0] if lines else ""}'
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a008
 def _loose(v):
@@ -98,7 +92,10 @@ def _pieces(node) -> int: # None where that is not known
 _OPERATORS = 'add sub mul truediv floordiv mod pow and or xor matmul lshift rshift'.split()
 
 class _Proxy(fx.Proxy):
-    "A stand-in that can be changed in place"
+    "A stand-in that can be changed in place, and is a tensor where the model's code asks"
+    _is_param = _is_buffer = False
+    @property
+    def __class__(self): return Tensor if asks_kind(f := sys._getframe(1)) and _is_models(f) else type(self)
     def __len__(self): return super().__len__() if (n := _pieces(self.node)) is None else n
     def __setitem__(self, index, value):
         self.tracer.create_proxy('call_function', operator.setitem, (self, index, value), {})
@@ -277,6 +274,7 @@ def trace_graph(model:nn.Module, training:bool,
                 graph = next((g for f in TRACERS if (g := f(model, training, leaf)) is not None), None)
                 if graph is None: raise
     resolve_in_place(graph, model)
+    add_stacked(graph)
     return graph
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #n024

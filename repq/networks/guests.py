@@ -4,12 +4,13 @@
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u702
 from __future__ import annotations
-import os, sys, traceback
+import linecache, os, sys, traceback
 from contextlib import contextmanager
+from itertools import islice
 import torch
 
 # %% auto #0
-__all__ = ['unchanged', 'ended']
+__all__ = ['unchanged', 'ended', 'first_line', 'asks_kind']
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u711
 def _folder() -> str: # None: it is gone
@@ -70,3 +71,18 @@ def ended(e:BaseException) -> str:
     *_, (frame, line) = traceback.walk_tb(e.__traceback__)
     return (f'code of a network ended the program ({" ".join(what.split())}; {frame.f_code.co_filename}, line {line}): '
             'it should define, and do nothing else')
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #q102
+def first_line(e:Exception) -> str:
+    "The kind of an error and the first line of what it says"
+    lines = str(e).strip().splitlines()
+    return f'{type(e).__name__}: {lines[0] if lines else ""}'
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #o631
+def asks_kind(frame) -> bool: # never before Python 3.11
+    "Is a frame at a call of `isinstance`?"
+    code = frame.f_code
+    if 'isinstance' not in code.co_names or not hasattr(code, 'co_positions'): return False
+    line, _, start, _ = next(islice(code.co_positions(), frame.f_lasti//2, None))
+    text = linecache.getline(code.co_filename, line or 0).encode()
+    return start is not None and text[start:].startswith(b'isinstance(')

@@ -4,12 +4,13 @@
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #y702
 from __future__ import annotations
-import builtins
+import builtins, operator
 from dataclasses import is_dataclass
 import torch
+from torch.fx import Node
 
 # %% auto #0
-__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'is_structure', 'readers']
+__all__ = ['ASKS', 'ASKED', 'shape_nodes', 'live_nodes', 'constant_nodes', 'is_structure', 'readers', 'add_stacked']
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #a027
 ASKS = set('shape ndim dtype device layout is_cuda requires_grad names itemsize'.split()) # attributes
@@ -51,8 +52,16 @@ def constant_nodes(graph) -> set:
     res = set()
     for n in graph.nodes:
         read = n.all_input_nodes
-        if n.op == 'get_attr' or n.op.startswith('call') and read and all(i in res for i in read): res.add(n)
+        computed = n.op.startswith('call') and all(i in res for i in read) if read else _makes(n)
+        if n.op == 'get_attr' or computed: res.add(n)
     return res
+
+def _called(node) -> str: return getattr(node.target, '__name__', node.target)
+
+def _makes(node) -> bool:
+    "Does the node make a tensor of numbers alone, and always the same?"
+    draws = any(w in _called(node) for w in ('rand', 'normal', 'bernoulli', 'empty', 'assert'))
+    return node.op == 'call_function' and not draws
 
 # %% ../../nbs/2_networks/00b_liveness.ipynb #n004
 def is_structure(node) -> bool:
@@ -64,3 +73,33 @@ def is_structure(node) -> bool:
 def readers(node, live) -> list:
     "Who reads the value of `node`, each once"
     return [r for r in node.users if r in live]
+
+# %% ../../nbs/2_networks/00b_liveness.ipynb #o611
+def _argument(node, i, name, default=None):
+    return node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
+
+def _stacked(node) -> list: # of nodes, None where it is something else
+    "The values of the stack that a sum or mean goes over"
+    stack = _argument(node, 0, 'input')
+    if _called(node) not in ('sum', 'mean') or not isinstance(stack, Node) or _called(stack) != 'stack': return None
+    dims = _argument(node, 1, 'dim'), _argument(stack, 1, 'dim', 0)
+    over, along = (d[0] if isinstance(d, (tuple, list)) and len(d) == 1 else d for d in dims)
+    plain = len(node.args) < 3 and not set(node.kwargs) - {'input', 'dim'} and 'out' not in stack.kwargs
+    values = _argument(stack, 0, 'tensors')
+    nodes = isinstance(values, (tuple, list)) and all(isinstance(v, Node) for v in values)
+    return list(values) if nodes and plain and isinstance(over, int) and over == along else None
+
+# %% ../../nbs/2_networks/00b_liveness.ipynb #o612
+def add_stacked(graph):
+    "Let sums and means over stacks be additions, in place"
+    for n in list(graph.nodes):
+        if n.op not in ('call_function', 'call_method') or (values := _stacked(n)) is None: continue
+        stack, total = _argument(n, 0, 'input'), values[0]
+        with graph.inserting_before(stack):
+            calls = [(operator.add, v) for v in values[1:]] + [(operator.truediv, len(values))]*(_called(n) == 'mean')
+            for f, v in calls:
+                total = graph.call_function(f, (total, v))
+                total.meta = dict(n.meta)
+        n.replace_all_uses_with(total)
+        graph.erase_node(n)
+        if not stack.users: graph.erase_node(stack)

@@ -180,15 +180,17 @@ def _given(both, i, state, x):
     return functional_call(both[i], own, (x,))
 
 @torch.no_grad()
-def difference(part:nn.Module, block:nn.Module, rest:nn.Module=None) -> float: # relative to the largest value
-    "By how much a `Block` or `Signal` differs from what it is to replace, in either mode, on random numbers"
+def difference(part:nn.Module, block:nn.Module, rest:nn.Module=None,
+               modes=(False, True) # of training, in which `part` is what is to be replaced
+              ) -> float: # relative to the largest value
+    "By how much a `Block` or `Signal` differs from what it is to replace, on random numbers"
     g, worst, rest = torch.Generator().manual_seed(0), 0., rest or nn.Identity()
     merged = Signal(RepQLayer(block.block), block.norm) if isinstance(block, Signal) else RepQLayer(block)
     both = nn.ModuleList([part, nn.Sequential(block, rest), nn.Sequential(merged, rest)])
     state = _random_state(both, g)
     x = _input(block, next(t.dtype for t in state.values() if t.is_floating_point())).uniform_(-1, 1, generator=g)
     with modes_kept(both):
-        for mode in False, True:
+        for mode in modes:
             both.train(mode)
             want, *others = (_given(both, i, state, x) for i in range(3))
             for y in others:

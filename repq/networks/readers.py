@@ -81,8 +81,7 @@ def _maxpool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=F
 
 @reads('cat', 'concat', 'concatenate')
 def _cat(tensors, dim=0, *, out=None):
-    lacks = '' if dim in (1, -3) else f'concatenation along dimension {dim}: only channels, 1'
-    return Operation('concat', list(tensors), keeps=True, lacks=lacks)
+    return Operation('concat', list(tensors), {} if dim == 1 else dict(dim=dim), keeps=True)
 
 @reads('pixel_shuffle', nn.PixelShuffle)
 def _shuffle(input, upscale_factor): return Operation('shuffle', [input], dict(factor=upscale_factor), keeps=True)

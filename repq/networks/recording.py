@@ -208,18 +208,26 @@ def _modules_recorded(rec):
     try: yield
     finally: nn.Module.__call__ = call
 
-def run_recorded(model, n, training, leaf) -> _Recording:
-    "What `model` calls on `n` images"
+def _started(model, x, leaf) -> _Recording:
+    "A recording with nodes for the inputs"
     rec = _Recording(model, leaf)
-    x = _images(model, n)
     for i, v in enumerate(x):
         node = rec.graph.placeholder(f'x{i or ""}')
         rec.values.put(node, v)
         rec.live.add(node)
+    return rec
+
+def run_recorded(model, n, training, leaf,
+                 calls=1 # the how manyth call in a row is recorded: the first may make what the next ones keep
+                ) -> _Recording:
+    "What `model` calls on `n` images"
+    x = _images(model, n)
     with untouched(model), warnings.catch_warnings(), torch.random.fork_rng([]), torch.no_grad():
         warnings.simplefilter('ignore')
         model.train(training)
-        with _modules_recorded(rec), rec: out = model.forward(*x)
+        for _ in range(calls):
+            rec = _started(model, x, leaf)
+            with _modules_recorded(rec), rec: out = model.forward(*x)
     rec.graph.output(_mapped(rec.values.node, out))
     return rec
 
@@ -296,7 +304,13 @@ def record_graph(model:nn.Module, training:bool, leaf=None
                 ) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
     "What `model` computes in one mode on images of the sizes that it remembers"
     if 'repq_sizes' not in vars(model): return None
-    two, three = (run_recorded(model, n, training, leaf) for n in (2, 3))
+    try: return _recorded(model, training, leaf, 1)
+    except Unrecorded as e: # anchors, say, that are made anew where the number of images is another
+        try: return _recorded(model, training, leaf, 2)
+        except Unrecorded: raise e from None
+
+def _recorded(model, training, leaf, calls):
+    two, three = (run_recorded(model, n, training, leaf, calls) for n in (2, 3))
     for (n, a), b in zip(two.values.constants.items(), three.values.constants.values()): _check_same(a, b, n)
     _fold(two, _join(two.graph, three.graph), not training)
     graph = two.graph

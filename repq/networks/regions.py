@@ -10,7 +10,7 @@ from math import gcd
 import torch.nn as nn
 from fastcore.basics import patch
 from ..method.kernels import Geometry, Kernel
-from .liveness import constant_nodes
+from .liveness import constant_nodes, shape_nodes
 from .graphs import trace_graph
 from .chains import Region, Step, Sum, find_chains, linear, steps
 
@@ -120,6 +120,7 @@ def _and_sum(r, s) -> Reach:
 
 def _and_step(r, step, norm) -> Reach: # norm: the module of a batch norm
     "`r`, and after it a step that takes each channel for itself"
+    if step.kind == 'computed': raise ValueError(f"its factor or addend '{step.name}' is computed of parameters")
     if step.kind == 'pool': return _followed(r, r.outs, r.outs, 0, *step.value, (1, 1))
     if step.kind == 'border': return _followed(r, r.outs, r.outs, 0, (1, 1), (1, 1), step.value, (1, 1))
     channels = r.outs if norm is None else norm.num_features
@@ -204,6 +205,7 @@ class Search:
         self.model, self.grow, self.shared, self.left = model, grow, set(shared), left or {}
         self.graph, self.algebra = trace_graph(model, training, leaf), Algebra(model)
         self.chains, self.constants = find_chains(self.graph, model), constant_nodes(self.graph)
+        self.asked = shape_nodes(self.graph)
         self.calls = Counter(n.target for n in self.graph.nodes if n.op == 'call_module')
         self.all = {r.chain for found in self.chains.values() for r in found.values()}
 
@@ -212,8 +214,9 @@ class Search:
         return linear(node, self.model, self.constants)[0] == ()
 
     def consumers(self, node) -> set:
-        "What is computed with a constant, views of it left out"
-        return {c for u in node.users for c in (self.consumers(u) if u in self.constants else [u])}
+        "What is computed with a constant, views of it left out, and what it is like"
+        return {c for u in node.users if u not in self.asked
+                for c in (self.consumers(u) if u in self.constants else [u])}
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #n021
 @patch
@@ -229,6 +232,8 @@ def is_candidate(self:Search, region:Region) -> bool:
 
 # %% ../../nbs/2_networks/04c_regions.ipynb #n023
 def _elsewhere(name) -> str: return f"'{name}' stands in more than one place"
+
+_HELD = 'weight', 'bias', 'running_mean', 'running_var' # by a convolution or a norm
 
 @patch
 def why_not(self:Search, region:Region) -> str: # '' where it can be one convolution
@@ -248,8 +253,9 @@ def why_not(self:Search, region:Region) -> str: # '' where it can be one convolu
 
 @patch
 def _parameters_read_elsewhere(self:Search, region) -> str:
-    "What speaks against it, if a factor or addend of `region` is used outside"
-    names = {s.name for s in steps(region.chain) if s.kind in ('scale', 'shift') and s.name}
+    "What speaks against it, if a factor or addend of `region`, or a weight in it, is used outside"
+    found = [s for s in steps(region.chain) if s.name]
+    names = {s.name if s.kind in ('scale', 'shift') else f'{s.name}.{p}' for s in found for p in _HELD}
     constants = [n for n in self.graph.nodes if n.op == 'get_attr' and n.target in names]
     return next((_elsewhere(n.target) for n in constants if not self.consumers(n) <= region.nodes), '')
 

@@ -13,7 +13,8 @@ from ..method.operations import hooked
 from ..method.blocks import Block
 from ..method.layers import RepQLayer
 from .liveness import live_nodes, readers
-from .graphs import first_line, is_layer, is_norm, rest_graph, trace_graph, BatchNorm
+from .guests import first_line
+from .graphs import is_layer, is_norm, rest_graph, trace_graph, BatchNorm
 from . import further_readers, readers as basic_readers, recording
 from .readers import nonnegative
 

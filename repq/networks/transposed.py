@@ -4,12 +4,14 @@
 
 # %% ../../nbs/2_networks/04ec_transposed.ipynb #h402
 from __future__ import annotations
+from itertools import chain
 import torch, torch.nn as nn
 from torch import Tensor
 from torch.nn.utils import parametrize
 from ..method.blocks import Block
 from ..method.kernels import Kernel
-from ..method.operations import computes, hooked
+from ..method.operations import Asked, computes, hooked
+from .graphs import trace_graph
 from .changes import replace_modules, same_mode, tied
 
 # %% auto #0
@@ -55,6 +57,21 @@ class Phases(nn.Module):
 # %% ../../nbs/2_networks/04ec_transposed.ipynb #h406
 class Upsampled(nn.Sequential):
     "A convolution of phases with its border, and the shuffle that puts them in their places"
+    def like(self, m):
+        "Answer as the transposed convolution `m` does, if code around it asks"
+        for n in 'in_channels out_channels kernel_size stride padding output_padding dilation groups'.split():
+            setattr(self, n, getattr(m, n))
+        self.shapes = dict(weight=tuple(m.weight.shape), bias=None if m.bias is None else tuple(m.bias.shape))
+        return self
+
+    def __getattr__(self, name):
+        if name not in ('weight', 'bias'): return super().__getattr__(name)
+        if self.shapes[name] is None: return None
+        phases = next((b.branches['0'] for b in self if isinstance(b, Block)), None) # not quantized
+        if phases is not None: return getattr(phases, name)
+        like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
+        return Asked(self, name, self.shapes[name], like)
+
     def forward(self, input:Tensor, output_size=None) -> Tensor:
         y = super().forward(input)
         if output_size is None: return y
@@ -80,16 +97,25 @@ def as_phases(m:nn.ConvTranspose2d) -> Upsampled:
     if below or beside: parts.append(nn.ZeroPad2d((0, -beside, 0, -below)))
     for i, b in enumerate(parts):
         if isinstance(b, Block): b.origin = str(i), {f'branches.0.{n}': n for n, _ in m.named_parameters()}
-    return same_mode(Upsampled(*parts), m)
+    return same_mode(Upsampled(*parts).like(m), m)
 
 # %% ../../nbs/2_networks/04ec_transposed.ipynb #k007
+def _given_size(model) -> set: # of names
+    "Transposed convolutions that are called with `output_size`"
+    if not any(isinstance(m, nn.ConvTranspose2d) for m in model.modules()): return set()
+    try: graph = trace_graph(model, False)
+    except Exception: return set()
+    def given(n): return len(n.args) > 1 and n.args[1] is not None or n.kwargs.get('output_size') is not None
+    return {n.target for n in graph.nodes if n.op == 'call_module' and given(n)}
+
 def transposed_to_phases(model:nn.Module) -> tuple: # the model, names of what changed, [(name, why not)]
     "Let transposed convolutions be convolutions and shuffles, in place"
-    found, left, shared = {}, [], tied(model)
+    found, left, shared, sized = {}, [], tied(model), _given_size(model)
     for n, m in model.named_modules():
         if not isinstance(m, nn.ConvTranspose2d) or m in found: continue
         try:
             if n in shared: raise ValueError(f"a transposed convolution that shares its weight with '{shared[n][0]}'")
+            if n in sized: raise ValueError('a transposed convolution that is told the size of its result')
             found[m] = n, as_phases(m)
         except ValueError as e: left.append((n, str(e)))
     return replace_modules(model, {m: new for m, (_, new) in found.items()})[0], [n for n, _ in found.values()], left

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
-from ..networks.graphs import first_line
+from ..networks.guests import first_line
 from ..networks.schemas import STATE, checked, regular, unusable
 from ..networks.files import replacing
 
