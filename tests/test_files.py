@@ -231,6 +231,15 @@ def test_the_end_is_rehearsed(tmp_path, monkeypatch):
             with pytest.raises(ValueError, match='timing must be a whole number'): f(get_recipe(**TINY), tmp_path/'x', timing=timing)
     assert not list(tmp_path.iterdir())
 
+def test_one_class_is_nothing_to_tell_apart(tmp_path):
+    "A tree unpacked into a folder too deep: every network has all of it right at once"
+    for s in 'train', 'val':
+        (tmp_path/'data'/s/'all').mkdir(parents=True)
+        for i in range(4): Image.new('RGB', (12, 12), (60*i, 9, 9)).save(tmp_path/'data'/s/'all'/f'{i}.png')
+    for f in train, plan:
+        with pytest.raises(ValueError, match='data has images of one class only, all, .* one too deep'): f(get_recipe(**{**TINY, 'data': str(tmp_path/'data'), 'batch_size': 4}), tmp_path/'x', timing=0)
+    assert not (tmp_path/'x').exists()
+
 def test_images_that_the_measure_cannot_take(tmp_path):
     for n, size in (('a', 64), ('b', 64), ('c', 64)): Image.effect_noise((size, size), 60).save(tmp_path/f'{n}.png')
     (tmp_path/'valid').mkdir(); Image.effect_noise((12, 40), 60).save(tmp_path/'valid'/'small.png')
