@@ -5,7 +5,7 @@
 # %% ../../nbs/2_networks/11_files.ipynb #w002
 from __future__ import annotations
 import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from .. import __version__
 from .schemas import RUN, SHARDS, naming, read_json
@@ -217,14 +217,14 @@ def _parents(folder):
     folder.mkdir(parents=True, exist_ok=True)
     try: yield
     finally:
-        for p in made:
-            try: p.rmdir()
-            except OSError: break
+        with suppress(OSError):
+            for p in made: p.rmdir()
 
 # %% ../../nbs/2_networks/11_files.ipynb #w018
 def _sign(fd):
     "Say in the file of a lock who holds it"
-    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'
+    command = " ".join((Path(sys.argv[0]).name, *sys.argv[1:]))
+    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {command}'
     os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
     os.write(fd, text[:2000].encode(errors='replace'))
 
