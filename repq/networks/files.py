@@ -223,8 +223,7 @@ def _parents(folder):
 # %% ../../nbs/2_networks/11_files.ipynb #w018
 def _sign(fd):
     "Say in the file of a lock who holds it"
-    command = " ".join((Path(sys.argv[0]).name, *sys.argv[1:]))
-    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {command}'
+    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'
     os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
     os.write(fd, text[:2000].encode(errors='replace'))
 
