@@ -1,5 +1,5 @@
 "repq.data on trees of small synthetic images: both pipelines, the cache, reproducibility, and what bad input says"
-import os, warnings
+import os, shutil, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -114,8 +114,23 @@ def test_sixteen_bits_and_turned_cameras(tmp_path):
         exif = Image.Exif(); exif[0x112] = code
         Image.fromarray(rgb).save(tmp_path/'c.png', exif=exif)
         assert np.array_equal(np.asarray(open_rgb(tmp_path/'c.png')), want), code
+    Image.fromarray(v.astype(np.int32)*2**10).save(tmp_path/'e.tif')
+    with pytest.raises(ValueError, match='beyond 16 bits'): open_rgb(tmp_path/'e.tif')
     Image.fromarray(rgb).save(tmp_path/'d.png', exif=b'Exif\0\0II*\0\x08\0\0\0\xff\xff')  # damaged EXIF, whole pixels
     assert np.array_equal(np.asarray(open_rgb(tmp_path/'d.png')), rgb)
+
+def test_sixteen_bits_of_a_grey_image():
+    "A network of grey images sees what one of colour does"
+    v = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    x = ImageArray(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ['a', 'b']).unlabelled([Image.fromarray(v)]).x
+    assert np.array_equal(x[0, 0], v//257)
+
+def test_small_images_of_a_turned_camera(root):
+    "The size that they share is that of the pictures, not of what their headers claim"
+    exif = Image.Exif(); exif[0x112] = 6
+    for f in [*root.rglob('*.png')]:
+        Image.new('RGB', (16, 12), 'red').save(f.with_suffix('.jpg'), exif=exif); f.unlink()
+    assert get_dls(root, bs=8, **CPU).train_ds.x.shape[1:] == (3, 16, 12)
 
 def test_floating_point_images_are_unreadable(root):
     "Their range is not known: better named than black"
@@ -333,6 +348,11 @@ def test_tree_without_splits(tmp_path, root):
     fails(ValueError, 'class folder .*train/a has no images', tmp_path/'e')
     save(tmp_path/'e/train/a/0.png')
     fails(ValueError, 'val has no images', tmp_path/'e')
+
+def test_validation_is_not_training(root):
+    shutil.rmtree(root/'val'); (root/'val').symlink_to('train')
+    fails(ValueError, 'val is .*train: validation needs other images', root)
+    assert len(get_dls(root, bs=8, valid=.5, **CPU).valid_ds) == 20
 
 def test_classes_differ(root):
     save(root/'val/c/0.png')

@@ -1,5 +1,5 @@
 "Bad input: one clear line that names the value, nothing changed."
-import os, subprocess, sys
+import os, subprocess, sys, warnings
 import pytest, torch
 from torch import nn
 from helpers import same_state, states
@@ -205,6 +205,18 @@ def test_list_has_columns():
     from repq.models import image_size, list_models
     lines = CliRunner().invoke(app, ['list']).output.splitlines()
     for n in list_models(): assert [l.split() for l in lines if l.split()[:1] == [n]] == [[n, str(image_size(n)), 'px']]
+
+def test_any_name_can_be_shown(monkeypatch):
+    "Names of other bytes than UTF-8, in terminals of ASCII: a command that did all that it should does not fail in saying so"
+    import io
+    from repq.commands import app
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(out, encoding='ascii')); monkeypatch.setattr(app, 'keep_freed_memory', lambda: False)
+    with warnings.catch_warnings(): app.settle()
+    print('a\udcff → ü', flush=True)
+    assert out.getvalue() == rb'a\udcff \u2192 \xfc' + b'\n'
+    assert app.error_line(ValueError('runs/a\nb\x1b[2J\udcff exists')) == r'runs/a b\x1b[2J\udcff exists'
+    assert app.error_line(FileNotFoundError(2, 'gone', 'a\nb')) == 'a b cannot be used (gone)'
 
 def test_no_warning_of_libraries(tmp_path):
     "Of a real command, in a process of its own with Python's own filters"

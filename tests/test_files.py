@@ -62,6 +62,14 @@ def test_every_export_asks(runs, tmp_path):
         export(tmp_path/f, True) # ours, and asked for
         assert (tmp_path/f).stat().st_ino != first
 
+def test_a_demo_is_not_made_into_a_run(runs, tmp_path):
+    "Its results.json would take the place of the run's"
+    shutil.copytree(runs/'fp', tmp_path/'fp')
+    before = seen(tmp_path)
+    res = run('demo', '--quick', '--jobs', 0, '--model', 'repvgg_a0_tiny', '--out', tmp_path/'fp')
+    assert res.exit_code == 1 and 'results.json belongs to the run' in str(res.exception), res.exception
+    assert seen(tmp_path) == before
+
 def test_a_remark_is_no_harm(runs, tmp_path):
     "Files that say who made them are read as before"
     assert run('convert', runs/'fp'/'model.safetensors', tmp_path/'a.pth', '--model', 'repvgg_a0_tiny').exit_code == 0
@@ -113,12 +121,21 @@ def test_an_index_of_another_program_stays(tmp_path, monkeypatch, text):
 
 # Two commands
 
+def test_an_error_meanwhile_is_not_of_the_lock(tmp_path):
+    "What is read while an output is held is named itself, and not the output"
+    with pytest.raises(PermissionError, match='photo.png'), locked(tmp_path/'a'/'new'): raise PermissionError(13, 'Permission denied', 'photo.png')
+    with pytest.raises(OSError, match='notes/new cannot be written') as e:
+        (tmp_path/'notes').write_text('x')
+        with locked(tmp_path/'notes'/'new'): pass
+    assert not isinstance(e.value, NotADirectoryError) or e.value.errno is None
+    assert [f.name for f in tmp_path.iterdir()] == ['notes'] # neither a lock nor the folder that was made for it
+
 def test_a_pair_of_commands_with_one_output(tmp_path):
     "The second is refused while the first is at it, and says who; the first goes on; killed, it holds nothing"
     cmd = ('train', 'repvgg_a0_tiny', '--method', 'repq-bn', '--batch-size', 240, '--epochs', 500, '--timing', 0, '--checkpoint-minutes', 0, '--out', tmp_path/'x')
     p = shell(*cmd)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not list(tmp_path.glob('x.part/checkpoints/step-*.pt')): assert p.poll() is None and time.monotonic() < until; time.sleep(.02)
         for args in ([*cmd, '--resume'], [*cmd[:3], 'repq-bnest', *cmd[4:]], [*cmd[:-1], tmp_path/'x.part'], [*cmd, '--dry-run', '--resume']):
             res = run(*args)
@@ -230,6 +247,15 @@ def test_the_end_is_rehearsed(tmp_path, monkeypatch):
         for f in train, plan:
             with pytest.raises(ValueError, match='timing must be a whole number'): f(get_recipe(**TINY), tmp_path/'x', timing=timing)
     assert not list(tmp_path.iterdir())
+
+def test_one_class_is_nothing_to_tell_apart(tmp_path):
+    "A tree unpacked into a folder too deep: every network has all of it right at once"
+    for s in 'train', 'val':
+        (tmp_path/'data'/s/'all').mkdir(parents=True)
+        for i in range(4): Image.new('RGB', (12, 12), (60*i, 9, 9)).save(tmp_path/'data'/s/'all'/f'{i}.png')
+    for f in train, plan:
+        with pytest.raises(ValueError, match='data has images of one class only, all, .* one too deep'): f(get_recipe(**{**TINY, 'data': str(tmp_path/'data'), 'batch_size': 4}), tmp_path/'x', timing=0)
+    assert not (tmp_path/'x').exists()
 
 def test_images_that_the_measure_cannot_take(tmp_path):
     for n, size in (('a', 64), ('b', 64), ('c', 64)): Image.effect_noise((size, size), 60).save(tmp_path/f'{n}.png')

@@ -184,3 +184,32 @@ def test_what_pillow_reads_of_other_files(tmp_path):
     with pytest.warns(UserWarning, match='16 bits per colour channel, of which 8 are kept'): upscale_file(create_model('ecbsr_m4c8').eval(), tmp_path/'rgb16.png', tmp_path/'x2.png')
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path/'f.tif')
     with pytest.raises(ValueError, match='f.tif has floating-point pixels'): open_image(tmp_path/'f.tif')
+
+def test_sixteen_bits_count_in_pairs(tmp_path):
+    "The small image of a 16-bit photograph was white where the large one is not black"
+    grey = picture(24, 24, 1)
+    grey.save(tmp_path/'8.png'); Image.fromarray(np.asarray(grey).astype(np.uint16)*257).save(tmp_path/'16.png')
+    a, b = (load_pairs([('', tmp_path/f'{n}.png', None)])[0] for n in (8, 16))
+    assert torch.equal(a.lr, b.lr) and torch.equal(a.hr, b.hr)
+
+def test_what_a_picture_has_beside_pixels(tmp_path):
+    "One colour that is transparent, a colour profile; of several pictures the first, said so"
+    model = create_model('ecbsr_m4c8').eval()
+    for mode, value, res in ('L', 7, 'LA'), ('RGB', (1, 2, 3), 'RGBA'):
+        Image.new(mode, (6, 4), value).save(tmp_path/f'{mode}.png', transparency=value)
+        assert open_image(tmp_path/f'{mode}.png').mode == res and np.asarray(open_image(tmp_path/f'{mode}.png'))[..., -1].max() == 0
+        with pytest.raises(ValueError, match='has transparency, which .jpg cannot hold'): upscale_file(model, tmp_path/f'{mode}.png', tmp_path/'x.jpg')
+    Image.fromarray(np.full((4, 6), 7, np.uint16)).save(tmp_path/'16.png', transparency=7)
+    with pytest.warns(UserWarning, match='transparent grey level of 16 bits, which is left out'): upscale_file(model, tmp_path/'16.png', tmp_path/'16x2.png')
+    for name in 'a.png', 'a.webp':
+        picture(4, 6).save(tmp_path/name, save_all=True, append_images=[picture(4, 6)])
+        with pytest.warns(UserWarning, match=f'{name} has 2 pictures, of which the first is taken'): open_image(tmp_path/name)
+    picture(4, 6).save(tmp_path/'profile.png', icc_profile=b'of a camera')
+    for ending in 'png', 'jpg', 'webp':
+        upscale_file(model, tmp_path/'profile.png', tmp_path/f'profile.{ending}x.{ending}')
+        assert Image.open(tmp_path/f'profile.{ending}x.{ending}').info['icc_profile'] == b'of a camera'
+    picture(4, 6).convert('CMYK').save(tmp_path/'cmyk.jpg', icc_profile=b'of a press')
+    upscale_file(model, tmp_path/'cmyk.jpg', tmp_path/'cmyk.png')
+    assert 'icc_profile' not in Image.open(tmp_path/'cmyk.png').info
+    Image.fromarray(np.full((4, 6), 2**20, np.int32)).save(tmp_path/'32.tif')
+    with pytest.raises(ValueError, match='32.tif has whole numbers beyond 16 bits'): open_image(tmp_path/'32.tif')

@@ -106,29 +106,24 @@ app = App(cls=Commands, help='Quantization-aware training of re-parametrized net
           context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110))
 
 Out = Annotated[Path, typer.Option(help='Folder to be made for the run.')]
-Overwrite = Annotated[bool, typer.Option('--overwrite', help='Over files that repq made; others are never '
-                                                             'overwritten.')]
+Overwrite = Annotated[bool, typer.Option('--overwrite', help='Over files that repq made; others are never overwritten.')]
 Data = Annotated[str, typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
                                         "'digits', 'cifar10', 'imagenette'.")]
-Json = Annotated[Optional[Path], typer.Option('--json', help='Write the rows, with versions and hardware, '
-                                                             'to this file.')]
+Json = Annotated[Optional[Path], typer.Option('--json', help='Write the rows, with versions and hardware, to this file.')]
 Rounds = Annotated[int, typer.Option(help='Rounds, after one to warm up.')]
 Device = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 
 # %% ../../nbs/5_commands/03_app.ipynb #j602
-Block = Annotated[Optional[str], typer.Option(help="What takes the place of each convolution: ACBlock, "
-                                                   "RepVGGBlock, DiverseBranchBlock, ..., "
-                                                   "package.module:Block or file.py:Block. The network's "
-                                                   "own blocks if left out.")]
+Block = Annotated[Optional[str], typer.Option(help="What takes the place of each convolution: ACBlock, RepVGGBlock, "
+                                                   "DiverseBranchBlock, ..., package.module:Block or file.py:Block. "
+                                                   "The network's own blocks if left out.")]
 NoAdopt = Annotated[bool, typer.Option('--no-adopt', help="For a network from elsewhere: leave its own "
                                                           "branches as they are, each convolution a layer "
                                                           "of its own, instead of taking them over as blocks.")]
-Weights = Annotated[Optional[Path],
-                    typer.Option(help="Weights to begin with: .safetensors, or a .pth of tensors, under "
-                                      "the network's own names. Nothing in it is executed.")]
-Pretrained = Annotated[bool, typer.Option('--pretrained', help='Begin with the weights that timm or '
-                                                               'torchvision has for the network; they are '
-                                                               'fetched from there.')]
+Weights = Annotated[Optional[Path], typer.Option(help="Weights to begin with: .safetensors, or a .pth of tensors, "
+                                                      "under the network's own names. Nothing in it is executed.")]
+Pretrained = Annotated[bool, typer.Option('--pretrained', help='Begin with the weights that timm or torchvision has for '
+                                                               'the network; they are fetched from there.')]
 
 # %% ../../nbs/5_commands/03_app.ipynb #h941
 def begin_with(init, weights, pretrained): # -> what training calls `init`
@@ -247,13 +242,17 @@ def keep_freed_memory() -> bool: # done?
     return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 # %% ../../nbs/5_commands/03_app.ipynb #r814
+def _in_a_line(text) -> str:
+    "A text whose characters can be shown; names of files may have others"
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in ' '.join(text.splitlines()))
+
 def error_line(e) -> str:
     "An error in a line"
     line = ' '.join(str(e).split())
     if isinstance(e, MemoryError) or "can't allocate memory" in line or 'out of memory' in line:
         return f'there is not enough memory: smaller batches (--batch-size, --accumulate) or images need less ({line[:200]})'
-    if isinstance(e, OSError) and e.errno is not None: return f'{e.filename or "a file"} cannot be used ({e.strerror})'
-    if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return str(e)
+    if isinstance(e, OSError) and e.errno is not None: return _in_a_line(f'{e.filename or "a file"} cannot be used ({e.strerror})')
+    if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return _in_a_line(str(e))
     return f'unexpected {type(e).__name__}: {line[:300] or "without a word"} (REPQ_TRACEBACK=1 shows where; please report it)'
 
 # %% ../../nbs/5_commands/03_app.ipynb #q235
@@ -316,11 +315,12 @@ def _report(line):
 
 # %% ../../nbs/5_commands/03_app.ipynb #r816
 def settle():
-    """Warnings in a line, without what others deprecate;
-    memory that is freed stays: in a process that runs a command, or a part of one"""
+    "Warnings in a line, freed memory kept, any name shown: in a process that runs a command, or a part of one"
     warnings.filterwarnings('ignore', category=FutureWarning)
     # one line, not where in the source
     warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n'
+    for stream in sys.stdout, sys.stderr: # names of files may be of any bytes, and a terminal of few letters
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     keep_freed_memory()
 
 # %% ../../nbs/5_commands/03_app.ipynb #h677

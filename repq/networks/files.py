@@ -5,7 +5,7 @@
 # %% ../../nbs/2_networks/11_files.ipynb #w002
 from __future__ import annotations
 import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from .. import __version__
 from .schemas import RUN, SHARDS, naming, read_json
@@ -217,22 +217,28 @@ def _parents(folder):
     folder.mkdir(parents=True, exist_ok=True)
     try: yield
     finally:
-        for p in made:
-            try: p.rmdir()
-            except OSError: break
+        with suppress(OSError):
+            for p in made: p.rmdir()
 
 # %% ../../nbs/2_networks/11_files.ipynb #w018
+def _sign(fd):
+    "Say in the file of a lock who holds it"
+    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'
+    os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
+    os.write(fd, text[:2000].encode(errors='replace'))
+
 @contextmanager
 def locked(path, wait:float=1.): # seconds for another command to end
     "Keep other commands from the output `path`, and from PATH.part, meanwhile; FileExistsError says who is at it"
     file, me = _key(path), os.getpid()
-    with naming(path): _checked_parent(path, True)
-    with naming(path), _parents(file.parent):
-        fd = _taken(path, file, wait)
+    with ExitStack() as made:
+        with naming(path): # an error of what is done meanwhile is not one of the lock
+            _checked_parent(path, True)
+            made.enter_context(_parents(file.parent))
+            fd = _taken(path, file, wait)
         _held.add(fd)
         try:
-            os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
-            os.write(fd, f'made by repq: process {me} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'[:2000].encode(errors='replace'))
+            with naming(path): _sign(fd)
             yield
         finally:
             if os.getpid() == me: # not a copy of this process

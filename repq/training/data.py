@@ -33,8 +33,14 @@ _SMALL = 64 # pixels a side of images that are kept in memory
 def _claimed_size(file):
     "(width, height) that an image's header tells; None where it can't be read"
     try:
-        with Image.open(source_of(file)) as im: return im.size
+        with Image.open(source_of(file)) as im: return im.size[::-1] if _lies(im) else im.size
     except UNREADABLE: return None # decoding counts them
+
+def _lies(im) -> bool:
+    "Does an image's EXIF say that it is to be turned by a quarter?"
+    if im.format=='PNG': return False # which would be decoded whole to know
+    try: return im.getexif().get(0x112) in (5, 6, 7, 8)
+    except Exception: return False # of many kinds, as in `upright`
 
 # %% ../../nbs/3_training/05_data.ipynb #h514
 def _can_be_read(file) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from .. import plots
 from ..networks.changes import some
-from ..networks.files import check_file, locked
+from ..networks.files import check_output, locked
 from ..networks.models import task
 from .evaluation import report, save_details
 from .processes import side_by_side, workers_for
@@ -56,7 +56,7 @@ def demo(out, quick=False, seed=0,
     out, jobs = Path(out), demo_recipes(seed=seed, quick=quick, **kwargs)
     say = on_progress or (lambda *a: None)
     with locked(out/'demo'): # makes the folder
-        for n in _DEMO_FILES: check_file(out/n, overwrite=True)
+        for n in _DEMO_FILES: check_output(out/n, overwrite=True) # not those of a run
         _demo_runs(out, jobs, workers_for(len(jobs)) if workers is None else workers, begin, say)
         return _compare(out, jobs, 3 if quick else 7, say)
 

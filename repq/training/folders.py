@@ -95,6 +95,11 @@ def check_same_classes(classes:list, vocab:list, folder):
 VALIDATION = ['val', 'valid', 'validation', 'test']
 
 # %% ../../nbs/3_training/03_folders.ipynb #h502
+def _another(folder, train) -> Path:
+    "The validation folder, if it is not a link to the training images"
+    if os.path.realpath(folder) != os.path.realpath(train): return folder
+    raise ValueError(f'{folder} is {train}: validation needs other images; valid=0.1 holds out a tenth of train/')
+
 def split_folders(
     path,       # the tree
     valid=None, # name of the validation folder, or a fraction of train/ to hold out
@@ -109,7 +114,7 @@ def split_folders(
     if isinstance(valid, float): return path/'train', None
     names = VALIDATION if valid is None else [valid]
     for o in names:
-        if o in found: return path/'train', path/o
+        if o in found: return path/'train', _another(path/o, path/'train')
     wanted = ', '.join(f'{o}/' for o in names)
     raise FileNotFoundError(f'{path} has no validation folder ({wanted}); {has}; valid=0.1 holds out a tenth of train/')
 

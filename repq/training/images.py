@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'random_box', 'coarsen', 'resize_bytes', 'centre_crop', 'open_rgb', 'file_bytes', 'source_of', 'upright',
-           'as_rgb', 'quiet', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'open_centre', 'tolerate', 'ImageFiles']
+           'check_range', 'as_rgb', 'quiet', 'jpeg_size', 'jpeg_pixels', 'open_crop', 'open_centre', 'tolerate',
+           'ImageFiles']
 
 # %% ../../nbs/3_training/02_images.ipynb #c004
 import io, math, os, random, torch, warnings
@@ -98,10 +99,16 @@ def upright(im):
     return im
 
 # %% ../../nbs/3_training/02_images.ipynb #h490
+def check_range(im):
+    "ValueError where it is not known which value is white"
+    if im.mode=='F': raise ValueError('floating-point pixels, whose range is not known')
+    if im.mode=='I' and not 0 <= im.getextrema()[0] <= im.getextrema()[1] < 2**16:
+        raise ValueError('whole numbers beyond 16 bits as pixels, whose range is not known')
+
 def as_rgb(im):
     "A loaded image upright, as RGB; may be changed in place"
     im = upright(im)
-    if im.mode=='F': raise ValueError('floating-point pixels, whose range is not known')
+    check_range(im)
     if im.mode[0]=='I': im = Image.fromarray((np.asarray(im).astype(np.int64)//257).clip(0, 255).astype(np.uint8))
     return im if im.mode=='RGB' else im.convert('RGB')
 
@@ -276,7 +283,8 @@ def _pixels(item, channels) -> Tensor: # (channels, h, w) uint8
     "The pixels of a file, a Pillow image, or an array (h, w) or (channels, h, w)"
     if isinstance(item, (str, os.PathLike)): item = open_rgb(item)
     if isinstance(item, Image.Image):
-        x = torch.from_numpy(np.array(item.convert('L') if channels==1 else as_rgb(item.copy())))
+        rgb = as_rgb(item.copy())
+        x = torch.from_numpy(np.array(rgb if channels==3 else rgb.convert('L')))
         return x[None] if channels==1 else x.permute(2,0,1)
     x = torch.as_tensor(item)
     if x.dtype != torch.uint8: raise TypeError(f'pixels are uint8, 0 to 255, not {x.dtype}')

@@ -8,16 +8,16 @@ import math, struct, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from fastprogress.fastprogress import progress_bar
 from ..networks.schemas import regular
-from .images import upright
+from .images import UNREADABLE, check_range, upright
 
 # %% auto #0
 __all__ = ['SR_EXTENSIONS', 'UNIT', 'PHOTOS', 'bicubic', 'bicubic_image', 'rgb_to_ycbcr', 'ycbcr_to_rgb', 'luminance',
-           'png_depth', 'open_image', 'read_luminance', 'image_tensor', 'find_pairs', 'Pair', 'make_pair', 'load_pairs',
-           'large_enough', 'embedded_photos']
+           'png_depth', 'open_image', 'own_colours', 'read_luminance', 'image_tensor', 'find_pairs', 'Pair',
+           'make_pair', 'load_pairs', 'large_enough', 'embedded_photos']
 
 # %% ../../nbs/3_training/07_pairs.ipynb #c005
 def bicubic(x:Tensor, # (..., h, w), any range
@@ -79,22 +79,37 @@ def png_depth(path) -> int:
 def open_image(path) -> Image.Image:
     "An image, upright, in mode L, LA, RGB, RGBA or I;16 (16-bit grey); ValueError names what cannot be read"
     regular(path)
-    try: im = Image.open(path); im.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
+    try:
+        im = Image.open(path)
+        frames = getattr(im, 'n_frames', 1) # asked before loading: it goes through the file
+        im.load()
+    except UNREADABLE as e: raise ValueError(f'{path} is not a readable image ({type(e).__name__})') from None
+    # beside a photograph, MPO holds previews of it
+    if frames > 1 and im.format != 'MPO': warnings.warn(f'{path} has {frames} pictures, of which the first is taken')
     im = upright(im)
-    if im.mode == 'F': raise ValueError(f'{path} has floating-point pixels, whose range is not known')
-    if im.mode in ('L', 'LA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B'): return im
-    if im.mode == 'P' or im.mode == '1':
-        return im.convert('RGBA' if 'transparency' in im.info else 'RGB' if im.mode == 'P' else 'L')
-    return im.convert('RGB')
+    try: check_range(im)
+    except ValueError as e: raise ValueError(f'{path} has {e}') from None
+    return _as_one_of_four(im)
+
+def _as_one_of_four(im) -> Image.Image:
+    "An image in mode L, LA, RGB or RGBA, if it is none of 16 bits"
+    if im.mode.startswith('I'): return im
+    if im.has_transparency_data: return im.convert('LA' if im.mode in ('L', 'LA', 'La') else 'RGBA')
+    if im.mode in ('L', 'RGB'): return im
+    if im.mode in ('P', '1'): return im.convert('RGB' if im.mode == 'P' else 'L')
+    res = im.convert('RGB')
+    res.info.pop('icc_profile', None) # which tells of colours in CMYK, say
+    return res
 
 # %% ../../nbs/3_training/07_pairs.ipynb #h529
+def own_colours(im) -> Tensor: # (1 or 3, h, w) float32, 0..255
+    "The pixels of an image that `open_image` gave, grey or RGB, transparency ignored; of 16 bits all count"
+    if im.mode.startswith('I'): return torch.from_numpy(np.asarray(im, dtype=np.float32)/257)[None]
+    return image_tensor(im.convert('L' if im.mode in ('L', 'LA') else 'RGB')).float()
+
 def read_luminance(path) -> Tensor: # (1, h, w) float32
     "Y of the image in a file, transparency ignored"
-    im = open_image(path)
-    if im.mode.startswith('I'): return luminance(torch.from_numpy(np.asarray(im, dtype=np.float32)/257)[None])
-    return luminance(image_tensor(im.convert('L' if im.mode in ('L', 'LA') else 'RGB')))
+    return luminance(own_colours(open_image(path)))
 
 def image_tensor(im) -> Tensor: # (c, h, w) uint8
     "The pixels of a Pillow image"
@@ -161,8 +176,7 @@ def make_pair(name, hr:Tensor, lr:Tensor=None, scale:int=2) -> Pair: # (1, h, w)
 # %% ../../nbs/3_training/07_pairs.ipynb #h532
 def _small_image(path, scale) -> Tensor:
     "The luminance of an image file made smaller: resized in its own colours and rounded, as a file of it would be"
-    im = open_image(path)
-    x = image_tensor(im.convert('L' if im.mode in ('L', 'LA', 'I', 'I;16') else 'RGB')).float()
+    x = own_colours(open_image(path))
     h, w = (n//scale for n in x.shape[-2:])
     if not h or not w: raise ValueError(f'{path}: {x.shape[2]}×{x.shape[1]} pixels are too few for scale {scale}')
     return luminance(bicubic_image(x[..., :h*scale, :w*scale], (h, w)))

@@ -254,7 +254,11 @@ def _check_trains(recipe, model, x):
 
 def _check_classes(recipe, model, x, dls):
     "ValueError where the network, without its quantizers, does not take these images or has other classes"
-    with unquantized(model): check_classes(model, x, task_of(recipe).info(dls)['num_classes'], recipe.network)
+    n = task_of(recipe).info(dls)['num_classes']
+    if n == 1:
+        raise ValueError(f'{recipe.data} has images of one class only, {dls.vocab[0]}, and nothing to tell apart: '
+                         'are its folders one too deep?')
+    with unquantized(model): check_classes(model, x, n, recipe.network)
 
 # %% ../../nbs/3_training/21_runs.ipynb #h643
 @by_first

@@ -18,7 +18,7 @@ from ..method.kernels import pair
 from ..networks.sites import find_sites
 from .loader import ImageDL, generator_at
 from .pairs import (SR_EXTENSIONS, UNIT, bicubic, embedded_photos, find_pairs, image_tensor,
-                                 large_enough, load_pairs, luminance, open_image,
+                                 large_enough, load_pairs, luminance, open_image, own_colours,
                                  png_depth, rgb_to_ycbcr, ycbcr_to_rgb)
 
 # %% auto #0
@@ -214,14 +214,11 @@ def upscale(model:nn.Module, im:Image.Image, tile:int=512) -> Image.Image:
     "An image of mode L, LA, RGB, RGBA or 16-bit grey, `model.scale` times as large"
     device, size = next(model.parameters()).device, tuple(n*model.scale for n in im.size[::-1])
     by_network = lambda y: super_resolve(model, y[None].to(device), tile)[0].cpu()
-    if im.mode.startswith('I'):
-        y = by_network(luminance(torch.from_numpy(np.asarray(im, dtype=np.float32)/257)[None]))
-        return Image.fromarray(((y[0] - 16)*(255/219)*257).round().clamp(0, 65535).numpy().astype(np.uint16))
-    alpha = im.getchannel('A') if im.mode in ('LA', 'RGBA') else None
-    x = image_tensor(im.convert('L' if im.mode in ('L', 'LA') else 'RGB')).float()
+    x = own_colours(im)
     if len(x) == 1: out = (by_network(luminance(x)) - 16)*(255/219)
     else: out = ycbcr_to_rgb(torch.cat([by_network(luminance(x)), bicubic(rgb_to_ycbcr(x)[1:], size)]))
-    if alpha is not None: out = torch.cat([out, bicubic(image_tensor(alpha).float(), size)])
+    if im.mode.startswith('I'): return Image.fromarray((out[0]*257).round().clamp(0, 65535).numpy().astype(np.uint16))
+    if im.mode in ('LA', 'RGBA'): out = torch.cat([out, bicubic(image_tensor(im.getchannel('A')).float(), size)])
     a = out.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return Image.fromarray(a[..., 0] if a.shape[2] == 1 else a)
 
@@ -230,27 +227,33 @@ _FORMATS = {'.png': ('PNG', {}), '.jpg': ('JPEG', dict(quality=95)), '.jpeg': ('
             '.webp': ('WEBP', dict(lossless=True)), '.bmp': ('BMP', {})}
 
 # %% ../../nbs/3_training/08_superres.ipynb #h539
+def _check_format(im, source, ending):
+    "Raise where a format cannot hold what is in an image; say what is left out"
+    if ending in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'):
+        raise ValueError(f'{source} has transparency, which {ending} cannot hold: write .png or .webp')
+    if ending != '.png' and im.mode.startswith('I'): raise ValueError(f'{source} has 16 bits, which only .png can hold')
+    if im.mode.startswith('I') and im.has_transparency_data:
+        warnings.warn(f'{source} has a transparent grey level of 16 bits, which is left out')
+    if im.mode in ('RGB', 'RGBA') and png_depth(source) == 16:
+        warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
+
 def upscale_file(model:nn.Module, source, out, tile:int=512,
                  overwrite:bool=False): # a picture that repq made?
     "Upscale the image in a file; `out` is written whole or not at all"
     out = Path(out)
     check_whole('tile', tile)
     check_output(out, overwrite)
-    if out.suffix.lower() not in SR_EXTENSIONS:
-        raise ValueError(f'{out}: the name must end in one of {", ".join(SR_EXTENSIONS)}')
-    im, (name, options) = open_image(source), _FORMATS[out.suffix.lower()]
+    ending = out.suffix.lower()
+    if ending not in SR_EXTENSIONS: raise ValueError(f'{out}: the name must end in one of {", ".join(SR_EXTENSIONS)}')
+    im, (name, options) = open_image(source), _FORMATS[ending]
     _fits(im, model.scale, name, tile)
-    if out.suffix.lower() in ('.jpg', '.jpeg', '.bmp') and im.mode in ('LA', 'RGBA'):
-        raise ValueError(f'{source} has transparency, which {out.suffix} cannot hold: write .png or .webp')
-    if im.mode in ('RGB', 'RGBA') and png_depth(source) == 16:
-        warnings.warn(f'{source} has 16 bits per colour channel, of which 8 are kept')
-    if out.suffix.lower() != '.png' and im.mode.startswith('I'):
-        raise ValueError(f'{source} has 16 bits, which only .png can hold')
+    _check_format(im, source, ending)
     with locked(out):
         res = upscale(model, im, tile)
-        if name != 'BMP': res.getexif()[0x131] = SIGNATURE # software
-        with writing(out, overwrite) as part:
-            res.save(part, name, **options, **({} if name == 'BMP' else dict(exif=res.getexif())))
+        if name != 'BMP':
+            res.getexif()[0x131] = SIGNATURE # software
+            options = dict(options, exif=res.getexif(), icc_profile=im.info.get('icc_profile')) # what its colours are
+        with writing(out, overwrite) as part: res.save(part, name, **options)
 
 # %% ../../nbs/3_training/08_superres.ipynb #h540
 def _fits(im, scale, name, tile):
