@@ -310,10 +310,10 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
 def _cell(column, v) -> str:
     if v is None: return ''
     if isinstance(v, list): return '–'.join(f'{q:.2f}' for q in v)
-    digits = dict(seconds=3, ms=3, error=6).get(column, 2)
+    digits = dict(seconds=3, ms=3, error=6, off=6).get(column, 2)
     return f'{v:.{digits}f}' if isinstance(v, float) else str(v)
 
-def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'runtime', 'form', 'threads', 'ms', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'differing', 'agreement', 'error', 'instructions', 'missing')) -> str:
+def table(rows, columns=('model', 'network', 'modules', 'work', 'load', 'seconds_by_threads', 'chosen', 'over_best', 'reparametrize', 'quantize', 'calibrate', 'deploy', 'merge', 'stage', 'quantizer', 'method', 'axis', 'value', 'kind', 'step_ratio', 'runtime', 'form', 'threads', 'ms', 'speedup', 'spread', 'memory_ratio', 'quantizer_ms', 'numerics', 'seconds', 'differing', 'off', 'agreement', 'error', 'instructions', 'missing')) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
     text = [[_cell(c, r.get(c)) for c in columns] for r in rows]
