@@ -4,6 +4,7 @@ from torch import nn
 from repq.deploy import runtimes
 from repq.export import compare_runtimes, run_executorch, executorch_method, to_executorch, torch_graph
 from repq.bench import inference, table
+from repq.networks.waiting import listening
 from repq.integers import to_integer
 from repq.surgery import calibrate, quantize
 
@@ -26,7 +27,7 @@ def small(bits=4):
 def test_integers_are_the_reference_and_others_are_measured():
     model, x = small()
     rows = {r['form']: r for r in compare_runtimes(model, x[:16], batch=4, rounds=2, only=['ONNX Runtime'])}
-    assert rows['integers']['differing'] == 0 and rows['integers']['values'] == 80 and rows['integers']['ms'] > 0
+    assert rows['integers']['differing'] == rows['integers']['off'] == 0 and rows['integers']['values'] == 80 and rows['integers']['ms'] > 0
     assert rows['float32']['speedup'] is None and rows['integers']['speedup'] > 0
     static = rows['its static quantization']
     assert static['missing'] is None and static['differing'] is None and 0 < static['error'] < 1 and 0 <= static['agreement'] <= 1
@@ -45,9 +46,12 @@ def test_a_candidate_is_added_from_outside(monkeypatch):
     def mine(case): return case.net
     @runtimes.candidate('mine', 'nothing')
     def nothing(case): raise ValueError('there is no layer for it')
-    model, x = small()
-    reference, refused = compare_runtimes(model, x[:4], rounds=1)
+    @runtimes.candidate('mine', 'off by a thousandth', exact=True)
+    def bent(case): return lambda x: case.net(x) + .001*case.reference.abs().max()
+    model, x, heard = *small(), []
+    with listening(lambda what, done, of: heard.append(what)): reference, refused, bent = compare_runtimes(model, x[:4], rounds=1)
     assert reference['differing'] == 0 and refused['missing'] == 'there is no layer for it'
+    assert bent['differing'] == 20 and abs(bent['off'] - .001) < 1e-5 and 'mine: nothing' in heard
 
 def test_the_command_says_where_it_was():
     rows = inference('repvgg_a0_tiny', 1, 8, 4, rounds=1, threads=(1,), only=['ONNX Runtime'])

@@ -242,12 +242,12 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
 # %% ../../nbs/5_commands/02_bench.ipynb #c028
 _COLUMNS = '''model network modules work load seconds_by_threads chosen over_best reparametrize quantize calibrate deploy merge
 stage quantizer method axis value kind step_ratio runtime form threads ms speedup spread memory_ratio quantizer_ms numerics
-seconds differing agreement error instructions missing'''.split() # in the order in which people look
+seconds differing off agreement error instructions missing'''.split() # in the order in which people look
 
 def _cell(column, v) -> str:
     if v is None: return ''
     if isinstance(v, list): return '–'.join(f'{q:.2f}' for q in v)
-    digits = dict(seconds=3, ms=3, error=6).get(column, 2)
+    digits = dict(seconds=3, ms=3, error=6, off=6).get(column, 2)
     return f'{v:.{digits}f}' if isinstance(v, float) else str(v)
 
 def table(rows, columns=_COLUMNS) -> str:

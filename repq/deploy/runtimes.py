@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable
 import torch, torch.nn as nn
 from torch import Tensor
+from ..networks.waiting import at
 from .integers import to_integer
 from .export import check_saturation, onnx_session, run_onnx
 from .executorch import executorch_bytes, executorch_method, run_executorch, without_logs
@@ -212,8 +213,8 @@ def _faithful(c, case, outputs, want) -> dict:
     if y.ndim == 2: agreement = round((y.argmax(1) == want.argmax(1)).float().mean().item(), 4)
     res = dict(agreement=agreement, error=round(((y - want).norm()/want.norm()).item(), 6))
     if not c.exact: return res
-    differing = ((y - case.reference).abs() > 1e-6*case.reference.abs().max()).sum().item()
-    return dict(differing=differing, values=y.numel(), **res)
+    off = (y - case.reference).abs()/case.reference.abs().max()
+    return dict(differing=(off > 1e-6).sum().item(), values=y.numel(), off=round(off.max().item(), 6), **res)
 
 def _turns(runs:dict, x, rounds) -> dict: # name -> seconds of each round
     "All run in turns, so that what else the machine does falls on each"
@@ -228,7 +229,7 @@ def _turns(runs:dict, x, rounds) -> dict: # name -> seconds of each round
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q709
 def _row(name, times, why) -> dict:
     "A line of the table, but for what is computed"
-    res = dict(runtime=name[0], form=name[1], ms=None, speedup=None, spread=None, differing=None, values=None,
+    res = dict(runtime=name[0], form=name[1], ms=None, speedup=None, spread=None, differing=None, values=None, off=None,
                agreement=None, error=None, missing=why or None)
     if name not in times: return res
     res['ms'] = round(statistics.median(times[name])*1e3, 3)
@@ -244,7 +245,7 @@ def compare_runtimes(model:nn.Module, # quantized
                      batch:int=1, threads:int=1, # 0: all cores
                      rounds:int=15,
                      only=None        # names of runtimes; None: all
-                    ) -> list:        # of dicts: runtime, form, ms, speedup (how many times as fast as float32 in the same runtime), spread (quartiles of rounds), differing of values, agreement, error; or runtime, form, missing
+                    ) -> list:        # of dicts: runtime, form, ms, speedup (how many times as fast as float32 in the same runtime), spread (quartiles of rounds), differing of values, off by how much at most, agreement, error; or runtime, form, missing
     "The network in each runtime at hand, in each form, taking turns"
     names = list(dict.fromkeys(c.runtime for c in CANDIDATES))
     if unknown := set(only or ()) - set(names):
@@ -253,7 +254,9 @@ def compare_runtimes(model:nn.Module, # quantized
     with torch.no_grad(): want = model.eval()(images)
     with tempfile.TemporaryDirectory() as tmp, _threads(threads):
         case = Case(model, images, threads, batch, Path(tmp))
-        made = {(c.runtime, c.form): (c, *_made(c, case)) for c in chosen}
+        made = {}
+        for c in chosen:
+            with at(f'{c.runtime}: {c.form}'): made[c.runtime, c.form] = c, *_made(c, case)
         timed = {n: run for n, (c, run, *_) in made.items() if run and c.timed}
         times, rows = _turns(timed, images[:batch], rounds), []
         for n, (c, run, outputs, why) in made.items():
