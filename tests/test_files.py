@@ -232,6 +232,17 @@ def test_killed_at_the_move(runs, tmp_path, monkeypatch):
         same_state(load_file(out/'model.safetensors'), load_file(runs/'fp'/'model.safetensors'))
         assert sorted(f.name for f in out.iterdir()) == sorted(f.name for f in (runs/'fp').iterdir()) and not (tmp_path/f'x{n}.part').exists()
 
+def test_a_place_that_is_taken_at_the_end(tmp_path, monkeypatch):
+    "What another made meanwhile stays, and the run that is finished says where it is; --resume moves it"
+    real = folders.RunFolder.move
+    def late(self): self.out.mkdir(); (self.out/'x').write_text('theirs'); real(self)
+    with monkeypatch.context() as m:
+        m.setattr(folders.RunFolder, 'move', late)
+        with pytest.raises(FileExistsError, match='run exists: it was made meanwhile, .*the run is finished, in .*run.part: --resume'): train(get_recipe(**TINY), tmp_path/'run', **KW)
+    assert (tmp_path/'run/x').read_text() == 'theirs'
+    shutil.move(tmp_path/'run', tmp_path/'theirs')
+    assert train(get_recipe(**TINY), tmp_path/'run', resume=True, **KW)['accuracy'] is not None and not (tmp_path/'run.part').exists()
+
 def test_a_finished_run_without_weights(runs, tmp_path):
     shutil.copytree(runs/'fp', tmp_path/'fp'); (tmp_path/'fp'/'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='its weights are missing'): train(get_recipe(**TINY), tmp_path/'fp', resume=True, **KW)
@@ -499,7 +510,7 @@ def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
     ('train ecbsr_m4c8 --method repq --out x --dry-run --recompute', 'recompute is for exact statistics'), ('train orepa_resnet18_tiny --method repq --full-precision merged --out x --recompute', 'recompute is for exact statistics'),
     ('train repvgg_a0_tiny --out x --capture', 'leave out capture'), ('train repvgg_a0_tiny --out x --dry-run --capture', 'leave out capture'),
     ('train repvgg_a0_tiny --out x --weight-bits 4 --init {0}/fp --full-precision merged', "full_precision is 'merged': leave it out, the start decides"),
-    ('bench coverage torchvision:alexnet --size 0', 'size must be'), ('bench coverage torchvision:alexnet --bits 1', '2 to 16'), ('bench coverage torchvision:alexnet --timeout 0', 'timeout must be'), ('bench coverage torchvision:alexnet torchvision:alexnett', 'did you mean alexnet'),
+    ('bench coverage torchvision:alexnet --size 0', 'size must be'), *((f'bench coverage torchvision:alexnet --candidates {n}', 'candidates must be a whole number, from 1') for n in (0, -1, 10**11)), ('bench coverage torchvision:alexnet --bits 1', '2 to 16'), ('bench coverage torchvision:alexnet --timeout 0', 'timeout must be'), ('bench coverage torchvision:alexnet torchvision:alexnett', 'did you mean alexnet'),
     ('bench peers --device zzz', "there is no device 'zzz'"), ('bench scaling --rounds 0', 'rounds must be'), ('bench inference repvgg_a0_tiny --size 0', 'size must be'), ('bench peers --width 900000 --size 900000', 'in memory'), ('shard nowhere x --size nan', '--size takes a finite number'),
     ('train repvgg_a0_tiny --out x --batch-size 64 --image-size 20000', 'image_size must be'), ('eval {0}/fp --batch-size 0', 'batch_size must be'), ('recipes --images-per-second inf', 'finite')])
 def test_numbers(runs, tmp_path, monkeypatch, args, words):

@@ -156,6 +156,7 @@ def test_folders_that_agree_with_labels_name_the_classes(tmp_path):
     ({'train-0.tar': {'notes.txt': 'x'}}, FileNotFoundError, 'found no images'),
     ({'train-0.tar': {'images/1.jpg': 0, 'images/2.jpg': 1}}, ValueError, 'all images for training are in one folder, images/'),
     ({'train-0.tar': {'1.jpg': 0, '1.json': '{}'}}, ValueError, '1.jpg is in no class folder and has no 1.cls'),
+    *(({'train-0.tar': {'1.jpg': 0, '1.cls': label}}, ValueError, 'what 1.cls holds is no label') for label in ('', ' \n', '\0')),
     ({'train-0.tar': {'1.left.jpg': 0, '1.right.jpg': 1, '1.cls': '0'}}, ValueError, 'which image of 1 is meant.*1.left.jpg, 1.right.jpg'),
     ({'train-000000.tar.gz': {}, 'val-000000.tar.gz': {}}, ValueError, 'compressed shards .*tar.gz, .*at random places: unpack'),
     ({'train-0.tar': {'a/1.jpg': 0}, 'train-1.tgz': {}}, ValueError, 'compressed shards .train-1.tgz.')])

@@ -194,6 +194,7 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
     "Measure networks, one after another in a process of their own"
     check_whole('size', size, 1, 16384)
     check_bits(bits)
+    check_whole('candidates', candidates, 1, 10_000)
     check_finite('timeout', timeout)
     if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
     for n in names: check_network(n)

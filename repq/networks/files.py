@@ -313,8 +313,8 @@ def open_part(out) -> Path:
 def put_in_place(part, out):
     "Move a folder that is complete to its place"
     with naming(out):
-        for f in part.rglob('*'):
-            if f.is_file(): _sync(f)
+        for f in filter(Path.is_file, part.rglob('*')): _sync(f)
+        if os.path.lexists(out): raise FileExistsError(f'{out} exists: it was made meanwhile, and is not overwritten')
         os.rename(part, out); _sync(Path(out).absolute().parent)
 
 @contextmanager

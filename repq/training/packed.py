@@ -85,6 +85,8 @@ def _samples(path, tar) -> tuple: # list of (name, label or None, start, length)
         if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS and os.path.basename(n)[0] != '.':
             images.setdefault(_key(n), []).append((n, s, l))
     res = [(n, labels.get(k), s, l) for k,o in images.items() for n,s,l in _one_image(tar, o, labels.get(k))]
+    if bad := [n for n,label,*_ in res if label is not None and not (label and label.isprintable())]:
+        raise ValueError(f'{tar}: what {_key(bad[0])}.cls holds is no label: repair it, or take it away with its image')
     kept = {n for n,*_ in res}
     return res, [f'{tar}/{n}' for o in images.values() for n,*_ in o if n not in kept]
 

@@ -188,9 +188,13 @@ class RunFolder:
         "Checkpoints, the oldest first"
         return sorted(self.checkpoints.glob('step-*.pt'))
 
+    def whole(self) -> bool:
+        "Has the part all that a finished run consists of?"
+        return all((self.part/n).is_file() for n in _LAST_FILES)
+
     def unmoved(self) -> bool:
         "Is the part a run that was cut off between its last file and its move?"
-        return not os.path.lexists(self.out) and not self.steps() and all((self.part/n).is_file() for n in _LAST_FILES)
+        return not os.path.lexists(self.out) and not self.steps() and self.whole()
 
     def finished(self, recipe:Recipe, asked:dict={}) -> bool:
         "Is this run there? ValueError if another one has its place"
@@ -269,6 +273,7 @@ def told(self:RunFolder):
 @patch
 def _left(self:RunFolder, error) -> str:
     "The last checkpoint, in words that go behind an error's"
+    if self.whole(): return f'; the run is finished, in {self.part}: --resume (resume=True) moves it once its place is free'
     steps = self.steps()
     if not steps: return '' if rank_distrib() else '; there is no checkpoint yet' # the folder may be on another machine
     if isinstance(error, FloatingPointError): return f'; the last checkpoint, from before these steps, is {steps[-1]}'
