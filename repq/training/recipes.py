@@ -240,10 +240,11 @@ def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields o
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r753
 def _lr_scale(model, method, norm_after) -> float:
-    "What the quantized stage's learning rate is multiplied by; a norm after each layer makes up for one that was merged"
+    "What the quantized stage's learning rate is multiplied by"
+    if norm_after: return 1. # it makes up for what was merged, and for what rounding makes too small to divide by
     m = get_method(method)
     own = [s for n, s in _LR_SCALES.items() if m.reparametrized and model.startswith(n)]
-    return min([1. if norm_after else m.lr_scale, *own])
+    return min([m.lr_scale, *own])
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h718
 def _of_authors(model, d, weight_bits) -> dict:
