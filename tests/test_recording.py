@@ -1,5 +1,5 @@
 "Models that stand-ins cannot go through, and convolutions that pad or compute their weights themselves: to integers, in the file too."
-import sys, math
+import math, sys
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from repq.deploy.comparison import compare_file
 from repq.deploy.integers import to_integer
