@@ -1,5 +1,5 @@
 "Models that stand-ins cannot go through, and convolutions that pad or compute their weights themselves: to integers, in the file too."
-import math
+import math, sys
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from repq.deploy.comparison import compare_file
 from repq.deploy.integers import to_integer
@@ -37,12 +37,13 @@ def differing(net, x): return compare_file(net, onnx_model(net, x), (torch.cat([
 @pytest.mark.parametrize('way', [ceils, asks, loops, wants_a_tensor, windows])
 def test_what_decides_by_sizes_becomes_integers(way):
     m = Sizes(way).eval()
-    if way in (asks, wants_a_tensor, windows):
+    answered = way is wants_a_tensor and sys.version_info >= (3, 11) # by a stand-in
+    if way in (asks, wants_a_tensor, windows) and not answered:
         with pytest.raises(Exception): trace_graph(m, False)
     calibrate(m, [X])
     q = calibrate(quantize(m, 8, 8, verbose=False), [X]).eval()
     net = to_integer(q, X)
-    assert net.fixed and 'bn' not in [s.name for s in net.steps] # absorbed
+    assert (net.fixed or answered) and 'bn' not in [s.name for s in net.steps] # absorbed
     assert (net(X) - m(X)).norm() < .05*m(X).norm() and differing(net, X)['differing'] == 0
 
 def test_sizes_are_given_to_quantize_or_seen_by_calibrate_and_kept_by_copies():
