@@ -2,7 +2,7 @@
 import pytest, torch
 from torch import nn
 from repq.deploy import runtimes
-from repq.export import compare_runtimes, run_executorch, executorch_method, to_executorch, torch_graph
+from repq.export import compare_runtimes, executorch_bytes, run_executorch, executorch_method, to_executorch, torch_graph
 from repq.bench import inference, table
 from repq.networks.waiting import listening
 from repq.integers import to_integer
@@ -66,7 +66,43 @@ def test_the_graph_of_torch_means_the_integers(bits):
     off = (y - net(x)).abs()/net(x).abs().max()
     assert (off > 1e-5).float().mean() < .1 and off.max() < .2
     kinds = [n.target for n in torch_graph(net, x).graph.nodes if n.op == 'call_function']
-    assert kinds.count(torch.ops.quantized_decomposed.quantize_per_tensor.default) == sum(s.grid is not None and s.op not in ('flatten', 'clip') for s in net.steps)
+    assert kinds.count(torch.ops.quantized_decomposed.quantize_per_tensor.default) == sum(s.grid is not None and s.op not in ('quantize', 'flatten', 'clip') for s in net.steps)
+
+class Gate(nn.Module):
+    def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+    def forward(self, x): return x*self.b(self.a(nn.functional.adaptive_avg_pool2d(x, 1)).relu()).sigmoid()
+
+BETWEEN = dict(swish=nn.SiLU(), gelu=nn.GELU(), hardswish=nn.Hardswish(), gate=Gate(), average=nn.AvgPool2d(3, 2, 1, count_include_pad=False), bilinear=nn.Upsample(scale_factor=2, mode='bilinear'),
+    nearest=nn.Upsample(scale_factor=2), ceil=nn.MaxPool2d(3, 2, ceil_mode=True), reflect=nn.ReflectionPad2d(2), constant=nn.ConstantPad2d((1, 0, 2, 1), .3), groups=nn.ChannelShuffle(4),
+    part=lambda x: x[:, :, ::2, 1:], roll=lambda x: x.roll((1, -2), (2, 3)), less=lambda x: x - x.flip(2), scaled=lambda x: 1 - x/3 + 2*x, mean=lambda x: x + x.mean(1, keepdim=True).expand(-1, 8, -1, -1),
+    largest=lambda x: x*x.amax((2, 3), keepdim=True), turned=lambda x: x.transpose(2, 3), rows=lambda x: x.flatten(2).reshape(x.shape[0], 8, 5, 20), each=nn.BatchNorm2d(8))
+
+class Between(nn.Module):
+    def __init__(self, f): super().__init__(); self.a, self.f, self.b = nn.Conv2d(1, 8, 3, padding=1), f, nn.Conv2d(8, 4, 1)
+    def forward(self, x): return self.b(self.f(self.a(x)))
+
+def between(f, bits):
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 10, 10)
+    model = calibrate(quantize(Between(f), bits, bits, verbose=False, adopt=False), [x]).eval()
+    return to_integer(model, x), x
+
+@pytest.mark.parametrize('bits', [8, 2])
+@pytest.mark.parametrize('f', BETWEEN.values(), ids=BETWEEN)
+def test_operations_in_graphs_of_torch(f, bits):
+    "torch itself computes the graph: layers may decide otherwise next to a border, what stands between them may not"
+    net, x = between(f, bits)
+    assert not [s for s in net.steps if s.op in ('float', 'island')]
+    with torch.no_grad(): y, plain = torch_graph(net, x)(x), torch_graph(net, x, False)(x)
+    off = (y - net(x)).abs()/net(x).abs().max()
+    assert y.shape == plain.shape == net(x).shape and (off > 1e-5).float().mean() < .05 and off.max() < .2
+
+@pytest.mark.parametrize('f', [BETWEEN[n] for n in ('swish', 'gate', 'average', 'bilinear', 'reflect', 'scaled', 'less')], ids=str)
+def test_executorch_computes_what_stands_between(f, tmp_path):
+    pytest.importorskip('executorch')
+    net, x = between(f, 8)
+    (tmp_path/'net.pte').write_bytes(executorch_bytes(net, x))
+    assert torch.equal(run_executorch(executorch_method(tmp_path/'net.pte'), x), net(x))
 
 def test_executorch_computes_the_reference(tmp_path):
     pytest.importorskip('executorch')

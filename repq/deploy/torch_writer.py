@@ -8,12 +8,17 @@ import torch, torch.nn as nn, torch.nn.functional as F
 import torch.ao.quantization.fx._decomposed # registers the operations
 from torch import fx
 from ..method.kernels import pair
+from ..networks.further_readers import TABLES
 from .integer_grids import Grid
 from .integer_network import IntegerNetwork
+from .integer_ops import find_operation
+from .shapes import axes_factor, border_value, place_factors
+from .tables import product_factor
 from .targets import Target, Value
 
 # %% auto #0
-__all__ = ['TORCH', 'TorchGraph', 'as_torch_floats', 'on_torch_grid', 'torch_graph']
+__all__ = ['TORCH', 'TorchGraph', 'as_torch_floats', 'on_torch_grid', 'whole_numbers', 'rounded_on', 'times_factor',
+           'torch_graph']
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x205
 class TorchGraph:
@@ -28,6 +33,24 @@ class TorchGraph:
         name, self.count = f'constant{self.count}', self.count + 1
         self.root.register_buffer(name, v)
         return self.graph.get_attr(name)
+
+    def beside(self, v, rank:int) -> fx.Node:
+        "A number or a tensor that goes with values of `rank` dimensions"
+        v = torch.as_tensor(v, dtype=torch.float32)
+        return self.constant(v.reshape(*[1]*(rank - v.ndim), *v.shape))
+
+    def module(self, f, *args) -> fx.Node:
+        "What the function `f` of tensors gives"
+        name, self.count = f'function{self.count}', self.count + 1
+        self.root.add_module(name, _Function(f))
+        return self.graph.call_module(name, args)
+
+class _Function(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, *x): return self.f(*x)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q670
 _OPS = torch.ops.quantized_decomposed
@@ -48,6 +71,22 @@ def on_torch_grid(g:TorchGraph, y:fx.Node, grid:Grid) -> fx.Node:
         low, high = ((v - grid.zero)*grid.step for v in (grid.low, grid.high))
         y = g.call(F.hardtanh, y, low, high)
     return g.call(_OPS.quantize_per_tensor.default, y, grid.step, _zero(grid), *_BYTE)
+
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #k101
+def whole_numbers(g:TorchGraph, x:Value) -> fx.Node:
+    "The integers of `x`, without the zero-point, as floats"
+    q = g.call(torch.ops.aten.to.dtype, x.handle, torch.float32)
+    return g.call(torch.sub, q, g.beside(_zero(x.grid), len(x.shape))) if _zero(x.grid) else q
+
+def rounded_on(g:TorchGraph, y:fx.Node, grid:Grid, rank:int) -> fx.Node:
+    "The float `y`, in steps of `grid`, on it"
+    ends = (float(v - grid.zero + _zero(grid)) for v in (grid.low, grid.high))
+    y = g.call(torch.add, g.call(torch.round, y), g.beside(_zero(grid), rank))
+    return g.call(torch.ops.aten.to.dtype, g.call(torch.clamp, y, *ends), torch.int8)
+
+def times_factor(g:TorchGraph, y:fx.Node, factor, grid:Grid, rank:int=4) -> fx.Node:
+    "The whole numbers `y`, times what they mean in steps of `grid`, on it"
+    return rounded_on(g, g.call(torch.mul, y, g.beside(factor, rank)), grid, rank)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x207
 TORCH = Target('torch', dict(float='no grid of integers: give it one by a form that integers know (repq.integers)'))
@@ -71,9 +110,7 @@ def _convolved(g, s, x, w, b) -> fx.Node:
 def _whole(g, s, x) -> fx.Node: # floats
     "A layer on whole numbers, and its unit at the end"
     p = s.params
-    q = g.call(torch.ops.aten.to.dtype, x.handle, torch.float32)
-    if zero := _zero(x.grid): q = g.call(torch.ops.aten.sub.Tensor, q, float(zero))
-    y = _convolved(g, s, q, g.constant(p['weight'].float()*p['room']), g.constant(p['bias'].float()))
+    y = _convolved(g, s, whole_numbers(g, x), g.constant(p['weight'].float()*p['room']), g.constant(p['bias'].float()))
     unit = torch.tensor(x.grid.step)*p['scale']
     return g.call(torch.mul, y, g.constant(unit.view(-1, *[1]*(p['weight'].ndim - 2))))
 
@@ -103,7 +140,7 @@ def _floats(*operations):
         return f
     return register
 
-@_floats('quantize', 'requantize', 'dequantize')
+@_floats('requantize', 'dequantize')
 def _convert(g, s, x): return x
 
 @_floats('add')
@@ -125,26 +162,79 @@ def _maxpool(g, s, x):
 def _concat(g, s, *values): return g.call(torch.cat, list(values), s.params.get('dim', 1))
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q678
+@TORCH.writes('flatten', 'shuffle', 'take', 'enlarge', 'permute', 'reshape', 'expand', 'slice', 'roll', 'flip', 'amax')
+def _moved(g, s, x): return g.module(lambda v: find_operation(s.op).compute(s, v, grids=None), x.handle)
+
 @TORCH.writes('clip')
 def _clip(g, s, x):
     if x.grid is not None and not g.rounded: return on_torch_grid(g, x.handle, s.grid)
     shift = 0 if x.grid is None else _zero(x.grid) - x.grid.zero
     return g.call(torch.clamp, x.handle, s.params['low'] + shift, s.params['high'] + shift)
 
-@TORCH.writes('flatten')
-def _flatten(g, s, x): return g.call(torch.flatten, x.handle, 1)
+@TORCH.writes('pad')
+def _pad(g, s, x):
+    p = s.params
+    if p['mode'] != 'constant': return _moved(g, s, x)
+    byte = x.grid is not None and g.rounded
+    return g.call(F.pad, x.handle, p['pad'], 'constant', border_value(s) + _zero(s.grid) - s.grid.zero if byte else p['value'])
 
-@TORCH.writes('shuffle')
-def _shuffle(g, s, x): return g.call(F.pixel_shuffle, x.handle, s.params['factor'])
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #k104
+@TORCH.writes('table')
+def _table(g, s, x):
+    p = s.params
+    if not g.rounded: return g.module(lambda v: TABLES[p['function']](v, **p['args']), x.handle)
+    q = torch.arange(-128, 128) + x.grid.zero - _zero(x.grid) # the integer of each byte
+    shift = s.grid.zero - _zero(s.grid)
+    table = (p['table'][q & 255].int() - shift).to(torch.int8)
+    place = g.call(torch.add, g.call(torch.ops.aten.to.dtype, x.handle, torch.int32), 128)
+    return g.call(torch.ops.aten.index.Tensor, g.constant(table), [place])
 
-@TORCH.writes('take')
-def _take(g, s, x): return g.call(torch.index_select, x.handle, 1, g.constant(s.params['index'].long()))
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #k106
+@TORCH.writes('mul')
+def _mul(g, s, a, b):
+    if s.grid is None or not g.rounded: return on_torch_grid(g, g.call(torch.mul, *_both(g, a, b)), s.grid)
+    y = g.call(torch.mul, whole_numbers(g, a), whole_numbers(g, b))
+    return times_factor(g, y, product_factor(a.grid, b.grid, s.grid), s.grid, max(len(a.shape), len(b.shape)))
 
-@TORCH.writes('enlarge')
-def _enlarge(g, s, x):
-    down, across = s.params['scale']
-    y = g.call(torch.repeat_interleave, x.handle, down, 2)
-    return g.call(torch.repeat_interleave, y, across, 3)
+def _both(g, *values) -> list: return [as_torch_floats(g, v) for v in values]
+
+@TORCH.writes('axes')
+def _axes(g, s, x):
+    p = s.params
+    rank = len(x.shape) if p['keepdim'] else len(x.shape) - len(p['dims'])
+    y = g.call(torch.sum, whole_numbers(g, x) if g.rounded else x.handle, p['dims'], p['keepdim'])
+    return times_factor(g, y, axes_factor(s, x.grid), s.grid, rank) if g.rounded else g.call(torch.mul, y, 1/p['count'])
+
+@TORCH.writes('resample')
+def _resample(g, s, x):
+    p, read = s.params, whole_numbers(g, x) if g.rounded else x.handle
+    y = g.call(F.linear, read, g.constant(p['columns']))
+    y = g.call(torch.transpose, g.call(F.linear, g.call(torch.transpose, y, 2, 3), g.constant(p['rows'])), 2, 3)
+    if g.rounded: return times_factor(g, y, place_factors(s, x.grid), s.grid)
+    return g.call(torch.mul, y, g.beside(p['factors'], 4))
+
+# %% ../../nbs/4_deploy/11g_torch_writer.ipynb #k108
+def _meant(g, x) -> fx.Node:
+    "What the integers of `x` mean, in operations that nobody takes for a kernel of bytes"
+    if x.grid is None or not g.rounded: return x.handle
+    return g.call(torch.mul, whole_numbers(g, x), g.beside(x.grid.step, len(x.shape)))
+
+def _divided(g, y, grid, rank) -> fx.Node:
+    if grid is None or not g.rounded: return on_torch_grid(g, y, grid)
+    return rounded_on(g, g.call(torch.div, y, g.beside(grid.step, rank)), grid, rank)
+
+@TORCH.writes('quantize')
+def _first(g, s, x): return _divided(g, x.handle, s.grid, len(x.shape))
+
+@TORCH.writes('sub')
+def _sub(g, s, a, b):
+    return _divided(g, g.call(torch.sub, _meant(g, a), _meant(g, b)), s.grid, max(len(a.shape), len(b.shape)))
+
+@TORCH.writes('affine')
+def _affine(g, s, x):
+    rank = max(len(x.shape), s.params['scale'].ndim, s.params['bias'].ndim)
+    scale, bias = (g.beside(s.params[k], rank) for k in ('scale', 'bias'))
+    return _divided(g, g.call(torch.add, g.call(torch.mul, _meant(g, x), scale), bias), s.grid, rank)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x210
 def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w): an image of it tells shapes
