@@ -4,7 +4,7 @@
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i702
 from __future__ import annotations
-import importlib.util, json, signal, subprocess, sys, threading, time
+import importlib.util, json, os, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
@@ -140,13 +140,17 @@ def _limited(seconds):
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q901
 def serve(most_mb:int=6000):
     "Measure what is asked for on the standard input, a line a network, until too much memory was in use"
-    out, sys.stdout = sys.stdout, sys.stderr # libraries print
+    out = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1) # libraries print, some of them past Python
+    sys.stdout = sys.stderr
     for line in sys.stdin:
         limit, name, *args = json.loads(line)
         start = time.process_time()
         try:
             with _limited(limit): row = measure(name, *args)
-        except Exception as e: row = dict(network=name, failed=first_line(e)[:500], seconds=dict(all=round(time.process_time() - start, 2)))
+        except Exception as e:
+            seconds = dict(all=round(time.process_time() - start, 2))
+            row = dict(network=name, failed=first_line(e)[:500], seconds=seconds)
         ends = _memory_mb() > most_mb
         print(json.dumps([row, ends]), file=out, flush=True)
         if ends: return

@@ -161,8 +161,10 @@ def _compare_onnx(data, net, x, profile) -> dict:
 # %% ../../nbs/5_commands/01_deployment.ipynb #q419
 def _compare(session, run, net, x) -> dict:
     "What a session of a runtime gives beside the reference"
-    y = net(x)
-    return dict(values=y.numel(), differing=(run(session, x) != y).sum().item())
+    got, values = run(session, x), net.values(*as_inputs(x))
+    got, want = got if isinstance(got, tuple) else (got,), [values[o] for o in net.outputs]
+    differing = sum((a != b).sum().item() for a, b in zip(got, want, strict=True))
+    return dict(values=sum(b.numel() for b in want), differing=differing)
 
 def _one_image(made, runtime, opened, run, compared=None):
     "`_export_onnx` for files of one image: what makes their bytes, who runs them, on how many images they are compared"

@@ -146,8 +146,9 @@ def qonnx_session(path):
     try: return ModelWrapper(file)
     except Exception as e: raise ValueError(f'{path} is no QONNX file, or it is damaged ({type(e).__name__})') from None # of protobuf and onnx, of many kinds
 
-def run_qonnx(session, x:Tensor) -> Tensor:
-    "The first output for each image of float32 `x`, executed by the package"
+def run_qonnx(session, x:Tensor): # Tensor; a tuple of them where the file has several outputs
+    "What the package computes for each image of float32 `x`"
     from qonnx.core.onnx_exec import execute_onnx
-    i, o = session.graph.input[0].name, session.graph.output[0].name
-    return torch.cat([torch.from_numpy(execute_onnx(session, {i: v[None].float().numpy()})[o]) for v in x])
+    rows = [execute_onnx(session, {session.graph.input[0].name: v[None].float().numpy()}) for v in x]
+    res = tuple(torch.cat([torch.from_numpy(r[o.name]) for r in rows]) for o in session.graph.output)
+    return res if len(res) > 1 else res[0]
