@@ -1,12 +1,13 @@
 "From a run to a file: post-training quantization, exported files, reports, layers with bits of their own."
 import json
 import numpy as np, pytest, torch
-from repq.deployment import example_images, export_run, post_training, report_run
+from repq.deployment import example_images, export_model, export_run, post_training, report_run
 from repq.export import onnx_session, optimized_ops, run_onnx
 from repq.integers import load_integers
 from repq.layers import RepQLayer
 from repq.recipes import get_recipe
 from repq.runs import eval_run, load_run, train
+from repq.surgery import calibrate, quantize
 
 @pytest.fixture(scope='module')
 def fp(tmp_path_factory):
@@ -99,3 +100,20 @@ def test_super_resolution(tmp_path):
     integer = json.loads((tmp_path/'w8'/'results.json').read_text())[0]['integer_psnr']
     assert abs(integer - np.mean(list(row['psnr'].values()))) < 1
     assert 'backbone.0.conv' in report_run(tmp_path/'w8', alone=True)
+
+class Heads(torch.nn.Module):
+    "Two results, as a detector has them"
+    def __init__(self):
+        super().__init__()
+        self.body, self.maps, self.scores = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 3), torch.nn.Linear(8, 5)
+    def forward(self, x):
+        x = self.body(x).relu()
+        return dict(maps=self.maps(x), scores=self.scores(x.mean((2, 3))))
+
+@pytest.mark.parametrize('ending, package', [('.onnx', 'onnxruntime'), ('.tflite', 'ai_edge_litert'), ('.qonnx', 'qonnx')])
+def test_files_of_several_outputs_are_compared(ending, package, tmp_path, capsys):
+    pytest.importorskip(package)
+    x = torch.randn(2, 3, 12, 12)
+    q = calibrate(quantize(Heads(), 8, 8, verbose=False), [x]).eval()
+    export_model(q, tmp_path/f'net{ending}', x)
+    assert f'equals the integer reference in all {2*(4*10*10 + 5)} values' in capsys.readouterr().out
