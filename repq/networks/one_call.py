@@ -142,9 +142,12 @@ class _Counted:
             self.bar(n)
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #i212
-def few_bits(weight_bits:int) -> dict: # arguments of `quantize`
-    "What batch norms inside blocks need in order to train at so few bits"
-    return dict(bound_steps=True, centred=True, peel=True, input_noise=True) if weight_bits < 4 else {}
+def few_bits(weight_bits:int,
+             norms=True # are there batch norms inside the blocks?
+            ) -> dict:  # arguments of `quantize`
+    "What blocks need in order to train at so few bits"
+    if weight_bits >= 4: return {}
+    return dict(bound_steps=True, centred=True, peel=True) | (dict(input_noise=True) if norms else {})
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j027
 def _layer_line(model, blocks:Counter) -> str:
@@ -222,7 +225,7 @@ def prepare(model:nn.Module,
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
         blocks, inside = _blocks(model), _norms_inside(model)
         if inside and _can_adapt(inside): adapt_statistics(model, counted, forward)
-        if inside: on = {k: v for k, v in few_bits(weight_bits).items() if k not in kwargs}
+        if blocks: on = {k: v for k, v in few_bits(weight_bits, bool(inside)).items() if k not in kwargs}
         model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
         if not any(isinstance(m, RepQLayer) for m in model.modules()):
             raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')

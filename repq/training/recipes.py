@@ -232,11 +232,10 @@ _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized netwo
 # %% ../../nbs/3_training/12_recipes.ipynb #q011
 def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
     "What a recipe switches on below 4 bits, beyond the paper"
-    m, needed = get_method(method), few_bits(weight_bits)
+    m = get_method(method)
+    needed = few_bits(weight_bits, bool(m.statistics))
     if not needed or task(model) == 'super-resolution' or not m.reparametrized: return {}
-    if not m.statistics and not m.merge_first: return {} # no batch norm inside, and one after each layer
-    if m.merge_first: del needed['input_noise']
-    return dict(norm_after=True) | needed
+    return dict(norm_after=True) | needed if m.statistics or m.merge_first else needed # others have one after each layer
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r753
 def _lr_scale(model, method, norm_after) -> float:
