@@ -180,7 +180,8 @@ def test_an_error_in_calibration_names_the_layer():
     model = quantize(seq(conv(3, 4, 3), nn.ReLU(), conv(4, 2, 1)), 4, 4, verbose=False)
     for bad in float('nan'), float('inf'):
         with pytest.raises(ValueError, match="'0.input_quantizer': cannot find a step for non-finite values"): calibrate(model, [torch.full((2, 3, 8, 8), bad)])
-    with torch.no_grad(): model[2].block.weight.fill_(float('nan')) if hasattr(model[2].block, 'weight') else [p.fill_(float('nan')) for p in model[2].block.parameters()]
+    with torch.no_grad():
+        for p in model[2].block.parameters(): p.fill_(float('nan'))
     with pytest.raises(ValueError, match="'2.weight_quantizer': cannot find a step"): calibrate(model, [torch.randn(2, 3, 8, 8)])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
