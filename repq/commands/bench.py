@@ -14,6 +14,7 @@ from ..method.batchnorm import recompute_exact
 from ..method.blocks import Block
 from ..method.published import ACBlock
 from ..method.orepa import OREPA, OREPALargeKernel
+from ..networks.sites import norms_inside
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
 from ..networks.changes import unquantized
@@ -63,8 +64,7 @@ def _fitting(model, block) -> list:
     "The methods of RepQ for a network: those with statistics where batch norms are inside its blocks"
     net = create_model(model)
     if block or source_of(model): net = with_blocks(net, block)
-    blocks = [m for m in net.modules() if isinstance(m, Block)]
-    inside = any(isinstance(o, nn.BatchNorm2d) for m in blocks for o in m.modules())
+    inside = bool(norms_inside(net))
     return [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #q011
@@ -191,6 +191,7 @@ def _cases(model, bits, block, x, official_code, only) -> dict: # (stage, method
     if exact and wanted(_RECOMPUTED): res[f'{bits} bits', _RECOMPUTED] = _Recompute(_ready(exact, x))
     return res
 
+# %% ../../nbs/5_commands/02_bench.ipynb #i223
 def device_name(device) -> str:
     "What rows call a device: the GPU's own name"
     return 'cpu' if device == 'cpu' else environment()['device']

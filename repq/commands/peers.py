@@ -93,6 +93,7 @@ def _convolutions(spec):
         def validate(self, graph): pass
     return Convolutions()
 
+# %% ../../nbs/5_commands/02c_peers.ipynb #i224
 class _PT2E(nn.Module):
     "`model` as torchao's PT2E prepares it for training at `bits`, with fake quantizers of the class `fake`"
     def __init__(self, model, x, bits, fake, **kwargs):

@@ -144,16 +144,25 @@ def _has_own_forward(m) -> bool:
     own = isinstance(m, (nn.Conv2d, nn.Linear)) and not computes(m, nn.Conv2d, nn.Linear) and not hooked(m) and not parametrize.is_parametrized(m)
     return own and not list(m.children()) and isinstance(m.weight, nn.Parameter)
 
-def plain_convolutions(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
-    "Let convolutions and linear layers with a forward pass of their own be torch's, in place, where that is what they compute"
+def _made_plain(model, is_own, make) -> tuple: # the model, {name: class} of what became plain
+    "Replace, in place, what `is_own` finds by what `make` gives for it: a module of torch's, or None"
     found = {}
     for n, m in model.named_modules():
-        if m in found or not _has_own_forward(m): continue
-        try: parts = _plain(m)
-        except Exception: continue # it needs more than a map, or a size that is not known
-        if parts is not None: found[m] = n, same_mode(_joined(*parts), m)
+        if m in found or not is_own(m): continue
+        try: new = make(m)
+        except Exception: continue # it takes something else than a map, or needs a size that is not known
+        if new is not None: found[m] = n, same_mode(new, m)
     model, _ = replace_modules(model, {m: new for m, (_, new) in found.items()})
     return model, {n: type(m).__name__ for m, (n, _) in found.items()}
+
+def _as_convolution(m) -> nn.Module: # None where it computes something else
+    parts = _plain(m)
+    return None if parts is None else _joined(*parts)
+
+def plain_convolutions(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
+    """Let convolutions and linear layers with a forward pass of their own be torch's, in place,
+    where that is what they compute"""
+    return _made_plain(model, _has_own_forward, _as_convolution)
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #o621
 _TENSORS = 'running_mean', 'running_var', 'weight', 'bias'
@@ -182,7 +191,7 @@ def _as_norm(m) -> nn.BatchNorm2d: # None where it computes something else
         held = new._buffers if n not in ('weight', 'bias') else new._parameters
         held[n] = getattr(m, n, None)
     new.affine = new.weight is not None
-    return same_mode(new, m)
+    return new
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #o622
 def _has_own_norm(m) -> bool:
@@ -192,11 +201,4 @@ def _has_own_norm(m) -> bool:
 
 def plain_norms(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
     "Let batch norms of somebody's own be torch's, in place, where that is what they compute"
-    found = {}
-    for n, m in model.named_modules():
-        if m in found or not _has_own_norm(m): continue
-        try: new = _as_norm(m)
-        except Exception: continue # it takes something else than maps
-        if new is not None: found[m] = n, new
-    model, _ = replace_modules(model, {m: new for m, (_, new) in found.items()})
-    return model, {n: type(m).__name__ for m, (n, _) in found.items()}
+    return _made_plain(model, _has_own_norm, _as_norm)

@@ -107,6 +107,7 @@ def _stopped(name, m, x, error) -> str:
     kind = str(x.dtype).removeprefix('torch.')
     return f"it stops at '{name}' ({type(m).__name__}), which gets {kind} {tuple(x.shape)}: {said}"
 
+# %% ../../nbs/2_networks/13b_inputs.ipynb #i221
 @contextmanager
 def naming_input(model, what):
     "Errors of `model` in here say what it was given and at which layer it stopped; it changes nothing but itself"

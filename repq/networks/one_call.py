@@ -9,9 +9,9 @@ from collections import Counter
 import torch, torch.nn as nn
 from fastcore.meta import delegates
 from ..method.blocks import Block
+from ..method.peeled import few_bits
 from ..method.layers import RepQLayer, is_deployed
-from .graphs import BatchNorm
-from .sites import find_sites, registered
+from .sites import find_sites, norms_inside, registered
 from .adoption import adopt
 from .surgery import quantize, reparametrize
 from .calibration import adapt_statistics, calibrate, remember_batch
@@ -23,7 +23,7 @@ from .inputs import first_batches, tensors_in
 from .changes import obstacles, plural, some, working_copy
 
 # %% auto #0
-__all__ = ['with_blocks', 'merges', 'with_own_head', 'load_state', 'assembled', 'few_bits', 'prepare']
+__all__ = ['with_blocks', 'merges', 'with_own_head', 'load_state', 'assembled', 'prepare']
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j024
 def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
@@ -36,10 +36,6 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
     except TypeError as e:
         if not isinstance(block, str): raise
         raise ValueError(f'{block} is no block: {e}') from e
-
-def _norms_inside(model) -> list:
-    "The batch norms inside blocks"
-    return [m for b in model.modules() if isinstance(b, Block) for m in b.modules() if isinstance(m, BatchNorm)]
 
 def _can_adapt(norms) -> bool:
     "Can all of them be rebased?"
@@ -141,14 +137,6 @@ class _Counted:
             yield b
             self.bar(n)
 
-# %% ../../nbs/2_networks/14_one_call.ipynb #i212
-def few_bits(weight_bits:int,
-             norms=True # are there batch norms inside the blocks?
-            ) -> dict:  # arguments of `quantize`
-    "What blocks need in order to train at so few bits"
-    if weight_bits >= 4: return {}
-    return dict(bound_steps=True, centred=True, peel=True) | (dict(input_noise=True) if norms else {})
-
 # %% ../../nbs/2_networks/14_one_call.ipynb #j027
 def _layer_line(model, blocks:Counter) -> str:
     "How many layers, and which blocks are among them"
@@ -202,6 +190,7 @@ def _check_fresh(model):
         raise ValueError(f'the model is quantized already ({some(done)}): '
                          'train it, or calibrate(model, loader) once more')
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #i222
 @delegates(quantize, but=['inplace', 'verbose'])
 def prepare(model:nn.Module,
             loader,           # batches: any iterable of tensors, tuples or dictionaries, `DataLoaders`, or one tensor
@@ -223,7 +212,7 @@ def prepare(model:nn.Module,
         remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
         model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
-        blocks, inside = _blocks(model), _norms_inside(model)
+        blocks, inside = _blocks(model), norms_inside(model)
         if inside and _can_adapt(inside): adapt_statistics(model, counted, forward)
         if blocks: on = {k: v for k, v in few_bits(weight_bits, bool(inside)).items() if k not in kwargs}
         model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)

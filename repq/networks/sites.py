@@ -22,7 +22,7 @@ READERS = [basic_readers, further_readers] # chapters of readers: they are there
 TRACING = [recording] # and what traces where fx cannot
 
 # %% auto #0
-__all__ = ['READERS', 'TRACING', 'Site', 'is_composite', 'registered', 'is_linear', 'survey', 'find_sites']
+__all__ = ['READERS', 'TRACING', 'Site', 'is_composite', 'norms_inside', 'registered', 'is_linear', 'survey', 'find_sites']
 
 # %% ../../nbs/2_networks/03_sites.ipynb #c005
 @dataclass
@@ -50,6 +50,10 @@ def _why_left(m, inside) -> str:
         if any(isinstance(vars(c).get(n), Tensor) for c in inner): return f'a hook computes its {n}'
         if parametrize.is_parametrized(m, n): return f'a parametrization computes its {n}'
     return ''
+
+def norms_inside(model) -> list: # of batch norms
+    "The batch norms inside the blocks of a model"
+    return [m for b in model.modules() if isinstance(b, Block) for m in b.modules() if isinstance(m, BatchNorm)]
 
 def registered(m, name='', inside='', seen=None) -> list:
     "Sites in order of registration, each module once, not looking inside them"

@@ -11,7 +11,7 @@ from ..method.kernels import Geometry, Kernel
 from ..method.batchnorm import fold, get_statistics, mean_var, rebase, running_stats, unbiased
 from ..method.grids import check_bits
 from ..method.quantizers import LSQ
-from ..method.peeled import weight_quantizer
+from ..method.peeled import few_bits, weight_quantizer
 from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
@@ -246,8 +246,8 @@ def quantize(model:nn.Module,
     ties, obstacles = tied_pairs(model, [s.name for s in todo if s.module in plan]), without_integers(model, sites, traces)
     model, hooks = replace_modules(model, {m: p[0] for m, p in plan.items()})
     rep = sum(isinstance(p[0].block, Block) and isinstance(m, (Block, RepQLayer)) for m, p in plan.items())
-    norms = any(isinstance(m, BatchNorm) for p in plan.values() for m in p[0].block.modules())
-    needs = norms and weight_bits < 4 and not input_noise and 'at so few bits batch norms inside blocks need input_noise, bound_steps, centred and peel, as repq.prepare sets them'
+    needed = few_bits(weight_bits) if not input_noise and any(_has_bn(p[0].block) for p in plan.values()) else {}
+    needs = needed and f'at so few bits batch norms inside blocks need {", ".join(needed)}, as repq.prepare sets them'
     report_change('quantize', verbose, untraced, f'{plural(len(plan), "layer")} ({rep} re-parametrized) at {weight_bits}/{input_bits} bits' + (f', first and last at {first_last_bits}' if edges and plan else ''),
             _differing(own), needs, before and f'{plural(len(before), "layer")} quantized before, left as they are', ties and f'tied weights stay tied, with steps of their own: {ties}',
             left=[(s.name, s.left) for s in sites if s.left] + _stay_float(model), hooks=hooks)

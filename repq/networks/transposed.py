@@ -79,6 +79,7 @@ class Upsampled(nn.Sequential):
         if wanted != given: raise ValueError(f'output_size {wanted}: this layer gives {given} only')
         return y
 
+# %% ../../nbs/2_networks/04ec_transposed.ipynb #i225
 def _why_not(m) -> str: # '' where it can be one
     "Why a transposed convolution is no convolution and a shuffle"
     if hooked(m) or parametrize.is_parametrized(m) or not computes(m, nn.ConvTranspose2d):

@@ -10,9 +10,11 @@ import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
+from ..method.peeled import few_bits
+from ..networks.sites import norms_inside
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
-from ..networks.one_call import assembled, few_bits, load_state
+from ..networks.one_call import assembled, load_state
 from .methods import METHODS, get_method, nearest
 from .. import surgery
 
@@ -227,6 +229,7 @@ _DEFAULTS = { # image size -> full precision, quantized
           dict(epochs=8, batch_size=128, lr=.02, weight_decay=5e-4)),
     8:   (dict(epochs=20, batch_size=64, lr=.05), dict(epochs=12, batch_size=64, lr=.02))}
 
+# %% ../../nbs/3_training/12_recipes.ipynb #i227
 _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized networks, by the beginning of their names
 
 # %% ../../nbs/3_training/12_recipes.ipynb #q011
@@ -339,7 +342,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
         model, state = assembled(model, state, recipe.block, recipe.model, method.reparametrized, not recipe.quantized,
                                  recipe.adopt)
     blocks = [m for m in model.modules() if isinstance(m, Block)]
-    if recipe.method == 'repq' and any(isinstance(o, nn.BatchNorm2d) for b in blocks for o in b.modules()):
+    if recipe.method == 'repq' and norms_inside(model):
         raise ValueError(f"method 'repq' is for blocks without batch norm, {recipe.model} has it inside: "
                          'use repq-bn, repq-bnest, repq-bncorrected, repq-bnsample or repq-bnhybrid')
     if recipe.full_precision == 'merged' and method.reparametrized:
@@ -348,6 +351,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     return _quantized(model, recipe, method) if recipe.quantized else model
 
+# %% ../../nbs/3_training/12_recipes.ipynb #i226
 def _quantized(model, recipe, method) -> nn.Module:
     "A full-precision model as it is in the quantized stage"
     quiet = dict(inplace=True, verbose=False)
