@@ -84,6 +84,7 @@ def environment() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(repq=__version__, torch=torch.__version__, python=platform.python_version(),
                 system=f'{platform.system()} {platform.machine()}', device=gpu or 'cpu',
+                processor=torch.backends.cpu.get_cpu_capability(), # the widest instructions that torch uses
                 threads=torch.get_num_threads(), date=date.today().isoformat())
 
 # %% ../../nbs/3_training/17_tasks.ipynb #r116
