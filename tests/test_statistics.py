@@ -3,10 +3,11 @@ import math, subprocess, sys
 import pytest, torch, torch.nn as nn
 from hypothesis import assume, given, settings, strategies as st
 from helpers import BN, cases, close, randomize
-from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, fold, get_statistics, hybrid_stats, normalize, sample_patches, sampled_stats
+from repq.batchnorm import STATISTICS, Moments, corrected_stats, estimated_stats, exact_stats, fold, get_statistics, hybrid_stats, normalize, sample_patches, sampled_stats, statistics_in
 from repq.blocks import ACBlock, RepVGGBlock
 from repq.kernels import Geometry, Kernel
 from repq.method.sampling import _grid_step, _thinned
+from repq.bench import held_bytes
 from repq.layers import RepQLayer
 
 def kernel_of(c, bias=True):
@@ -354,3 +355,31 @@ def test_two_processes_sample_their_own_images(tmp_path, name):
     torch.testing.assert_close(torch.cat([got[0][2], got[1][2]])/2, grads[0])
     if name == 'hybrid':
         for u, v in zip(got[0][:2], exact_stats(x, Kernel(w), geo)): torch.testing.assert_close(u, v)
+
+@pytest.mark.parametrize('stats', [exact_stats, sampled_stats, hybrid_stats], ids=['exact', 'sampled', 'hybrid'])
+def test_statistics_in_bfloat16_are_close_in_values_and_gradients(stats):
+    torch.manual_seed(0)
+    x = torch.randn(32, 8, 16, 16).relu().requires_grad_()
+    w = (torch.randn(12, 4, 3, 3)/6).requires_grad_()
+    def run(dtype):
+        with statistics_in(dtype): mean, var = stats(x, Kernel(w, None, 2), Geometry(padding=1))
+        return mean, var, *torch.autograd.grad(mean.sin().sum() + var.sqrt().sum(), (x, w))
+    want, low = run(None), run(torch.bfloat16)
+    for a, b in zip(want, low):
+        assert b.dtype == torch.float32 and 0 < (a - b).norm() < .01*a.norm()
+
+def test_statistics_in_bfloat16_keep_outputs_of_half_the_size():
+    torch.manual_seed(0)
+    layer = RepQLayer(ACBlock(16, 16), None, None).train()
+    layer.block.statistics = 'exact'
+    x, sizes = torch.randn(8, 16, 20, 20), {}
+    for dtype in None, torch.bfloat16:
+        with statistics_in(dtype): sizes[dtype] = held_bytes(layer, x, x, lambda out, _: out.sum())
+    assert sizes[torch.bfloat16] < .9*sizes[None]
+
+def test_statistics_in_ends_with_its_block():
+    torch.manual_seed(0)
+    x, k = torch.randn(4, 3, 8, 8), Kernel(torch.randn(5, 3, 3, 3))
+    want = exact_stats(x, k)
+    with pytest.raises(KeyError), statistics_in(torch.bfloat16): raise KeyError
+    for a, b in zip(exact_stats(x, k), want): assert torch.equal(a, b)

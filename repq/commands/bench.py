@@ -6,11 +6,12 @@
 from __future__ import annotations
 import importlib.util, io, os, re, statistics, sys
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from ..networks.schemas import check_memory, check_whole
-from ..method.batchnorm import recompute_exact
+from ..method.batchnorm import recompute_exact, statistics_in
 from ..method.blocks import Block
 from ..method.published import ACBlock
 from ..method.orepa import OREPA, OREPALargeKernel
@@ -160,14 +161,14 @@ def _ready(recipe, x):
     with torch.no_grad(), naming_input(model, 'random images in training mode'): model(x)
     return model
 
-class _Recompute(nn.Module):
-    "`model` within `recompute_exact`"
-    def __init__(self, model):
+class _Within(nn.Module):
+    "`model`, whose forward passes are within `context()`"
+    def __init__(self, model, context):
         super().__init__()
-        self.model = model
+        self.model, self.context = model, context
 
     def forward(self, x):
-        with recompute_exact(): return self.model(x)
+        with self.context(): return self.model(x)
 
 # %% ../../nbs/5_commands/02_bench.ipynb #q016
 def ratio(times, base) -> tuple: # seconds of each round
@@ -177,7 +178,15 @@ def ratio(times, base) -> tuple: # seconds of each round
     return statistics.median(times)/statistics.median(base), quartiles
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c014b
-_RECOMPUTED = 'repq-bn, recomputed'
+_in_bf16 = partial(statistics_in, torch.bfloat16)
+_WITHIN = { # other ways of a method's quantized step: name -> the method, what its forward pass is within
+    'repq-bn, recomputed': ('repq-bn', recompute_exact), 'repq-bn, bf16': ('repq-bn', _in_bf16),
+    'repq-bnhybrid, bf16': ('repq-bnhybrid', _in_bf16), 'repq-bnsample, bf16': ('repq-bnsample', _in_bf16)}
+
+def _other_ways(x, only) -> dict:
+    "Those of `_WITHIN` that are asked for; without a word, bfloat16 where `x` is on a device that multiplies it"
+    fast = x.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {n: way for n, way in _WITHIN.items() if (n in only if only is not None else fast or way[1] is not _in_bf16)}
 
 def _cases(model, bits, block, x, official_code, only) -> dict: # (stage, method) -> network
     "The networks that take part, ready to train on `x`"
@@ -187,8 +196,9 @@ def _cases(model, bits, block, x, official_code, only) -> dict: # (stage, method
     if official_code is not None:
         res['full precision', 'official'] = official(model, official_code).to(x.device).train()
     res |= {k: _ready(r, x) for k, r in recipes.items() if wanted(k[1])}
-    exact = recipes.get((f'{bits} bits', 'repq-bn'))
-    if exact and wanted(_RECOMPUTED): res[f'{bits} bits', _RECOMPUTED] = _Recompute(_ready(exact, x))
+    for name, (method, context) in _other_ways(x, only).items():
+        recipe = recipes.get((f'{bits} bits', method))
+        if recipe: res[f'{bits} bits', name] = _Within(_ready(recipe, x), context)
     return res
 
 # %% ../../nbs/5_commands/02_bench.ipynb #i223
@@ -206,7 +216,7 @@ def train_step(model:str='ac_resnet18',
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
     admit(device, rounds=rounds, batch_size=batch_size, size=size)
-    known = dict.fromkeys([m for _, m in step_cases(model, bits, block)] + [_RECOMPUTED])
+    known = dict.fromkeys([*(m for _, m in step_cases(model, bits, block)), *_WITHIN])
     for m in only or ():
         if m not in known: raise ValueError(nearest(m, known, 'method'))
     own = image_size(model)

@@ -13,8 +13,8 @@ from .kernels import Geometry, Kernel, pad_input
 
 # %% auto #0
 __all__ = ['STATISTICS', 'fold', 'running_stats', 'reduce_ranks', 'processes', 'rank_mean', 'rank_moments', 'lift', 'moments',
-           'mean_var', 'Moments', 'check_input', 'recompute_exact', 'exact_stats', 'estimated_stats', 'tap_means',
-           'corrected_stats', 'get_statistics', 'normalize', 'unbiased', 'update_running', 'rebase']
+           'mean_var', 'statistics_in', 'Moments', 'check_input', 'recompute_exact', 'exact_stats', 'estimated_stats',
+           'tap_means', 'corrected_stats', 'get_statistics', 'normalize', 'unbiased', 'update_running', 'rebase']
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c006
 def fold(bn:nn.BatchNorm2d,
@@ -70,18 +70,22 @@ def lift(t:Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #h409
+def _sums(x) -> tuple:
+    "Mean and biased variance: on a CPU plain sums are many times faster than torch's var_mean"
+    if x.is_cuda: return torch.var_mean(x, (0, 2, 3), unbiased=False)[::-1]
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    f, dims = (x.permute(0, 2, 3, 1).flatten(0, 2), 0) if last else (x.flatten(2), 2)
+    total = lambda t: t if last else t.sum(0)
+    n = x.numel()//x.shape[1]
+    mean = total(f.sum(dims))/n
+    return mean, total(torch.linalg.vector_norm(f - (mean if last else mean[:, None]), dim=dims).square())/n
+
 class _MeanVar(torch.autograd.Function):
-    "Mean and biased variance with the closed-form gradient `(g_mean + 2·g_var·(x - mean))/n`, one pass over memory"
+    """Mean and biased variance with the closed-form gradient `(g_mean + 2·g_var·(x - mean))/n`, one pass over memory;
+    what is kept has the precision of `x`"""
     @staticmethod
     def forward(ctx, x):
-        if x.is_cuda: var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
-        else: # on a CPU plain sums are many times faster than torch's var_mean
-            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-            f, dims = (x.permute(0, 2, 3, 1).flatten(0, 2), 0) if last else (x.flatten(2), 2)
-            total = lambda t: t if last else t.sum(0)
-            n = x.numel()//x.shape[1]
-            mean = total(f.sum(dims))/n
-            var = total(torch.linalg.vector_norm(f - (mean if last else mean[:, None]), dim=dims).square())/n
+        mean, var = _sums(lift(x))
         ctx.save_for_backward(x, mean)
         return mean, var
 
@@ -91,17 +95,29 @@ class _MeanVar(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         a = 2*g_var*x.shape[1]/x.numel()
         shift = (g_mean*x.shape[1]/x.numel() - a*mean).view(1, -1, 1, 1)
-        return torch.addcmul(shift, x, a.view(1, -1, 1, 1))
+        return torch.addcmul(shift, x, a.view(1, -1, 1, 1)).to(x.dtype)
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #h410
 def moments(x:Tensor) -> tuple: # (batch, channels, h, w)
     "`mean_var` of this process alone"
-    return _MeanVar.apply(lift(x))
+    return _MeanVar.apply(x)
 
 def mean_var(x:Tensor, # (batch, channels, h, w)
             ) -> tuple: # mean and biased variance, (channels,), in float32 at least
     "Moments over the batch and all positions, and over the processes of a distributed run"
     return rank_moments(*moments(x))
+
+# %% ../../nbs/1_method/02_batchnorm.ipynb #p011
+_precision = None
+
+@contextmanager
+def statistics_in(dtype): # torch.bfloat16, or None: the precision of the input
+    """Within it, forward passes compute outputs that statistics alone need in `dtype`, their gradients too;
+    sums over them stay in float32"""
+    global _precision
+    before, _precision = _precision, dtype
+    try: yield
+    finally: _precision = before
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c018
 class Moments:
@@ -119,6 +135,11 @@ class Moments:
     @property
     def mean_var(self): return self.cached(mean_var)
 
+    @property
+    def lowered(self):
+        "These of the input in the precision of `statistics_in`: for outputs that statistics alone need"
+        return self if _precision in (None, self.x.dtype) else self.cached(_lowered, _precision)
+
     def cached(self, f, *key):
         "`f(x, *key)`, computed once per key"
         if (f, key) not in self._cache: self._cache[f, key] = f(self.x, *key)
@@ -127,6 +148,8 @@ class Moments:
     def computed(self, f) -> list:
         "The keys that `f` was computed for"
         return [key for g, key in self._cache if g is f]
+
+def _lowered(x, dtype): return Moments(x.to(dtype))
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c021
 def check_input(x, kernel, geometry):
@@ -153,7 +176,7 @@ def recompute_exact(on:bool=True):
 # %% ../../nbs/1_method/02_batchnorm.ipynb #h411
 def _recomputed(x, kernel, geometry):
     "`mean_var` of the output, which isn't kept; what processes exchange is not exchanged again"
-    f = lambda x, weight, bias: _MeanVar.apply(lift(Kernel(weight, bias, kernel.groups).conv(x, geometry)))
+    f = lambda x, weight, bias: _MeanVar.apply(Kernel(weight, bias, kernel.groups).conv(x, geometry))
     return rank_moments(*checkpoint(f, x, kernel.weight, kernel.bias, use_reentrant=False, preserve_rng_state=False))
 
 # %% ../../nbs/1_method/02_batchnorm.ipynb #c022
@@ -165,8 +188,9 @@ def exact_stats(x,                            # (batch, in, h, w), or its `Momen
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
     if not kernel.is_identity:
-        if _recompute and torch.is_grad_enabled(): return _recomputed(m.x, kernel, geometry)
-        return mean_var(kernel.conv(m.x, geometry))
+        x = m.lowered.x
+        if _recompute and torch.is_grad_enabled(): return _recomputed(x, kernel, geometry)
+        return mean_var(kernel.conv(x, geometry))
     if geometry.stride == (1, 1) and geometry.padding == (0, 0): return m.mean_var
     (sh, sw), x = geometry.stride, pad_input(m.x, geometry.padding, geometry.padding_mode)
     return mean_var(x[..., ::sh, ::sw])

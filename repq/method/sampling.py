@@ -16,9 +16,9 @@ __all__ = ['COMPUTED', 'sample_patches', 'sampled_stats', 'hybrid_stats']
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #c030
 def _grid_step(n:int, out:tuple, least:int=64) -> int:
-    """Distance of sampled output positions: the largest up to 4 that fits the map twice and leaves `least`
+    """Distance of sampled output positions: the largest up to 4 that fits the map and leaves `least`
     samples (1: all of them)"""
-    return next((t for t in (4, 3, 2) if min(out) >= 2*t and n*out[0]*out[1] >= least*t*t), 1)
+    return next((t for t in (4, 3, 2) if min(out) >= t and n*out[0]*out[1] >= least*t*t), 1)
 
 def _thinned(x, kernel, geometry):
     "Is the grid of sampled positions sparse here?"
@@ -83,7 +83,9 @@ def _middle(small, sg:Geometry, large, lg:Geometry) -> tuple: # or None
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #h418
 def _samples(m:Moments, kernel_size, geometry) -> Tensor:
-    "`sample_patches`, or the middle of those that a larger kernel has sampled around the same positions"
+    """`sample_patches`, or the middle of those that a larger kernel has sampled around the same positions;
+    in the precision of `statistics_in`"""
+    m = m.lowered
     out = geometry.out_size(m.x.shape[2:], kernel_size)
     for size, g in m.computed(sample_patches):
         at = _middle(kernel_size, geometry, size, g)
@@ -98,12 +100,11 @@ def sampled_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
     m = Moments.of(x)
     check_input(m.x, kernel, geometry)
     if kernel.is_identity or not _thinned(m.x, kernel, geometry): return exact_stats(m, kernel, geometry)
-    patches = _samples(m, kernel.kernel_size, geometry)
-    g, w = kernel.groups, lift(kernel.weight)
+    patches, g = _samples(m, kernel.kernel_size, geometry), kernel.groups
+    w = kernel.weight.to(patches.dtype)
     # (groups, samples, out/groups)
-    y = patches.to(w.dtype).reshape(len(patches), g,
-                                    -1).transpose(0, 1) @ w.reshape(g, w.shape[0]//g, -1).transpose(1, 2)
-    var, mean = torch.var_mean(y, 1, unbiased=False)
+    y = patches.reshape(len(patches), g, -1).transpose(0, 1) @ w.reshape(g, len(w)//g, -1).mT
+    var, mean = torch.var_mean(lift(y), 1, unbiased=False)
     mean = mean.flatten() if kernel.bias is None else mean.flatten() + lift(kernel.bias)
     return rank_moments(mean, var.flatten())
 
@@ -125,12 +126,13 @@ class _SampledGradient(torch.autograd.Function):
     def backward(ctx, g_mean, g_var):
         patches, weight, off = ctx.saved_tensors
         n, g = len(patches), ctx.groups
-        gy = torch.addcmul(g_mean/n, off, 2*g_var/n).view(n, g, -1).transpose(0, 1) # (groups, n, out/groups)
-        p, w = patches.to(gy.dtype).reshape(n, g, -1).transpose(0, 1), weight.reshape(g, len(weight)//g, -1)
-        if ctx.needs_input_grad[0]:
-            to_patches = (gy @ w).transpose(0, 1).reshape(patches.shape).to(patches.dtype)
-        else: to_patches = None
-        return to_patches, (gy.mT @ p).reshape(weight.shape), None, None, None, None
+        # products in the precision of the patches; small gradients would vanish in float16: there in float32
+        dtype = torch.promote_types(patches.dtype, torch.bfloat16)
+        gy = torch.addcmul(g_mean/n, off, 2*g_var/n).to(dtype).view(n, g, -1).transpose(0, 1) # (groups, n, out/groups)
+        p, w = (t.to(dtype) for t in (patches.reshape(n, g, -1).transpose(0, 1), weight.reshape(g, len(weight)//g, -1)))
+        to_patches = None
+        if ctx.needs_input_grad[0]: to_patches = (gy @ w).transpose(0, 1).reshape(patches.shape).to(patches.dtype)
+        return to_patches, (gy.mT @ p).reshape(weight.shape).to(weight.dtype), None, None, None, None
 
 # %% ../../nbs/1_method/02b_sampling.ipynb #h420
 def hybrid_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
@@ -142,7 +144,7 @@ def hybrid_stats(x, kernel:Kernel, geometry:Geometry=Geometry()) -> tuple:
         return exact_stats(m, kernel, geometry)
     patches = _samples(m, kernel.kernel_size, geometry)
     with torch.no_grad():
-        y = Kernel(kernel.weight, None, kernel.groups).conv(m.x, geometry)
+        y = Kernel(kernel.weight, None, kernel.groups).conv(m.lowered.x, geometry)
         mean, var = moments(y)
         y = lift(sample_patches(y, (1, 1), Geometry())).flatten(1)   # the same grid of the same map
     mean, var = _SampledGradient.apply(patches, lift(kernel.weight), y, mean, var, kernel.groups)

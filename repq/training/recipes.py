@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..method.peeled import few_bits
+from ..method.sampling import COMPUTED
 from ..networks.sites import norms_inside
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
@@ -35,7 +36,7 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at 
                scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
 _CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('cosine', 'constant'), full_precision=('branched', 'merged'),
-                precision=('auto', 'bf16', 'float32'))
+                precision=('auto', 'bf16', 'float32'), statistics_precision=('float32', 'bf16'))
 # switches of the quantized stage -> what they add to a method's name in results
 QUANTIZED_ONLY = dict(norm_after='norm', input_noise='noise', bound_steps='bound', centred='centred', peel='peeled')
 
@@ -179,6 +180,7 @@ class Recipe(Training):
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
     precision: str = 'auto'        # on a GPU: 'bf16', 'float32' (convolutions in TF32), or bf16 where the GPU has it
+    statistics_precision: str = 'float32' # of outputs that statistics alone need; 'bf16': see `statistics_in`
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side
     iterations: int = None         # batches in an epoch
@@ -313,7 +315,8 @@ def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
 _UNREAD = [ # when -> fields that nothing reads then
     (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate')),
     (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
-    (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',))]
+    (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',)),
+    (lambda r: not _convolves(r), 'where statistics need no outputs', ('statistics_precision',))]
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h721
 def check_effect(r:Recipe, teacher=False): # is there one?
@@ -325,11 +328,11 @@ def check_effect(r:Recipe, teacher=False): # is there one?
         if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h722
-def _takes_exact(r) -> bool:
-    "Do batch norms inside blocks take exact statistics?"
+def _convolves(r) -> bool:
+    "Are outputs computed for the statistics of batch norms inside blocks?"
     m = METHODS[r.method]
-    if r.quantized: return m.statistics == 'exact'
-    return m.reparametrized and r.full_precision == 'merged' and m.statistics in (None, 'exact')
+    if r.quantized: return m.statistics in COMPUTED
+    return m.reparametrized and r.full_precision == 'merged' and (m.statistics or 'exact') in COMPUTED
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,

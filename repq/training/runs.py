@@ -14,7 +14,7 @@ from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from .. import __version__, plots, surgery
 from ..networks.schemas import check_finite, check_room, check_whole, unusable
 from ..networks.files import locked
-from ..method.batchnorm import processes, recompute_exact
+from ..method.batchnorm import processes, recompute_exact, statistics_in
 from ..method.layers import RepQLayer
 from ..networks.graphs import BatchNorm
 from .data import unreadable
@@ -289,7 +289,8 @@ def fit(run:Run, learn):
     on_epoch = run.on_epoch or (_silent if rank_distrib() else None)
     cbs = [ParamScheduler(lr_schedule(recipe))]
     if on_epoch: cbs.append(ReportEpoch(on_epoch))
-    with run.folder.told(), spread(learn.model, learn.dls), recompute_exact(run.recompute):
+    low = torch.bfloat16 if recipe.statistics_precision == 'bf16' else None
+    with run.folder.told(), spread(learn.model, learn.dls), recompute_exact(run.recompute), statistics_in(low):
         if recipe.quantized and not begun: learn.calibrate(recipe.calibrate)
         if begun and not on_epoch: print(f'{learn.path}: going on at epoch {begun["epoch"]}, batch {begun["batch"]}')
         bar = learn.no_bar() if on_epoch or not _watched() else nullcontext()
