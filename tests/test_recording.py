@@ -5,7 +5,8 @@ from repq.deploy.comparison import compare_file
 from repq.deploy.integers import to_integer
 from repq.deploy.onnx_writer import onnx_model
 from repq.method.layers import RepQLayer
-from repq.networks.adoption import adopt, original_names, original_state_dict
+from repq.networks.adoption import adopt
+from repq.networks.original_names import original_names, original_state_dict
 from repq.networks.calibration import calibrate
 from repq.networks.graphs import trace_graph
 from repq.networks.sums import quantize_sums

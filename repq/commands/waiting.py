@@ -10,7 +10,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from ..networks.calibration import calibrate
 from ..networks.costs import layer_costs
 from ..networks.schemas import check_whole
-from ..networks.surgery import deploy, merge, quantize, reparametrize
+from ..networks.reparametrization import merge, reparametrize
+from ..networks.surgery import deploy, quantize
 from ..training.processes import cores, threads_for
 from ..training.recipes import build, get_recipe
 

@@ -14,13 +14,35 @@ from torch import Tensor
 from fastcore.basics import patch
 from .kernels import Geometry, Kernel, pad_input, pair
 from .batchnorm import Moments, rebase as rebase_bn
-from .operations import (BATCH_NORMS, asked, Batch, Composite, POINTWISE, Place, branch_footprint, extend, flat,
-                                    footprint, run)
+from .operations import (BATCH_NORMS, POINTWISE, Batch, Composite, Place, asked, branch_footprint, extend,
+                                    flat, footprint, run)
 
 # %% auto #0
 __all__ = ['Block']
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c017
+def _named(branches) -> dict: # name -> branch
+    "The branches by their names, or numbers; TypeError for a single module"
+    if isinstance(branches, nn.Module) and not isinstance(branches, (nn.ModuleList, nn.ModuleDict)):
+        raise TypeError('branches must be a dict or a list of modules, got one '
+                        f'{type(branches).__name__}; for a single branch give [branch]')
+    if hasattr(branches, 'items'): return dict(branches.items())
+    return {str(i): b for i, b in enumerate(branches)}
+
+def _footprints(branches) -> dict: # name -> `Footprint`
+    "What each branch does to geometry; where dilations differ, all are seen as dense"
+    feet = [footprint(o) for b in branches.values() for o in flat(b)]
+    dense = len({dilation for size, _, _, dilation in feet if size != (1, 1)}) > 1
+    return {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()}
+
+def _common(what, feet, default=None):
+    "The one value of a field of all footprints; ValueError where they differ"
+    values = {n: getattr(f, what) for n, f in feet.items()}
+    if len(set(values.values())) <= 1: return next(iter(values.values()), default)
+    said = ', '.join(f"'{n}' {v}" for n, v in values.items())
+    raise ValueError(f'branches cannot be merged, their {what}s differ: {said}')
+
+# %% ../../nbs/1_method/07_blocks.ipynb #s003
 class Block(Composite):
     "A sum of linear branches that merges into one convolution; attributes are named as in `nn.Conv2d`"
     merges_first = False # does `forward` merge and convolve once, in training as well? For blocks without batch norm
@@ -31,41 +53,36 @@ class Block(Composite):
                  bias=False,          # a bias of the block's own, beside those of its branches?
                 ):
         super().__init__()
-        if isinstance(branches, nn.Module) and not isinstance(branches, (nn.ModuleList, nn.ModuleDict)):
-            raise TypeError('branches must be a dict or a list of modules, got one '
-                            f'{type(branches).__name__}; for a single branch give [branch]')
-        branches = dict(branches.items()) if hasattr(branches, 'items') else {str(i): b for i, b in enumerate(branches)}
+        branches = _named(branches)
         if not branches: raise ValueError('a block needs at least one branch')
-        feet = [footprint(o) for b in branches.values() for o in flat(b)]
-        dense = len({f[3] for f in feet if f[0] != (1, 1)}) > 1 # dilations that differ
-        # plain data: not in the state dict
-        self._foot = {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()}
-        self.branches, self.statistics, self.preserve, self._places = nn.ModuleDict(branches), 'exact', False, {}
-        self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
-        self.stride = self._common('stride', self._foot)
-        self.dilation = self._common('dilation', {n: f for n, f in self._foot.items() if f.size != (1, 1)}, (1, 1))
+        self._foot, self._places = _footprints(branches), {} # plain data: not in the state dict
+        self.branches, self.statistics, self.preserve = nn.ModuleDict(branches), 'exact', False
+        self._set_sizes()
         self._set_padding(padding, padding_mode)
         self._set_channels()
         self.register_parameter('bias', None)
         if bias: self.add_bias()
 
-    def _common(self, what, feet, default=None):
-        values = {n: getattr(f, what) for n, f in feet.items()}
-        if len(set(values.values())) > 1:
-            raise ValueError(f'branches cannot be merged, their {what}s differ: '
-                             + ', '.join(f"'{n}' {v}" for n, v in values.items()))
-        return next(iter(values.values()), default)
-
-    @property
-    def geometry(self): return Geometry(self.stride, self.padding, self.dilation, self.padding_mode)
-
     def __getattr__(self, name): # code around a block may ask what its weight is like
         if name == 'weight': return asked(self, name, dims=0 if self.geometry is None else 2)
         return super().__getattr__(name)
 
-    def extra_repr(self):
-        return (f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
-                f'padding={self.padding}, groups={self.groups}')
+# %% ../../nbs/1_method/07_blocks.ipynb #s004
+@patch
+def _set_sizes(self:Block):
+    "Kernel size, stride and dilation of the merged convolution"
+    self.kernel_size = tuple(max(f.size[i] for f in self._foot.values()) for i in (0, 1))
+    self.stride = _common('stride', self._foot)
+    spatial = {n: f for n, f in self._foot.items() if f.size != (1, 1)}
+    self.dilation = _common('dilation', spatial, (1, 1))
+
+@patch(as_prop=True)
+def geometry(self:Block): return Geometry(self.stride, self.padding, self.dilation, self.padding_mode)
+
+@patch
+def extra_repr(self:Block):
+    return (f'{self.in_channels}→{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'padding={self.padding}, groups={self.groups}')
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c018
 @patch
@@ -113,44 +130,51 @@ def _set_padding(self:Block, padding, padding_mode):
     self.geometry # checks the mode
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c019
-@patch
-def _set_channels(self:Block):
-    def first(ops, *names): return next((getattr(o, n) for o in ops for n in names if hasattr(o, n)), None)
-    ins, outs, self.groups = set(), set(), 0
-    for n, b in self.branches.items():
-        ops = [_telling(o) for o in flat(b)]
-        _check_chain(n, ops)
-        ins.add(first(ops, 'in_channels', 'num_features'))
-        outs.add(first(ops[::-1], 'out_channels', 'num_features'))
-        self.groups = reduce(gcd, (o.groups for o in ops if hasattr(o, 'groups')), self.groups)
-    ins, outs = ins - {None}, outs - {None}
-    if len(ins) != 1 or len(outs) != 1:
-        raise ValueError(f'branches cannot be added: they take {sorted(ins)} and give {sorted(outs)} channels'
-                         if ins else 'a block needs a branch that tells its channels')
-    (self.in_channels,), (self.out_channels,) = ins, outs
-    self.groups = self.groups or self.in_channels
-    if any(_footprint_is_identity(b) for b in self.branches.values()) and self.in_channels != self.out_channels:
-        raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and '
-                         f'{self.out_channels}')
-
-# %% ../../nbs/1_method/07_blocks.ipynb #h927
 def _telling(op):
     "What tells the channels of an operation: itself, or its kernel"
     if isinstance(op, (nn.Conv1d, nn.Linear)): return Kernel.of(op)
     return op.kernel() if hasattr(op, 'kernel') and not isinstance(op, Block) else op
 
-# %% ../../nbs/1_method/07_blocks.ipynb #h928
+def _takes(op): return getattr(op, 'in_channels', getattr(op, 'num_features', None)) # None: any number
+
+def _gives(op): return getattr(op, 'out_channels', getattr(op, 'num_features', None))
+
+def _first(values): return next((v for v in values if v is not None), None)
+
 def _check_chain(name, ops):
     "Each operation must take as many channels as the one before gives"
     now = None
     for o in ops:
-        takes = getattr(o, 'in_channels', getattr(o, 'num_features', None))
+        takes, gives = _takes(o), _gives(o)
         if None not in (now, takes) and now != takes:
             raise ValueError(f"branch '{name}': {type(o).__name__} takes {takes} channels, the operation "
                              f"before gives {now}")
-        now = getattr(o, 'out_channels', getattr(o, 'num_features', now))
+        if gives is not None: now = gives
 
-def _footprint_is_identity(branch): return all(isinstance(o, POINTWISE) for o in flat(branch))
+# %% ../../nbs/1_method/07_blocks.ipynb #h927
+def _is_identity(branch): return all(isinstance(o, POINTWISE) for o in flat(branch))
+
+def _agreed(ins, outs) -> tuple: # input and output channels
+    "The one number of each that the branches have; ValueError where there are several, or none"
+    if len(ins) == 1 and len(outs) == 1: return *ins, *outs
+    if not ins: raise ValueError('a block needs a branch that tells its channels')
+    raise ValueError(f'branches cannot be added: they take {sorted(ins)} and give {sorted(outs)} channels')
+
+@patch
+def _set_channels(self:Block):
+    "Channels and groups, as the operations of the branches tell them"
+    ins, outs, self.groups = set(), set(), 0
+    for n, b in self.branches.items():
+        ops = [_telling(o) for o in flat(b)]
+        _check_chain(n, ops)
+        ins.add(_first(map(_takes, ops)))
+        outs.add(_first(map(_gives, ops[::-1])))
+        self.groups = reduce(gcd, (o.groups for o in ops if hasattr(o, 'groups')), self.groups)
+    self.in_channels, self.out_channels = _agreed(ins - {None}, outs - {None})
+    self.groups = self.groups or self.in_channels
+    if any(map(_is_identity, self.branches.values())) and self.in_channels != self.out_channels:
+        raise ValueError(f'an identity branch needs as many outputs as inputs, not {self.in_channels} and '
+                         f'{self.out_channels}')
 
 # %% ../../nbs/1_method/07_blocks.ipynb #c020
 @patch
@@ -159,9 +183,13 @@ def _place(self:Block, name, outer:Place=None) -> Place:
     if (name, outer) not in self._places: self._places[name, outer] = self._find_place(name, outer)
     return self._places[name, outer]
 
+@patch
+def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(name)])
+
 # %% ../../nbs/1_method/07_blocks.ipynb #h446
 @patch
 def _find_place(self:Block, name, outer) -> Place:
+    "The place, worked out"
     foot, margin = self._foot[name], self._margin(name)
     own = tuple(d*(s - 1) for d, s in zip(self.dilation, foot.size))
     if outer is None:
@@ -171,20 +199,20 @@ def _find_place(self:Block, name, outer) -> Place:
     return replace(outer, padding=tuple(p - m for p, m in zip(outer.padding, margin)),
                    rest=tuple(o + l for o, l in zip(own, later)))
 
-# %% ../../nbs/1_method/07_blocks.ipynb #h447
-@patch
-def _crop(self:Block, name, x): return pad_input(x, [-m for m in self._margin(name)])
-
 # %% ../../nbs/1_method/07_blocks.ipynb #c022
 @patch
 def _run(self:Block, x:Tensor, outer:Place=None) -> Tensor:
-    places = {n: self._place(n, outer) for n in self.branches}
-    y = sum(run(b, x, places[n], places[n].padding) if outer is None else run(b, self._crop(n, x), places[n])
-            for n, b in self.branches.items())
+    "The branches over `x`, added; inside a branch `x` is padded already, and each crops what it does not reach"
+    def branch(n, b):
+        place = self._place(n, outer)
+        if outer is None: return run(b, x, place, place.padding)
+        return run(b, self._crop(n, x), place)
+    y = sum(branch(n, b) for n, b in self.branches.items())
     return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
 @patch
 def _extend(self:Block, kernel:Kernel, batch:Batch, outer:Place=None) -> Kernel:
+    "`kernel` followed by the block: the sum of what each branch makes of it"
     kernel = Kernel.total(extend(b, kernel, batch, self._place(n, outer)) for n, b in self.branches.items())
     return kernel if self.bias is None else kernel.affine(shift=self.bias)
 
@@ -210,6 +238,7 @@ _AUTOCAST = [d for d in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_a
 # %% ../../nbs/1_method/07_blocks.ipynb #h450
 @patch
 def _merge(self:Block, batch:Batch) -> Kernel:
+    "The kernel, from the identity on, in full precision"
     like = self._like
     start = Kernel.identity(self.in_channels, device=like.device, dtype=like.dtype)
     device = start.weight.device.type
@@ -240,10 +269,9 @@ def add_bias(self:Block):
 def deploy(self:Block) -> nn.Conv2d:
     "The merged convolution, from running statistics; the block stays as it is"
     k = self.kernel()
-    conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                     self.dilation, self.groups,
-                     bias=k.bias is not None, padding_mode=self.padding_mode, device=k.weight.device,
-                     dtype=k.weight.dtype)
+    conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+                     self.groups, bias=k.bias is not None, padding_mode=self.padding_mode,
+                     device=k.weight.device, dtype=k.weight.dtype)
     conv.weight.copy_(k.weight)
     if k.bias is not None: conv.bias.copy_(k.bias)
     return conv.train(self.training)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['pair', 'Geometry', 'pad_input', 'in_order', 'Kernel', 'impulse_response']
+__all__ = ['pair', 'Geometry', 'pad_input', 'in_order', 'Kernel']
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c005
 def pair(v, name='a size'):
@@ -24,6 +24,8 @@ def pair(v, name='a size'):
     return res
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c006
+_PAD_MODES = dict(zeros='constant', reflect='reflect', replicate='replicate', circular='circular')
+
 @dataclass(frozen=True)
 class Geometry:
     "How a kernel moves over its input: every field but the mode is a pair (vertical, horizontal)"
@@ -39,30 +41,37 @@ class Geometry:
         if self.padding_mode not in _PAD_MODES:
             raise ValueError(f'padding_mode must be one of {", ".join(_PAD_MODES)}; got {self.padding_mode!r}')
 
-    @classmethod
-    def of(cls, conv:nn.Conv2d): # or an `nn.Conv1d`, over maps of height 1, or an `nn.Linear`, over single pixels
-        "The geometry of `conv`, with the paddings 'same' and 'valid' turned into numbers"
-        if isinstance(conv, nn.Linear): return cls()
-        pad = conv.padding
-        if pad == 'valid': pad = 0
-        if pad == 'same':
-            if any(d*(k-1) % 2 for k, d in zip(conv.kernel_size, conv.dilation)):
-                raise ValueError(f"padding='same' is asymmetric for kernel size {tuple(conv.kernel_size)}: "
-                                 "give it in pixels")
-            pad = tuple(d*(k-1)//2 for k, d in zip(conv.kernel_size, conv.dilation))
-        stride, pad, dilation = ((n, *v) if isinstance(v, tuple) and len(v) == 1 else v for n, v in ((1, conv.stride), (0, pad), (1, conv.dilation)))
-        return cls(stride, pad, dilation, conv.padding_mode)
+# %% ../../nbs/1_method/01_kernels.ipynb #s002
+@patch
+def out_size(self:Geometry,
+             size,        # height and width of the input
+             kernel_size, # height and width of the kernel
+            ):
+    "Height and width of the output map"
+    sizes = zip(size, pair(kernel_size), self.stride, self.padding, self.dilation)
+    return tuple((n + 2*p - d*(k-1) - 1)//s + 1 for n, k, s, p, d in sizes)
 
-    def out_size(self,
-                 size,        # height and width of the input
-                 kernel_size, # height and width of the kernel
-                ):
-        "Height and width of the output map"
-        return tuple((n + 2*p - d*(k-1) - 1)//s + 1
-                     for n, k, s, p, d in zip(size, pair(kernel_size), self.stride, self.padding, self.dilation))
+# %% ../../nbs/1_method/01_kernels.ipynb #s004
+def _own_padding(conv):
+    "The padding of a convolution in pixels"
+    if conv.padding == 'valid': return 0
+    if conv.padding != 'same': return conv.padding
+    reach = [d*(k-1) for k, d in zip(conv.kernel_size, conv.dilation)]
+    if any(r % 2 for r in reach):
+        raise ValueError(f"padding='same' is asymmetric for kernel size {tuple(conv.kernel_size)}: give it in pixels")
+    return tuple(r//2 for r in reach)
 
-# %% ../../nbs/1_method/01_kernels.ipynb #h920
-_PAD_MODES = dict(zeros='constant', reflect='reflect', replicate='replicate', circular='circular')
+def _on_map(v, vertical):
+    "A setting of a convolution over signals as one over maps of height 1; of others as it is"
+    return (vertical, *v) if isinstance(v, tuple) and len(v) == 1 else v
+
+def _geometry_of(cls, conv:nn.Conv2d): # or an `nn.Conv1d`, over maps of height 1, or an `nn.Linear`, over single pixels
+    "The geometry of `conv`, with the paddings 'same' and 'valid' turned into numbers"
+    if isinstance(conv, nn.Linear): return cls()
+    stride, dilation = _on_map(conv.stride, 1), _on_map(conv.dilation, 1)
+    return cls(stride, _on_map(_own_padding(conv), 0), dilation, conv.padding_mode)
+
+Geometry.of = classmethod(_geometry_of)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c009
 def pad_input(x:Tensor,             # (batch, channels, height, width)
@@ -85,7 +94,8 @@ def _meets_overrun(kernel, geometry) -> bool:
     "Would the gradient of this kernel's weight be one that oneDNN writes past the end of a buffer?"
     w = kernel.weight
     if not (w.requires_grad and torch.is_grad_enabled()) or w.device.type != 'cpu': return False
-    return kernel.groups == 1 and kernel.kernel_size == (1, 1) and w.shape[1] < 16 and max(geometry.stride) > 1 and not any(geometry.padding)
+    narrow = kernel.groups == 1 and kernel.kernel_size == (1, 1) and w.shape[1] < 16
+    return narrow and max(geometry.stride) > 1 and not any(geometry.padding)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #h921
 class Kernel:
@@ -109,24 +119,29 @@ class Kernel:
     def __iter__(self): return iter((self.weight, self.bias))
     def __repr__(self):
         k = '×'.join(map(str, self.kernel_size))
-        return f'Kernel({self.in_channels}→{self.out_channels}, {k}, groups={self.groups}, bias={self.bias is not None})'
+        return (f'Kernel({self.in_channels}→{self.out_channels}, {k}, groups={self.groups}, '
+                f'bias={self.bias is not None})')
 
-    @classmethod
-    def of(cls, conv:nn.Conv2d):
-        """The kernel of one of torch's convolutions, `nn.Conv1d` and `nn.Linear` among them (its parameters,
-        or views of them, not copies)"""
-        w = conv.weight
-        return cls(w if w.ndim == 4 else w.unsqueeze(2) if w.ndim == 3 else w[..., None, None], conv.bias,
-                   getattr(conv, 'groups', 1))
+# %% ../../nbs/1_method/01_kernels.ipynb #s007
+def _kernel_of(cls, conv:nn.Conv2d):
+    """The kernel of one of torch's convolutions, `nn.Conv1d` and `nn.Linear` among them (its parameters,
+    or views of them, not copies)"""
+    w = conv.weight
+    if w.ndim == 3: w = w.unsqueeze(2)
+    if w.ndim == 2: w = w[..., None, None]
+    return cls(w, conv.bias, getattr(conv, 'groups', 1))
 
-    def conv(self, x:Tensor, geometry:Geometry=Geometry()):
-        "`x` (batch, in, h, w) convolved with this kernel, in the precision of `x`"
-        g = geometry
-        if g.padding_mode != 'zeros' or min(g.padding) < 0:
-            x, g = pad_input(x, g.padding, g.padding_mode), Geometry(g.stride, 0, g.dilation)
-        if _meets_overrun(self, g): x, g = x[..., ::g.stride[0], ::g.stride[1]], Geometry()
-        w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, w, b, g.stride, g.padding, g.dilation, self.groups)
+Kernel.of = classmethod(_kernel_of)
+
+@patch
+def conv(self:Kernel, x:Tensor, geometry:Geometry=Geometry()):
+    "`x` (batch, in, h, w) convolved with this kernel, in the precision of `x`"
+    g = geometry
+    if g.padding_mode != 'zeros' or min(g.padding) < 0:
+        x, g = pad_input(x, g.padding, g.padding_mode), Geometry(g.stride, 0, g.dilation)
+    if _meets_overrun(self, g): x, g = x[..., ::g.stride[0], ::g.stride[1]], Geometry()
+    w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+    return F.conv2d(x, w, b, g.stride, g.padding, g.dilation, self.groups)
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c016
 def _identity(cls, channels:int, **kw # device and dtype, as for `torch.ones`
@@ -141,7 +156,6 @@ def _average(cls, channels:int, kernel_size, **kw):
     kh, kw_ = pair(kernel_size)
     return cls(torch.full((channels, 1, kh, kw_), 1/(kh*kw_), **kw), groups=channels)
 
-# %% ../../nbs/1_method/01_kernels.ipynb #h400
 # plain ones, which torch.compile follows
 Kernel.identity, Kernel.average = classmethod(_identity), classmethod(_average)
 
@@ -165,20 +179,25 @@ def _check_place(kernel, kernel_size, groups):
                          'an even number')
 
 # %% ../../nbs/1_method/01_kernels.ipynb #f003
+def _start(size, groups, own, weights) -> tuple: # (tensor, the number of the weight that is in it, or None)
+    "What the sum begins with: the first weight that is as large as the sum, or zeros"
+    for n, w in enumerate(weights):
+        if own[n] == groups and w.shape[2:] == size:
+            return in_order(w.clone(memory_format=torch.contiguous_format)), n
+    first = weights[0]
+    return first.new_zeros(len(first), first.shape[1]*own[0]//groups, *size), None
+
 class _Sum(torch.autograd.Function):
     """The weights of `kernels`, (groups, weight) each, added in a tensor of that size and groups;
     the gradient of each is a part of the sum's"""
     @staticmethod
     def forward(ctx, size, groups, own, *weights):
         ctx.groups, ctx.own, ctx.shapes = groups, own, [w.shape for w in weights]
-        first = next((n for n, w in enumerate(weights) if own[n] == groups and w.shape[2:] == size), None)
-        if first is None:
-            total = weights[0].new_zeros(len(weights[0]), weights[0].shape[1]*own[0]//groups, *size)
-        else: total = in_order(weights[first].clone(memory_format=torch.contiguous_format))
+        total, first = _start(size, groups, own, weights)
         for n, w in enumerate(weights):
-            if n != first:
-                place = _inside(total, groups, w.shape, own[n])
-                place.add_(w.reshape(place.shape))
+            if n == first: continue
+            place = _inside(total, groups, w.shape, own[n])
+            place.add_(w.reshape(place.shape))
         return total
 
     @staticmethod
@@ -186,7 +205,8 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, g):
         g = g.contiguous()
         parts = zip(ctx.shapes, ctx.own, ctx.needs_input_grad[3:])
-        return None, None, None, *(_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in parts)
+        grads = [_inside(g, ctx.groups, s, o).reshape(s) if need else None for s, o, need in parts]
+        return None, None, None, *grads
 
 # %% ../../nbs/1_method/01_kernels.ipynb #h402
 def _sum(kernels, size, groups):
@@ -238,6 +258,11 @@ def __add__(self:Kernel, other:Kernel) -> Kernel:
     return Kernel.total([self, other]) if isinstance(other, Kernel) else NotImplemented
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c025
+def _passed(bias, after) -> Tensor: # (out,)
+    "What a bias (middle channels,) becomes behind the kernel `after`: all of its taps see it"
+    taps = after.weight.sum((2, 3)).view(after.groups, -1, after.weight.shape[1])
+    return (taps @ bias.view(after.groups, -1, 1)).flatten()
+
 @patch
 def then(self:Kernel, after:Kernel) -> Kernel:
     "`self` followed by `after`, both with stride 1 and equal dilation: `x*(a.then(b)) = (x*a)*b` (valid convolutions)"
@@ -247,15 +272,18 @@ def then(self:Kernel, after:Kernel) -> Kernel:
     if after.groups == after.out_channels == after.in_channels and after.kernel_size == (1, 1):
         return self.affine(after.weight.flatten(), after.bias)
     a = self if self.groups % after.groups == 0 else self.coarsen(gcd(self.groups, after.groups))
-    w = _compose(a.weight, after.weight, a.groups, after.groups)
-    bias = after.bias
-    if a.bias is not None:
-        through = (after.weight.sum((2, 3)).view(after.groups, -1,
-                                                 after.weight.shape[1]) @ a.bias.view(after.groups, -1, 1)).flatten()
-        bias = through if bias is None else bias + through
+    w, bias = _compose(a.weight, after.weight, a.groups, after.groups), after.bias
+    if a.bias is not None: bias = _passed(a.bias, after) if bias is None else bias + _passed(a.bias, after)
     return Kernel(w, bias, min(a.groups, after.groups))
 
 # %% ../../nbs/1_method/01_kernels.ipynb #h404
+def _convolved(a, b) -> Tensor: # (gb, o/gb, r, i, kh, kw)
+    "Kernels `a` (gb, r, middle, in, ...) and `b` (gb, out/gb, r, middle, ...), the inputs of `a` as a batch"
+    (gb, r, _, i), o = a.shape[:4], b.shape[1]
+    image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
+    w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
+    return w.view(i, gb, r, o, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
+
 def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
     """The weight of `a` (in `ga` groups) followed by `b` (in `gb`), of which one number divides the other;
     channels that never meet are left out"""
@@ -266,12 +294,10 @@ def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
     if r*m == 1 and a.shape[4:] == (1, 1): w = a.view(gb, 1, i, 1) @ b.view(gb, o//gb, 1, -1)
     elif a.shape[4:] == (1, 1): w = torch.einsum('gormhw,grmi->gorihw', b, a.flatten(3))
     elif b.shape[4:] == (1, 1): w = torch.einsum('gorm,grmihw->gorihw', b.flatten(3), a)
-    else:
-        image, taps = a.permute(3, 0, 1, 2, 4, 5).flatten(1, 3), b.transpose(1, 2).flatten(0, 2).flip(2, 3)
-        w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
-        w = w.view(i, gb, r, o//gb, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
+    else: w = _convolved(a, b)
+    size = (p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:]))
     # whatever order the einsum left: sums inside a convolution must not depend on it
-    return in_order(w.reshape(o, r*i, *(p + q - 1 for p, q in zip(a.shape[4:], b.shape[4:]))))
+    return in_order(w.reshape(o, r*i, *size))
 
 # %% ../../nbs/1_method/01_kernels.ipynb #c030
 @patch
@@ -284,57 +310,3 @@ def affine(self:Kernel,
     if scale is not None: w, b = in_order(w*scale.view(-1, 1, 1, 1)), None if b is None else b*scale
     if shift is not None: b = shift if b is None else b + shift
     return Kernel(w, b, self.groups)
-
-# %% ../../nbs/1_method/01_kernels.ipynb #c035
-def impulse_response(module:nn.Module,    # anything linear that maps (batch, in, h, w) to (batch, out, h', w')
-                     in_channels:int,
-                     kernel_size,         # height and width of the kernel looked for
-                     stride=1, padding=None, dilation=1, groups=1,
-                     padding_mode='zeros', # as `nn.Conv2d`; padding None: half the kernel
-                     tol:float=1e-4,      # error allowed in the final check, relative to the largest output
-                    ) -> Kernel:
-    """The kernel of `module` in evaluation mode, measured by impulses;
-    ValueError where it is not one convolution of that geometry"""
-    k = pair(kernel_size)
-    geo = Geometry(stride, padding if padding is not None else [d*(n//2) for n, d in zip(k, pair(dilation))],
-                   dilation, padding_mode)
-    p = next(iter(module.parameters()), torch.zeros(()))
-    if in_channels % groups: raise ValueError(f'{in_channels} input channels do not divide into {groups} groups')
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            return _measure(module, in_channels, k, geo, groups, tol, dict(device=p.device, dtype=p.dtype))
-    finally: module.train(was_training)
-
-# %% ../../nbs/1_method/01_kernels.ipynb #h405
-def _measure(module, in_channels, k, geo, groups, tol, kw):
-    reach = [d*(n-1) + 1 for n, d in zip(k, geo.dilation)]
-    # an output position away from the border
-    out = [-(-max(p, 0)//s) + 1 for p, s in zip(geo.padding, geo.stride)]
-    # the input position of its first tap
-    first = [o*s - p for o, s, p in zip(out, geo.stride, geo.padding)]
-    size = [f + r + max(p, 0) + 2*s for f, r, p, s in zip(first, reach, geo.padding, geo.stride)]
-    taps = [(c, i, j) for c in range(in_channels) for i in range(k[0]) for j in range(k[1])]
-    # the last image stays empty: it shows the bias
-    x = torch.zeros(len(taps) + 1, in_channels, *size, **kw)
-    for n, (c, i, j) in enumerate(taps): x[n, c, first[0] + i*geo.dilation[0], first[1] + j*geo.dilation[1]] = 1
-    y = torch.cat([module(b)[:, :, out[0], out[1]] for b in x.split(1024)])           # (taps + 1, out)
-    dense = (y[:-1] - y[-1]).T.reshape(-1, in_channels, *k)
-    if len(dense) % groups: raise ValueError(f'{len(dense)} output channels do not divide into {groups} groups')
-    if groups > 1:
-        w = torch.cat([d[:, g*in_channels//groups:(g+1)*in_channels//groups]
-                       for g, d in enumerate(dense.chunk(groups))])
-    else: w = dense
-    kernel = Kernel(w.contiguous(), y[-1].clone(), groups)
-    noise = torch.randn(2, in_channels, *size, **kw)
-    want, got = module(noise), kernel.conv(noise, geo)
-    if want.shape != got.shape:
-        raise ValueError(f'{type(module).__name__} gives {tuple(want.shape[2:])} for an input of '
-                         f'{tuple(size)}, a {k} convolution with {geo} gives {tuple(got.shape[2:])}')
-    err = (want - got).abs().max()/want.abs().max().clamp_min(1e-12)
-    if not err <= tol:
-        raise ValueError(f'{type(module).__name__} is not a {k[0]}×{k[1]} convolution with {groups} '
-                         f'group(s) and {geo}: its output differs by '
-                         f'{err:.2g} of its largest value (something nonlinear inside, or a larger kernel?)')
-    return kernel

@@ -24,6 +24,11 @@ _COMPUTE = {'forward', '_conv_forward', '__call__', '_call_impl', '__getattr__',
 # and what they read
 _STATE = {'weight', 'bias', 'running_mean', 'running_var', 'eps', 'stride', 'padding', 'dilation', 'groups'}
 
+def _alters(cls) -> bool:
+    "Does a class decide itself what its modules compute, or what that is computed with?"
+    if cls.__module__ == 'torch.nn.utils.parametrize' or vars(cls).get('same_kernel'): return False
+    return any(n in _COMPUTE or n in _STATE and isinstance(v, property) for n, v in vars(cls).items())
+
 # %% ../../nbs/1_method/06_operations.ipynb #h440
 def computes(m, *classes) -> bool:
     """Is `m` one of these classes, also in what it computes? Classes below them that say `same_kernel = True`
@@ -31,8 +36,7 @@ def computes(m, *classes) -> bool:
     base = next((c for c in classes if isinstance(m, c)), None)
     if base is None or 'forward' in vars(m): return False
     below = type(m).__mro__[:type(m).__mro__.index(base)]
-    below = [c for c in below if c.__module__ != 'torch.nn.utils.parametrize' and not vars(c).get('same_kernel')]
-    return not any(n in _COMPUTE or n in _STATE and isinstance(v, property) for c in below for n, v in vars(c).items())
+    return not any(map(_alters, below))
 
 # %% ../../nbs/1_method/06_operations.ipynb #h441
 def hooked(m) -> bool:
@@ -59,6 +63,14 @@ def kernel_owner(op) -> tuple: # of no or one class
     what overrides `forward` below it would compute something else than its kernel says"""
     return tuple(c for c in type(op).__mro__ if 'kernel' in vars(c))[:1]
 
+def _cannot(op) -> str:
+    "Why an operation has no footprint"
+    known = isinstance(op, (*POINTWISE, nn.AvgPool2d, nn.Conv2d, nn.Sequential, *kernel_owner(op)))
+    own = ', a subclass that computes something else,' if known else ''
+    return (f'{type(op).__name__}{own} cannot be merged: a branch is made of linear operations '
+            '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a '
+            'kernel() method); activations stay outside the block')
+
 # %% ../../nbs/1_method/06_operations.ipynb #h923
 def footprint(op) -> tuple:
     "Kernel size, stride, padding and dilation of one operation, as pairs"
@@ -70,15 +82,9 @@ def footprint(op) -> tuple:
     if computes(op, nn.Conv2d, nn.Conv1d, nn.Linear):
         g, size = Geometry.of(op), op.kernel_size if isinstance(op, nn.Conv2d) else Kernel.of(op).kernel_size
         return size, g.stride, g.padding, g.dilation
-    if computes(op, *kernel_owner(op)):
-        size = getattr(op, 'kernel_size', None) or op.kernel().kernel_size
-        return pair(size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
-    if isinstance(op, (*POINTWISE, nn.AvgPool2d, nn.Conv2d, nn.Sequential, *kernel_owner(op))):
-        own = ', a subclass that computes something else,'
-    else: own = ''
-    raise TypeError(f'{type(op).__name__}{own} cannot be merged: a branch is made of linear operations '
-                    '(Conv2d, BatchNorm2d, AvgPool2d, Identity, Sequential, Block, or anything with a '
-                    'kernel() method); activations stay outside the block')
+    if not computes(op, *kernel_owner(op)): raise TypeError(_cannot(op))
+    size = getattr(op, 'kernel_size', None) or op.kernel().kernel_size
+    return pair(size), *(pair(getattr(op, n, v)) for n, v in (('stride', 1), ('padding', 0), ('dilation', 1)))
 
 # %% ../../nbs/1_method/06_operations.ipynb #h924
 def _linear(op, channels:int, like:Tensor) -> Kernel:
@@ -104,23 +110,29 @@ def spaced(op, dilation) -> tuple:
     return k if k == (1, 1) or d == dilation else tuple(e*(n - 1) + 1 for e, n in zip(d, k)), s
 
 # %% ../../nbs/1_method/06_operations.ipynb #h443
+def _check_step(name, op, foot, stride):
+    "ValueError where `op` in the branch `name` makes no one kernel with what stands before it"
+    size, _, padding, _ = foot
+    if size != (1, 1) and stride != (1, 1):
+        raise ValueError(f"branch '{name}' cannot be merged: a {size[0]}×{size[1]} operation follows a "
+                         f"stride of {stride}; put the stride on the last spatial operation")
+    if not isinstance(op, nn.AvgPool2d): return
+    uncounted = any(padding) and not op.count_include_pad
+    if op.ceil_mode or op.divisor_override is not None or uncounted:
+        raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with "
+                         "ceil_mode=False, count_include_pad=True and no divisor_override")
+
 def branch_footprint(name:str, ops:list,
                      dense=False, # has the merged kernel no dilation, whatever its parts have?
                     ) -> Footprint:
     "The footprint of a sequence of operations; ValueError where it has no single kernel"
     size, stride, padding, dilation = (1, 1), (1, 1), (0, 0), None
     for op in ops:
-        k, s, p, d = footprint(op)
+        k, s, p, d = foot = footprint(op)
+        _check_step(name, op, foot, stride)
         if k != (1, 1):
-            if stride != (1, 1):
-                raise ValueError(f"branch '{name}' cannot be merged: a {k[0]}×{k[1]} operation follows a "
-                                 f"stride of {stride}; put the stride on the last spatial operation")
             dilation = (1, 1) if dense else d
             k, s = spaced(op, dilation)
-        if isinstance(op, nn.AvgPool2d) and (op.ceil_mode or op.divisor_override is not None
-                                             or (any(p) and not op.count_include_pad)):
-            raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with "
-                             "ceil_mode=False, count_include_pad=True and no divisor_override")
         size = tuple(a + b - 1 for a, b in zip(size, k))
         stride, padding = tuple(a*b for a, b in zip(stride, s)), tuple(a + b for a, b in zip(padding, p))
     return Footprint(size, stride, padding, dilation or (1, 1))
@@ -172,21 +184,26 @@ class Batch:
 
     def normalize(self, kernel, bn, place):
         "`kernel` followed by `bn`"
-        if self.moments is None or (self.update and not bn.training):
-            return kernel.affine(*fold(bn, *running_stats(bn)))
-        geo, x = place.geometry, self.moments.x
-        normalized, mean, var = normalize(kernel, bn, self.moments, geo, self.statistics)
-        computed = kernel.is_identity or self.statistics in COMPUTED
-        oh, ow = geo.out_size(x.shape[2:], kernel.kernel_size)
-        count = len(x)*oh*ow if computed else None
+        running = self.moments is None or (self.update and not bn.training)
+        if running: return kernel.affine(*fold(bn, *running_stats(bn)))
+        normalized, mean, var = normalize(kernel, bn, self.moments, place.geometry, self.statistics)
+        count = self._count(kernel, place.geometry)
         if self.seen is not None:
             self.seen[bn] = torch.stack([mean, unbiased(var, count)])
             return kernel.affine(*fold(bn, *running_stats(bn)))
         if self.update: update_running(bn, mean, var, count)
         return normalized
 
+    def _count(self, kernel, geometry) -> int: # None where no output was computed
+        "Of how many values for each channel the statistics are"
+        if not kernel.is_identity and self.statistics not in COMPUTED: return None
+        x = self.moments.x
+        oh, ow = geometry.out_size(x.shape[2:], kernel.kernel_size)
+        return len(x)*oh*ow
+
 # %% ../../nbs/1_method/06_operations.ipynb #c013
 def _spread(kernel, op, place):
+    "`kernel` of `op` with zeros between its taps, where they lie apart and the branch is dense"
     own = getattr(op, 'dilation', 1)
     own = (1, *own)[-2:] if isinstance(own, tuple) else pair(own) # of `nn.Conv1d`, horizontally
     return kernel if kernel.kernel_size == (1, 1) or own == place.dilation else kernel.spread(own)
@@ -209,8 +226,8 @@ class WeightTaken(ValueError):
     "Somebody computes with the weight of a layer, around the layer"
     def __init__(self, layer, name):
         self.layer, self.what = layer, name
-        super().__init__(f"the model's own code computes with the {name} of a {type(layer).__name__}, beside the layer: "
-                         'its values are not those that the layer applies')
+        super().__init__(f"the model's own code computes with the {name} of a {type(layer).__name__}, beside the "
+                         'layer: its values are not those that the layer applies')
 
 class Asked(Tensor):
     "Shape, type and device of a weight; `WeightTaken` where its values are wanted"
@@ -252,12 +269,14 @@ def _run_bn(bn, x:Tensor, place:Place) -> Tensor:
     return x*scale.view(-1, 1, 1).to(x.dtype) + shift.view(-1, 1, 1).to(x.dtype)
 
 # %% ../../nbs/1_method/06_operations.ipynb #h445
+_PADDED = (*BATCH_NORMS, Composite, nn.AvgPool2d) # what does not pad on the way
+
 def run(op, x:Tensor, place:Place,
         pad=(0, 0), # pixels still to be added around `x`: a convolution does it on the way
        ) -> Tensor:
     "`x` through the operations of a branch, padded once and then by valid convolutions"
     for o in flat(op):
-        if isinstance(o, (BATCH_NORMS, Composite, nn.AvgPool2d)): x, pad = pad_input(x, pad, place.padding_mode), (0, 0)
+        if isinstance(o, _PADDED): x, pad = pad_input(x, pad, place.padding_mode), (0, 0)
         if isinstance(o, BATCH_NORMS): x = _run_bn(o, x, place)
         elif isinstance(o, Composite): x = o._run(x, place)
         elif isinstance(o, nn.AvgPool2d): x = F.avg_pool2d(x, o.kernel_size, o.stride)

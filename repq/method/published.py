@@ -42,8 +42,8 @@ class ConvShape:
     def __post_init__(self):
         for f in ('kernel_size', 'stride', 'dilation'): object.__setattr__(self, f, pair(getattr(self, f), f))
         for f in ('in_channels', 'out_channels', 'groups'):
-            if not isinstance(v := getattr(self, f), int) or v < 1:
-                raise ValueError(f'{f} must be a whole number from 1, got {v!r}')
+            v = getattr(self, f)
+            if not isinstance(v, int) or v < 1: raise ValueError(f'{f} must be a whole number from 1, got {v!r}')
         if min(self.kernel_size) < 1: raise ValueError(f'kernel_size must be 1 or more, got {self.kernel_size}')
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(f'groups={self.groups} must divide the numbers of channels, '
@@ -56,26 +56,32 @@ class ConvShape:
     @property
     def pointwise(self): return self.kernel_size == (1, 1)
 
-    def middle(self, channels, said:str) -> int:
-        "`channels` if there can be so many in the middle of a branch; `said` is how they were asked for"
-        if not isinstance(channels, int) or channels < 1 or channels % self.groups:
-            raise ValueError(f'{said} gives {channels!r} channels in the middle: it must be a whole number from 1'
-                             + (f' that {self.groups} groups divide' if self.groups > 1 else ''))
-        return channels
-
-    def conv(self, kernel_size, in_channels=None, out_channels=None, # None: the block's
-             # None: the block's; 1 for all but the last spatial operation of a branch
-             stride=None,
-             bias=False) -> nn.Conv2d:
-        "A convolution of a branch, without padding: the block pads"
-        return nn.Conv2d(in_channels or self.in_channels, out_channels or self.out_channels, kernel_size,
-                         stride or self.stride, 0, self.dilation, self.groups, bias=bias)
-
     def conv_bn(self, kernel_size) -> nn.Sequential:
-        "A branch of one convolution and its batch norm"
+        "A branch of one convolution and its batch norm, without padding: the block pads"
         return conv_bn(self.in_channels, self.out_channels, kernel_size, self.stride, 0, self.dilation, self.groups)
 
+# %% ../../nbs/1_method/08_published.ipynb #s004
+@patch
+def middle(self:ConvShape, channels, said:str) -> int:
+    "`channels` if there can be so many in the middle of a branch; `said` is how they were asked for"
+    if isinstance(channels, int) and channels >= 1 and channels % self.groups == 0: return channels
+    divide = f' that {self.groups} groups divide' if self.groups > 1 else ''
+    raise ValueError(f'{said} gives {channels!r} channels in the middle: it must be a whole number from 1{divide}')
+
+@patch
+def conv(self:ConvShape, kernel_size, in_channels=None, out_channels=None, # None: the block's
+         stride=None, # None: the block's; 1 for all but the last spatial operation of a branch
+         bias=False) -> nn.Conv2d:
+    "A convolution of a branch, without padding: the block pads"
+    return nn.Conv2d(in_channels or self.in_channels, out_channels or self.out_channels, kernel_size,
+                     stride or self.stride, 0, self.dilation, self.groups, bias=bias)
+
 # %% ../../nbs/1_method/08_published.ipynb #n003
+def _shown(**arguments) -> str: # name -> (value, default)
+    "Those arguments of a convolution that are not as usual"
+    odd = {n: v for n, (v, default) in arguments.items() if v not in (default, (default, default))}
+    return ''.join(f', {n}={v!r}' for n, v in odd.items())
+
 class ConvBlock(Block):
     "A block that takes the place of `nn.Conv2d`; a subclass lists its branches in `make`"
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1,
@@ -88,10 +94,8 @@ class ConvBlock(Block):
             if padding is None: padding = same_padding(shape.kernel_size, shape.dilation)
             super().__init__(self.make(shape, **kwargs), padding, padding_mode, bias)
         except ValueError as e:
-            others = dict(stride=(stride, 1), padding=(padding, None), dilation=(dilation, 1), groups=(groups, 1),
-                          padding_mode=(padding_mode, 'zeros'))
-            shown = ''.join(f', {n}={v!r}' for n, (v, default) in others.items()
-                            if v not in (default, (default, default)))
+            shown = _shown(stride=(stride, 1), padding=(padding, None), dilation=(dilation, 1), groups=(groups, 1),
+                           padding_mode=(padding_mode, 'zeros'))
             raise ValueError(f'{type(self).__name__} cannot stand for a convolution '
                              f'{in_channels}→{out_channels}, kernel_size={kernel_size}{shown}: {e}') from None
 
@@ -177,11 +181,12 @@ class DepthwiseFilter(nn.Module):
         super().__init__()
         self.kernel_size, self.stride, self.dilation = tuple(filters.shape[1:]), pair(stride), pair(dilation)
         self.register_buffer('filters', filters[:, None].clone(), persistent=False)
-        self.scale, self.bias = (nn.Parameter(f(len(filters))) if learned else None for f in (torch.ones, torch.zeros))
+        self.scale = nn.Parameter(torch.ones(len(filters))) if learned else None
+        self.bias = nn.Parameter(torch.zeros(len(filters))) if learned else None
 
     def kernel(self):
-        return Kernel(self.filters if self.scale is None else self.filters*self.scale.view(-1, 1, 1, 1), self.bias,
-                      len(self.filters))
+        weight = self.filters if self.scale is None else self.filters*self.scale.view(-1, 1, 1, 1)
+        return Kernel(weight, self.bias, len(self.filters))
 
 # %% ../../nbs/1_method/08_published.ipynb #h455
 class Scale(nn.Module):
@@ -204,21 +209,24 @@ def average_pool(channels, kernel_size, stride=1, dilation=1) -> nn.Module:
 class DiverseBranchBlock(ConvBlock):
     "`BN(k×k) + BN(1×1) + BN(avg(BN(1×1))) + BN(k×k(BN(1×1)))` (DBB, Ding et al. 2021)"
     def make(self, shape,
-             # between the two convolutions of the last branch; None: the inputs, twice as many in a depthwise
-             # block
-             internal_channels:int=None):
+             internal_channels:int=None # within the last branch; None: the inputs, twice as many in a depthwise block
+            ):
+        bn, out = nn.BatchNorm2d, shape.out_channels
+        pool = average_pool(out, shape.kernel_size, shape.stride, shape.dilation)
+        res = dict(origin=shape.conv_bn(shape.kernel_size), avg=nn.Sequential(pool, bn(out)))
+        if not shape.depthwise:
+            res['avg'] = nn.Sequential(shape.conv(1, stride=1), bn(out), *res['avg'])
+            res['point'] = shape.conv_bn(1)
+        return res | dict(deep=self._deep(shape, internal_channels))
+
+    def _deep(self, shape, internal_channels) -> nn.Sequential:
+        "1×1, BN, k×k, BN; the 1×1 starts as the identity where it can be one"
         if internal_channels is None: internal_channels = shape.in_channels*(2 if shape.depthwise else 1)
         mid = shape.middle(internal_channels, f'internal_channels={internal_channels!r}')
-        pool = average_pool(shape.out_channels, shape.kernel_size, shape.stride, shape.dilation)
         if mid == shape.in_channels: first = IdentityConv(mid, groups=shape.groups)
         else: first = shape.conv(1, out_channels=mid, stride=1)
         bn = nn.BatchNorm2d
-        res = dict(origin=shape.conv_bn(shape.kernel_size), avg=nn.Sequential(pool, bn(shape.out_channels)))
-        if not shape.depthwise:
-            res['avg'] = nn.Sequential(shape.conv(1, stride=1), bn(shape.out_channels), *res['avg'])
-            res['point'] = shape.conv_bn(1)
-        res['deep'] = nn.Sequential(first, bn(mid), shape.conv(shape.kernel_size, mid), bn(shape.out_channels))
-        return res
+        return nn.Sequential(first, bn(mid), shape.conv(shape.kernel_size, mid), bn(shape.out_channels))
 
 # %% ../../nbs/1_method/08_published.ipynb #c040
 @patch

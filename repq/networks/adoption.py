@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from ..method.kernels import Geometry
 from ..method.blocks import Block
-from ..method.layers import FullyConnected, RepQLayer, is_deployed
+from ..method.layers import RepQLayer
 from .liveness import constant_nodes
 from .guests import first_line
 from .graphs import is_layer, trace_graph
@@ -21,12 +21,12 @@ from .changes import modes_kept, plural, replace_modules, report_change, some, t
 from .chains import Sum, steps
 from .regions import Search, parallel, take
 from .making import same_either_way
-from .convolutions import Bordered, plain_convolutions, plain_norms
+from .convolutions import plain_convolutions, plain_norms
 from .transposed import transposed_to_phases
 from .grafts import MERGERS, adopt_in, go_one_way, is_adopted
 
 # %% auto #0
-__all__ = ['LAYERS', 'merges_itself', 'adopt', 'original_names', 'original_state_dict']
+__all__ = ['LAYERS', 'merges_itself', 'adopt']
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v005
 def _scopes(node) -> list:
@@ -35,6 +35,7 @@ def _scopes(node) -> list:
     return names[:-1] if node.op == 'call_module' else names
 
 def _owner(nodes) -> tuple: # its name, and those of the modules between it and the nodes
+    "The innermost module that all of `nodes` stand in"
     scopes = [_scopes(n) for n in nodes]
     common = [s[0] for s in zip(*scopes) if len(set(s)) == 1]
     owner = common[-1] if common else ''
@@ -57,14 +58,19 @@ def _traceable(model, grow, name='') -> tuple: # ([(name, searches)], [(name, wh
     "The model, or its largest parts that can be traced"
     if is_layer(model) or not any(isinstance(m, LAYERS) for m in model.modules()): return [], []
     try: return [(name, _searches(model, grow))], []
-    except Exception as e: why = first_line(e)
-    found = [_traceable(m, grow, f'{name}.{n}'.strip('.')) for n, m in model.named_children()]
-    return [p for ps, _ in found for p in ps], [(name or type(model).__name__, why), *(w for _, ws in found for w in ws)]
+    except Exception as e: failed = [(name or type(model).__name__, first_line(e))]
+    parts = []
+    for n, child in model.named_children():
+        found, why = _traceable(child, grow, f'{name}.{n}'.strip('.'))
+        parts += found
+        failed += why
+    return parts, failed
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #n001
 def _silent(searches) -> set: # names
     "Modules that leave no node behind: they give what they get"
-    heard = {name for s in searches for n in s.graph.nodes for name, _ in (n.meta.get('nn_module_stack') or {}).values()}
+    stacks = [n.meta.get('nn_module_stack') or {} for s in searches for n in s.graph.nodes]
+    heard = {name for stack in stacks for name, _ in stack.values()}
     return {n for n, _ in searches[0].model.named_modules()} - heard
 
 def _largest(left) -> list:
@@ -73,34 +79,62 @@ def _largest(left) -> list:
     def inside(i, j): return names[i] < names[j] or names[i] == names[j] and j < i
     return [l for i, l in enumerate(left) if not any(inside(i, j) for j in range(len(left)))]
 
-def _by_owner(searches) -> tuple: # {owner: ([chains], inside)}, left
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s006
+def _within(names, owner) -> set:
+    "Those of `names` that are modules of `owner`, as it names them"
+    if not owner: return set(names)
+    return {n.removeprefix(f'{owner}.') for n in names if n.startswith(f'{owner}.')}
+
+def _by_owner(searches) -> tuple: # {owner: ([chains], modules between)}, [(region, why)] of what is left
+    "The regions to merge, by the module that computes each"
     taken, left = take(*searches)
-    left = _largest(left)
-    owners, silent = {}, _silent(searches)
+    chains, between = {}, {}
+    silent = _silent(searches)
     for r in taken:
         owner, inside = _owner(r.nodes)
-        chains, all_inside = owners.setdefault(owner, ([], set(silent)))
-        chains.append(tuple(_relative(o, owner) for o in r.chain))
-        all_inside |= inside
-    return {o: (chains, {n.removeprefix(f'{o}.') for n in inside if not o or n.startswith(f'{o}.')}) for o, (chains, inside) in owners.items()}, left
+        chains.setdefault(owner, []).append(tuple(_relative(o, owner) for o in r.chain))
+        between.setdefault(owner, set(silent)).update(inside)
+    return {o: (chains[o], _within(between[o], o)) for o in chains}, _largest(left)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #h232
+def _tried(m, channels) -> bool:
+    "Does `m` give the same in either mode? What takes something else than one map is not tried"
+    try: return same_either_way(m, channels)
+    except Exception: return False
+
 def _two_ways(model, searches) -> list: # modules
     "Modules whose branches only training runs, though evaluation gives the same"
-    (evaluation, training), found = searches, {}
-    only = set(training.calls) - set(evaluation.calls)
+    evaluation, training = searches
+    only, found = set(training.calls) - set(evaluation.calls), {}
     for r in take(training, training)[0] if only else []:
-        if calls := [n for n in r.nodes if n.target in only]: found[model.get_submodule(_owner(calls)[0])] = training.algebra.reach(r.chain).ins
+        calls = [n for n in r.nodes if n.target in only]
+        if not calls: continue
+        owner = model.get_submodule(_owner(calls)[0])
+        found[owner] = training.algebra.reach(r.chain).ins
     return [m for m, channels in found.items() if _tried(m, channels)]
 
-def _tried(m, channels) -> bool:
-    try: return same_either_way(m, channels)
-    except Exception: return False # it takes something else than one map
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s008
+def _one_way(part, searches, grow) -> tuple: # (searches, {module: (its class before, what only evaluation called)})
+    "Let modules that can go the way of training in both modes"
+    changed, only = {}, set(searches[0].calls) - set(searches[1].calls)
+    names = {m: n for n, m in part.named_modules()}
+    for m in _two_ways(part, searches):
+        cls = type(m)
+        try: go_one_way(m)
+        except Exception: continue # it stays, and why is said in the end
+        changed[m] = cls, [n.removeprefix(f'{names[m]}.') for n in only]
+    return (_searches(part, grow) if changed else searches), changed
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s009
+def _merged_into(m, block) -> bool:
+    "Is `m` a convolution that `block` could have been merged into?"
+    if type(m) is not nn.Conv2d or Geometry.of(m) != block.geometry: return False
+    shape = m.in_channels, m.out_channels, m.kernel_size, m.groups
+    return shape == (block.in_channels, block.out_channels, block.kernel_size, block.groups)
 
 def _drop_merged(owner, block, evaluation) -> str: # its name, '' where there is none
     "Take the convolution that `owner` called in evaluation only out of it, if it is what `block` merges into"
-    same = [n for n in evaluation if (m := owner._modules.get(n)) is not None and type(m) is nn.Conv2d and Geometry.of(m) == block.geometry
-            and (m.in_channels, m.out_channels, m.kernel_size, m.groups) == (block.in_channels, block.out_channels, block.kernel_size, block.groups)]
+    same = [n for n in evaluation if _merged_into(owner._modules.get(n), block)]
     if len(same) != 1: return ''
     del owner._modules[same[0]]
     return same[0]
@@ -118,60 +152,73 @@ def _apart(chain) -> tuple: # how many of them, 0 where nobody expects them to m
     if k := parallel(chain): return 'parallel', k
     return 'sequential', sum(s.kind == 'conv' for s in steps(chain))
 
-def _one_way(part, searches, grow) -> tuple: # (searches, {module that goes one way now: (its class, what only evaluation called)})
-    changed, only = {}, set(searches[0].calls) - set(searches[1].calls)
-    names = {m: n for n, m in part.named_modules()}
-    for m in _two_ways(part, searches):
-        cls = type(m)
-        try: go_one_way(m)
-        except Exception: continue # it stays, and why is said in the end
-        changed[m] = cls, [n.removeprefix(f'{names[m]}.') for n in only]
-    return (_searches(part, grow) if changed else searches), changed
-
 # %% ../../nbs/2_networks/04f_adoption.ipynb #n003
+def _adopt_owner(m, chains, inside, grow, plans, stays) -> tuple: # (what stands for it, blocks, [(chain, why not)])
+    "Put blocks into the owner `m`; whatever goes wrong, it stays as it is"
+    try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans, stays=stays)
+    except Exception as e: return m, [], [(c, str(e)) for c in chains]
+    for where, block, names in done: block.origin = (where, names)
+    return stands, [block for _, block, _ in done], not_done
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s023
 def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes its place}, blocks, left)
     "Adopt all regions of the part of the model at `name`, the innermost owners first"
     part = model.get_submodule(name)
     searches, changed = _one_way(part, searches, grow)
     owners, left = _by_owner(searches)
-    plans, new, blocks, left = {}, {}, [], [(_join(name, _reads(r)), why, _apart(r.chain)) for r, why in left]
+    left = [(_join(name, _reads(r)), why, _apart(r.chain)) for r, why in left]
+    plans, new, blocks = {}, {}, []
     for owner in sorted(owners, key=lambda o: -o.count('.') - bool(o)):
-        m, (chains, inside) = part.get_submodule(owner), owners[owner]
-        try: stands, done, not_done = adopt_in(m, chains, inside, grow=grow, plans=plans, stays=m is model)
-        except Exception as e: stands, done, not_done = m, [], [(c, str(e)) for c in chains]
+        m = part.get_submodule(owner)
+        stands, made, not_done = _adopt_owner(m, *owners[owner], grow, plans, m is model)
         left += [(_join(name, owner) or type(m).__name__, why, _apart(c)) for c, why in not_done]
-        for where, block, names in done: block.origin = (where, names)
+        blocks += made
         if stands is not m: new[m] = stands
-        if done and m in changed: _, only = changed.pop(m); done[0][1].merged_as = _drop_merged(m, done[0][1], only) if len(done) == 1 else ''
-        blocks += [b for _, b, _ in done]
+        if made and m in changed:
+            _, only = changed.pop(m)
+            made[0].merged_as = _drop_merged(m, made[0], only) if len(made) == 1 else ''
     for m, (cls, _) in changed.items(): m.__class__ = cls # nothing came of it
     return new, blocks, left
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v012
 def _is_sequence(m) -> bool:
-    "Does `m` compute one thing after the other, no value of two? Then a method to merge has batch norms to fold, no branches"
+    "Does `m` compute one thing after the other, no value of two? Then its method to merge folds norms, no branches"
     try: graph = trace_graph(m, True)
     except Exception: return False
     constants = constant_nodes(graph)
-    return not any(len(set(n.all_input_nodes) - constants) > 1 for n in graph.nodes if n.op.startswith('call') and n not in constants)
+    calls = [n for n in graph.nodes if n.op.startswith('call') and n not in constants]
+    return all(len(set(n.all_input_nodes) - constants) < 2 for n in calls)
 
+def _merger(m) -> str: # None where there is none
+    "The method that `m` has to merge itself"
+    return next((f for f in MERGERS if callable(getattr(m, f, None))), None)
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s024
 def merges_itself(model) -> list: # of (name, method, number of layers)
     "The smallest modules that have a method of their own to merge, and branches of more than one layer to do it with"
     found = []
     for n, m in model.named_modules():
-        method = next((f for f in MERGERS if callable(getattr(m, f, None))), None)
         inside = any(isinstance(o, Block) or is_adopted(o) for o in m.modules())
-        if not n or method is None or is_layer(m) or inside: continue
+        if not n or _merger(m) is None or is_layer(m) or inside: continue
         plain = [s for s in registered(m) if not isinstance(s.module, (Block, RepQLayer))]
-        if len(plain) > 1 and not _is_sequence(m): found.append((n, method, len(plain)))
+        if len(plain) > 1 and not _is_sequence(m): found.append((n, _merger(m), len(plain)))
     return [f for f in found if not any(o[0].startswith(f'{f[0]}.') for o in found)]
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s013
+_STAY = dict(parallel='parallel convolutions stay branches', sequential='convolutions in sequence stay apart',
+             mergeable='convolutions stay as they are')
 
 def _warn(left, itself):
     "Say what will be computed branch by branch"
-    for kind, stay in dict(parallel='parallel convolutions stay branches', sequential='convolutions in sequence stay apart', mergeable='convolutions stay as they are').items():
+    for kind, stay in _STAY.items():
         found = [(n, why, k) for n, why, (how, k) in left if how == kind]
-        if found: warnings.warn(f'{sum(k for *_, k in found)} {stay}, each a layer of its own: ' + some([f'{n} ({why})' for n, why, _ in found]), stacklevel=3)
-    if itself: warnings.warn(f'{plural(len(itself), "module")} with a method to merge stay as they are, {sum(k for *_, k in itself)} layers: ' + some([f'{n} ({f})' for n, f, _ in itself]), stacklevel=3)
+        if not found: continue
+        count, said = sum(k for *_, k in found), some([f'{n} ({why})' for n, why, _ in found])
+        warnings.warn(f'{count} {stay}, each a layer of its own: {said}', stacklevel=3)
+    if not itself: return
+    count, said = sum(k for *_, k in itself), some([f'{n} ({f})' for n, f, _ in itself])
+    modules = plural(len(itself), 'module')
+    warnings.warn(f'{modules} with a method to merge stay as they are, {count} layers: {said}', stacklevel=3)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v013
 def _snapshot(model) -> dict:
@@ -180,7 +227,10 @@ def _snapshot(model) -> dict:
     return {m: (type(m), {**vars(m), **{p: dict(vars(m)[p]) for p in parts}}) for m in model.modules()}
 
 def _restore(snapshot):
-    for m, (kind, attrs) in snapshot.items(): m.__class__ = kind; object.__setattr__(m, '__dict__', attrs)
+    "Give every module its class, attributes and children again"
+    for m, (kind, attrs) in snapshot.items():
+        m.__class__ = kind
+        object.__setattr__(m, '__dict__', attrs)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #n005
 @torch.no_grad()
@@ -188,11 +238,18 @@ def _outputs(model, x) -> list: # of tensors
     "What `model` gives in evaluation mode"
     with modes_kept(model): return [t for t in tree_leaves(model.eval()(x)) if isinstance(t, Tensor)]
 
-def _computes_the_same(model, x, want) -> str: # '' or what differs
-    got = _outputs(model, x)
-    worst = max([((a - b).abs().max()/b.abs().max().clamp_min(1e-12)).item() for a, b in zip(got, want) if b.numel()], default=0.)
-    return '' if len(got) == len(want) and worst < 1e-3 else f'outputs of the whole model would differ by {worst:.1g} of the largest value'
+def _off(a, b) -> float:
+    "The largest difference of `a` from `b`, in shares of the largest value"
+    return ((a - b).abs().max()/b.abs().max().clamp_min(1e-12)).item()
 
+def _computes_the_same(model, x, want) -> str: # '' or what differs
+    "Compare what `model` gives with what it gave"
+    got = _outputs(model, x)
+    worst = max((_off(a, b) for a, b in zip(got, want) if b.numel()), default=0.)
+    if len(got) == len(want) and worst < 1e-3: return ''
+    return f'outputs of the whole model would differ by {worst:.1g} of the largest value'
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s022
 def _still_works(model, traced, x, want) -> str: # '' or what is wrong
     "Can the model be traced as before, and does it compute the same?"
     try:
@@ -202,6 +259,17 @@ def _still_works(model, traced, x, want) -> str: # '' or what is wrong
     except Exception as e: return f'its code needs what was taken out of its modules ({first_line(e)})'
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v008
+def _adopt_parts(model, parts, grow) -> tuple: # (model, blocks, left)
+    "Adopt in each part that can be traced"
+    blocks, left = [], []
+    for name, searches in parts:
+        new, made, stay = _adopt_part(model, name, searches, grow)
+        model, _ = replace_modules(model, new)
+        blocks += made
+        left += stay
+    return model, blocks, left
+
+# %% ../../nbs/2_networks/04f_adoption.ipynb #s021
 def adopt(model:nn.Module,
           example_input=None,   # a batch: outputs of the whole model in evaluation mode are compared on it as well
           grow=False,           # merge as well what computes more as one convolution?
@@ -211,82 +279,36 @@ def adopt(model:nn.Module,
     want = None if example_input is None else _outputs(model, example_input)
     model, plain = plain_convolutions(model)
     model, norms = plain_norms(model)
-    plain |= norms
     model, transposed, _ = transposed_to_phases(model)
     parts, untraced = _traceable(model, grow)
-    before, kept, blocks, left = _snapshot(model), model, [], []
-    for name, searches in parts:
-        new, more, stay = _adopt_part(model, name, searches, grow)
-        model, _ = replace_modules(model, new)
-        blocks += more; left += stay
+    before, kept = _snapshot(model), model
+    model, blocks, left = _adopt_parts(model, parts, grow)
     wrong = _still_works(model, not untraced, example_input, want) if blocks else ''
     if wrong:
         _restore(before)
-        model, blocks, left = kept, [], [(type(model).__name__, wrong, ('mergeable', sum(_convolutions(b) for b in blocks)))]
-    if plain: report_change('adopt', verbose, '', f"{plural(len(plain), 'layer')} of {some(list(dict.fromkeys(plain.values())))} → torch's")
-    if transposed: report_change('adopt', verbose, '', f"{plural(len(transposed), 'transposed convolution')} → convolutions and shuffles")
+        stay = 'mergeable', sum(map(_convolutions, blocks))
+        model, blocks, left = kept, [], [(type(model).__name__, wrong, stay)]
+    _report_plain(plain | norms, transposed, verbose)
     _report(model, blocks, left, untraced, verbose)
     return model
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #n007
 def _convolutions(block) -> int: return sum(isinstance(m, LAYERS) for m in block.modules())
 
+def _report_plain(plain, transposed, verbose):
+    "Say which layers of others' became torch's"
+    if plain:
+        kinds = some(list(dict.fromkeys(plain.values())))
+        report_change('adopt', verbose, '', f"{plural(len(plain), 'layer')} of {kinds} → torch's")
+    if transposed:
+        report_change('adopt', verbose, '',
+                      f"{plural(len(transposed), 'transposed convolution')} → convolutions and shuffles")
+
 def _report(model, blocks, left, untraced, verbose):
+    "Say what became a block, what stays, and what could not be traced"
     if blocks or left:
-        report_change('adopt', verbose, '', f'{plural(sum(map(_convolutions, blocks)), "convolution")} → {plural(len(blocks), "block")}', left=[(n, why) for n, why, _ in left])
-    if untraced and verbose and blocks: print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
-    _warn([(n, why, k) for n, why, k in left if 'grow=True' not in why], merges_itself(model))
-
-# %% ../../nbs/2_networks/04f_adoption.ipynb #v015
-def _layer_keys(layer) -> str: # 'block.', and what is around a layer of torch's within
-    "How the keys of a quantized layer begin that were the keys of what it was made of"
-    if isinstance(layer.block, FullyConnected): return 'block.linear.'
-    b = layer.block
-    return 'block.branches.0.' if type(b) is Block and not hasattr(b, 'origin') and list(b.branches) == ['0'] and b.bias is None else 'block.'
-
-def _plain_name(key, begins) -> str: # begins: {layer: `_layer_keys`}; None for what a quantizer holds
-    "The key or module name without what quantized layers put around"
-    parts = key.split('.')
-    layer = next((p for i in range(len(parts)) if (p := '.'.join(parts[:i])) in begins), None)
-    if layer is None: return key
-    inside = f'{key.removeprefix(layer).lstrip(".")}.'
-    return _join(layer, inside.removeprefix(begins[layer]).strip('.')) if inside.startswith(begins[layer]) else None
-
-# %% ../../nbs/2_networks/04f_adoption.ipynb #n009
-def original_names(model:nn.Module) -> dict: # key of the state dict -> key before `adopt` and `quantize`
-    "How the tensors of an adopted or quantized model were called; steps of quantizers have no such name"
-    begins = {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}
-    moved = {}
-    for n, m in model.named_modules():
-        if not hasattr(m, 'origin'): continue
-        (where, own), place = m.origin, _plain_name(n, begins)
-        owner = place.removesuffix(where).rstrip('.') if where else place
-        moved |= {_join(place, k): _join(owner, v) for k, v in own.items()}
-    plain = {k: _plain_name(k, begins) for k in model.state_dict()}
-    names = {k: moved.get(p, p) for k, p in plain.items() if p is not None}
-    for n, m in model.named_modules():
-        if isinstance(m, Bordered): names = {k: _without_border(v, n) for k, v in names.items()}
-    return names
-
-def _without_border(name, module) -> str:
-    "The name of what stands in a convolution that takes its border itself"
-    inside = f'{module}.conv.'
-    return f'{module}.{name.removeprefix(inside)}' if name.startswith(inside) else name
-
-# %% ../../nbs/2_networks/04f_adoption.ipynb #n011
-def _merged_once(model) -> dict: # key -> tensor
-    "What adopted modules used to merge into for evaluation, anew"
-    res, begins = {}, {n: _layer_keys(m) for n, m in model.named_modules() if isinstance(m, RepQLayer)}
-    for n, m in model.named_modules():
-        if not getattr(m, 'merged_as', ''): continue
-        place = _plain_name(n, begins)
-        owner = _join(place.removesuffix(m.origin[0]).rstrip('.') if m.origin[0] else place, m.merged_as)
-        with torch.no_grad(): res |= {f'{owner}.{k}': v for k, v in zip(('weight', 'bias'), m.kernel()) if v is not None}
-    return res
-
-def original_state_dict(model:nn.Module) -> dict:
-    "The state dict of an adopted model under the names that it had before; ValueError where tensors are no longer what they were"
-    if (d := next((n for n, m in model.named_modules() if is_deployed(m)), None)) is not None: raise ValueError(f"'{d}' is deployed: its branches are one kernel of integers")
-    if (c := next(((n, m.computed_by) for n, m in model.named_modules() if hasattr(m, 'computed_by')), None)): raise ValueError(f"'{c[0]}' holds a weight that a {c[1]} computed: what it was made of is gone")
-    state = model.state_dict()
-    return {original: state[k] for k, original in original_names(model).items()} | _merged_once(model)
+        merged = f'{plural(sum(map(_convolutions, blocks)), "convolution")} → {plural(len(blocks), "block")}'
+        report_change('adopt', verbose, '', merged, left=[(n, why) for n, why, _ in left])
+    if untraced and verbose and blocks:
+        print('adopt: not traced, looked into part by part: ' + some([f'{n} ({why})' for n, why in untraced]))
+    _warn([l for l in left if 'grow=True' not in l[1]], merges_itself(model))

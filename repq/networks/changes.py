@@ -67,10 +67,10 @@ def working_copy(model, inplace:bool) -> nn.Module:
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
     return model if inplace else copy_model(model)
 
+# %% ../../nbs/2_networks/04_changes.ipynb #h472
 _HOOKS = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks',
           '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook')
 
-# %% ../../nbs/2_networks/04_changes.ipynb #h472
 @contextmanager
 def without_hooks(m):
     "`m` without its hooks, meanwhile"
@@ -151,9 +151,11 @@ def modes_kept(model):
     finally:
         for m, t in modes.items(): m.training = t
 
-def _passes_on(v): return v
+
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h477
+def _passes_on(v): return v
+
 @contextmanager
 def unquantized(model):
     "No quantizers meanwhile"
@@ -168,6 +170,7 @@ def unquantized(model):
 
 # %% ../../nbs/2_networks/04_changes.ipynb #a102
 def _memory(p):
+    "What two tensors have in common if they are one: where their numbers lie, and in which shape"
     if p.device.type == 'meta' or not p.numel(): return id(p)
     return p.untyped_storage().data_ptr(), p.storage_offset(), p.shape
 

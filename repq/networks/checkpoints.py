@@ -11,12 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 import torch, torch.nn as nn
 from .schemas import unusable
-from .files import check_output, locked
+from .files import check_output
+from .locks import locked
 from .state_dicts import differences, read_checkpoint, unwrap, write_checkpoint
 from ..method.blocks import Block
 from ..method.published import QARepVGGBlock
 from ..method.layers import RepQLayer
-from .surgery import deploy, merge
+from .reparametrization import merge
+from .surgery import deploy
 from .models import ResNet18, create_model, plain_twin, task
 from .registry import list_models
 from .official import LAYOUTS, entries_of
@@ -41,12 +43,12 @@ def _optional(entries) -> set:
     "Keys without which a file is complete: constants and counts"
     return {e.official for e in entries if not e.ours or e.official.endswith('num_batches_tracked')}
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #k010
 def _candidates(module) -> dict: # layout's name -> entries
     "The layouts that have a word for everything in `module`"
     known = {n: entries_of(module, l) for n, l in LAYOUTS.items()}
     return {n: e for n, e in known.items() if e is not None}
 
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #k010
 def _class_names(classes) -> str: return ', '.join(sorted({c.__name__ for c in classes}))
 
 def _no_layout(module) -> str:
@@ -169,6 +171,15 @@ def _wrong_constants(entries, state) -> str:
     return f'constants with other values: {some(wrong)}' if wrong else ''
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c022
+def _decoded(entries, state) -> dict: # our key -> tensor
+    "What a file says, under our names"
+    res = {}
+    for e in entries:
+        if e.official not in state: continue
+        tensor = state[e.official]
+        res.update(zip(e.ours, e.decode(tensor) if e.decode else (tensor,)))
+    return res
+
 def load_official(module:nn.Module,   # of `repq.models`, or a block, alone or with what follows it, or merged
                   state_dict:Mapping, # as its authors' code saves it
                  ) -> nn.Module:      # `module`
@@ -179,12 +190,7 @@ def load_official(module:nn.Module,   # of `repq.models`, or a block, alone or w
     if text := _unfit(module, entries, state):
         where = f'{type(module).__name__} ({LAYOUTS[layout].text} layout)'
         raise ValueError(f'the checkpoint is not of this {where}: {text}; {_looks_like(state)}{_advice(module, state)}')
-    new = {}
-    for e in entries:
-        if e.official not in state: continue
-        tensor = state[e.official]
-        new.update(zip(e.ours, e.decode(tensor) if e.decode else (tensor,)))
-    module.load_state_dict({**module.state_dict(), **new})
+    module.load_state_dict({**module.state_dict(), **_decoded(entries, state)})
     return module
 
 # %% ../../nbs/2_networks/13_checkpoints.ipynb #c024
@@ -233,39 +239,7 @@ def from_official(state_dict:Mapping) -> tuple: # network, `Origin`
     def fits(m): return any(not differences(_shapes(m, e), state, _optional(e)) for e in _candidates(m).values())
     return load_official(next(filter(fits, _forms(model, origin.deployed))), state), origin
 
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #n002
-def convert(checkpoint, out,      # files
-            to:str='repq',        # 'repq', 'authors', or a key of `LAYOUTS`
-            deployed:bool=False,  # merge the branches first
-            model:str=None,       # needed where the checkpoint is in repq's own layout
-            overwrite:bool=False, # a file that repq made?
-           ) -> str:              # what was done
-    "Write the network in `checkpoint` to `out` in another layout"
-    check_output(out, overwrite)
-    if Path(out).exists() and Path(out).samefile(checkpoint):
-        raise FileExistsError(f'{out} is what is read: give another name')
-    if to not in ('repq', 'authors', *LAYOUTS):
-        raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
-    m, text = _read_network(checkpoint, model)
-    if deployed: m = (deploy if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge)(m, verbose=False)
-    state = m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to)
-    with locked(out): write_checkpoint(out, state, overwrite)
-    form, n = 'deployed' if deployed else 'as it was', sum(p.numel() for p in m.parameters())
-    return f'{checkpoint}: {text} → {out}: {to}, {form}, {n:,} parameters'
-
-def _read_network(checkpoint, model) -> tuple: # network, what it is in words
-    "The network in a file, of the name `model` if that is given"
-    state = read_checkpoint(checkpoint)
-    if not _is_ours(state):
-        m, origin = from_official(state)
-        if model not in (None, origin.model): raise ValueError(f'{checkpoint} is {origin}, not {model}')
-        return m, origin
-    if model is None:
-        raise ValueError(f"{checkpoint} is in repq's own layout, which does not tell the model: "
-                         'name it (--model, model=)')
-    return _own(model, state, checkpoint), f'{model} (repq)'
-
-# %% ../../nbs/2_networks/13_checkpoints.ipynb #n005
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s009
 _OURS = re.compile(r'(stem|(stages|backbone)\.[\d.]*\d)\.(conv|conv1|conv2)\.(weight|conv\.weight)$')
 
 def _is_ours(state) -> bool:
@@ -273,6 +247,7 @@ def _is_ours(state) -> bool:
     ours = (k for k in state if k.startswith(('stem.', 'stages.', 'backbone.')))
     return 'head.fc.weight' not in state and any('.branches.' in k or _OURS.match(k) for k in ours)
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #n005
 def _own(model:str, state, file) -> nn.Module:
     "The named network from a state dict in repq's own layout, in training form, merged or deployed"
     classes, channels = _sizes(state)
@@ -286,3 +261,41 @@ def _own(model:str, state, file) -> nn.Module:
     m = forms[diffs.index('')]
     m.load_state_dict(state)
     return m
+
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s011
+def _read_network(checkpoint, model) -> tuple: # network, what it is in words
+    "The network in a file, of the name `model` if that is given"
+    state = read_checkpoint(checkpoint)
+    if not _is_ours(state):
+        m, origin = from_official(state)
+        if model not in (None, origin.model): raise ValueError(f'{checkpoint} is {origin}, not {model}')
+        return m, origin
+    if model is None:
+        raise ValueError(f"{checkpoint} is in repq's own layout, which does not tell the model: "
+                         'name it (--model, model=)')
+    return _own(model, state, checkpoint), f'{model} (repq)'
+
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s013
+def _merged_form(m) -> nn.Module:
+    "A network as its authors deploy it: OREPA's with the batch norms behind its blocks absorbed"
+    make = deploy if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge
+    return make(m, verbose=False)
+
+def convert(checkpoint, out,      # files
+            to:str='repq',        # 'repq', 'authors', or a key of `LAYOUTS`
+            deployed:bool=False,  # merge the branches first
+            model:str=None,       # needed where the checkpoint is in repq's own layout
+            overwrite:bool=False, # a file that repq made?
+           ) -> str:              # what was done
+    "Write the network in `checkpoint` to `out` in another layout"
+    check_output(out, overwrite)
+    if Path(out).exists() and Path(out).samefile(checkpoint):
+        raise FileExistsError(f'{out} is what is read: give another name')
+    if to not in ('repq', 'authors', *LAYOUTS):
+        raise ValueError(f'the layout to write must be repq, authors or one of {", ".join(LAYOUTS)}; got {to!r}')
+    m, text = _read_network(checkpoint, model)
+    if deployed: m = _merged_form(m)
+    state = m.state_dict() if to == 'repq' else to_official(m, None if to == 'authors' else to)
+    with locked(out): write_checkpoint(out, state, overwrite)
+    form, n = 'deployed' if deployed else 'as it was', sum(p.numel() for p in m.parameters())
+    return f'{checkpoint}: {text} → {out}: {to}, {form}, {n:,} parameters'

@@ -20,7 +20,8 @@ __all__ = ['SameBorder', 'Bordered', 'plain_convolutions', 'plain_norms']
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h205
 class SameBorder(nn.Module):
-    "A border of zeros, so wide that a kernel finds a place for every stride: with an odd number of pixels, one more to the right and below"
+    """A border of zeros, so wide that a kernel finds a place for every stride:
+    with an odd number of pixels, one more to the right and below"""
     single_step = True # in a graph, so that maps of any size are read by one
     def __init__(self, kernel_size, stride=1, dilation=1):
         super().__init__()
@@ -33,11 +34,12 @@ class SameBorder(nn.Module):
         return tuple(v for m in reversed(missing) for v in (m//2, m - m//2))
 
     def forward(self, x:Tensor) -> Tensor:
-        left, right, top, bottom = self.widths(*x.shape[-2:])
-        return F.pad(x, (left, right, top, bottom)) if left or right or top or bottom else x
+        widths = self.widths(*x.shape[-2:])
+        return F.pad(x, widths) if any(widths) else x
 
     def extra_repr(self): return f'extent={self.extent}, stride={self.stride}'
 
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s003
 register_kind('same_border', moves=True, floats=all)
 
 @reads(SameBorder)
@@ -46,8 +48,14 @@ def _same_border(input): return Operation('same_border', [input], keeps=True)
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h208
 _CALL = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
 
+def _bound(signature, args, kwargs) -> dict:
+    "The arguments of a call by their names, those that were left out as well"
+    a = signature.bind(*args, **kwargs)
+    a.apply_defaults()
+    return a.arguments
+
 class _Watching(TorchFunctionMode):
-    "Notes the calls of functions"
+    "Notes the calls of functions, and what they gave"
     def __init__(self, *functions, signature=_CALL):
         super().__init__()
         self.functions, self.signature, self.calls = functions, signature, []
@@ -56,70 +64,90 @@ class _Watching(TorchFunctionMode):
         if func in self.functions: self.calls.append((_bound(self.signature, args, kwargs or {}), out))
         return out
 
-def _bound(signature, args, kwargs) -> dict:
-    a = signature.bind(*args, **kwargs)
-    a.apply_defaults()
-    return a.arguments
-
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s005
 def _seen(m, x) -> dict: # None where it is anything but a convolution of x with a border
     "The arguments of the one convolution or linear layer whose result the module gives"
     with untouched(m), torch.no_grad(), _Watching(F.conv2d, F.linear) as watching: out = m(x)
-    if len(watching.calls) != 1 or not isinstance(out, Tensor) or isinstance(watching.calls[0][0]['padding'], str): return None
+    if len(watching.calls) != 1 or not isinstance(out, Tensor): return None
     call, result = watching.calls[0]
+    if isinstance(call['padding'], str): return None
     return call if out.shape == result.shape and torch.equal(out, result) else None
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h210
 def _maps(m) -> list: # of tensors
     "Small random maps, of all sizes from one to the next stride; rows for a linear layer"
-    like, g = m.weight, torch.Generator().manual_seed(0)
-    if isinstance(m, nn.Linear): return [torch.randn(*rows, m.in_features, generator=g).to(like.device, like.dtype) for rows in ((2,), (2, 3))]
+    g = torch.Generator().manual_seed(0)
+    def drawn(*shape): return torch.randn(*shape, generator=g).to(m.weight.device, m.weight.dtype)
+    if isinstance(m, nn.Linear): return [drawn(*rows, m.in_features) for rows in ((2,), (2, 3))]
     n = max(d*(k - 1) + 1 for k, d in zip(m.kernel_size, pair(m.dilation))) + 2
-    return [torch.randn(1, m.in_channels, n + i, n + i//2, generator=g).to(like.device, like.dtype) for i in range(2*max(pair(m.stride)))]
+    return [drawn(1, m.in_channels, n + i, n + i//2) for i in range(2*max(pair(m.stride)))]
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s009
+def _explains(border, calls, maps) -> bool:
+    "Is what each convolution was given its map with this border?"
+    def given(call, x): return call['input'].shape == x.shape and torch.equal(call['input'], x)
+    return all(given(c, border(x)) for c, x in zip(calls, maps))
+
+def _constant(call, x) -> list: # of modules, at most one
+    "A border of zeros of the width that the first call has, half of it on either side"
+    missing = [b - a for a, b in zip(x.shape[:-3:-1], call['input'].shape[:-3:-1])]
+    if min(missing) < 0: return []
+    w, h = missing
+    return [nn.ZeroPad2d((w//2, w - w//2, h//2, h - h//2))]
 
 def _border(calls, maps) -> nn.Module: # None where it is no border of zeros
     "What stands before the convolution"
-    first = calls[0]
-    if all(c['input'].shape == x.shape and torch.equal(c['input'], x) for c, x in zip(calls, maps)): return nn.Identity()
+    first, nothing = calls[0], nn.Identity()
+    if _explains(nothing, calls, maps): return nothing
     if first['weight'].ndim < 4: return None
     same = SameBorder(first['weight'].shape[2:], first['stride'], first['dilation'])
-    missing = [b - a for a, b in zip(maps[0].shape[:-3:-1], first['input'].shape[:-3:-1])] # to the right and below, and on the other sides
-    sides = [nn.ZeroPad2d((w//2, w - w//2, h//2, h - h//2)) for w, h in [missing] if min(missing) >= 0]
-    for border in *sides, same:
-        if all(c['input'].shape == (b := border(x)).shape and torch.equal(c['input'], b) for c, x in zip(calls, maps)): return border
+    borders = [*_constant(first, maps[0]), same]
+    return next((b for b in borders if _explains(b, calls, maps)), None)
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s012
+def _equal(a, b): return a is b or isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+
+def _alike(call, other) -> bool:
+    "Do two calls differ in nothing but their input?"
+    held = 'weight', 'bias'
+    settings = [{k: v for k, v in c.items() if k not in ('input', *held)} for c in (call, other)]
+    return settings[0] == settings[1] and all(_equal(call[k], other[k]) for k in held)
 
 def _plain(m) -> tuple: # border, convolution; None where there is none
     "Modules of torch's that compute what `m` does"
-    maps = _maps(m)*2
-    calls = []
-    for i, x in enumerate(maps):
-        with untouched(m): calls.append(_seen(m.train(i < len(maps)//2), x))
-    first = calls[0]
-    if None in calls: return None
-    settings = [{k: v for k, v in c.items() if k not in ('input', 'weight', 'bias')} for c in calls]
-    alike = all(s == settings[0] for s in settings) and all(_equal(c[k], first[k]) for c in calls for k in ('weight', 'bias'))
-    border = _border(calls, maps) if alike else None
-    return None if border is None else (border, _convolution(m, first))
-
-def _equal(a, b): return a is b or isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    maps, calls = _maps(m), []
+    for training in (True, False):
+        for x in maps:
+            with untouched(m): calls.append(_seen(m.train(training), x))
+    if None in calls or not all(_alike(c, calls[0]) for c in calls): return None
+    border = _border(calls, maps*2)
+    return None if border is None else (border, _convolution(m, calls[0]))
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h211
 def _empty(weight, bias, call) -> nn.Module:
     "torch's own convolution or linear layer, without values"
+    out, ins, *size = weight.shape
     with torch.device('meta'):
-        if weight.ndim == 2: return nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-        return nn.Conv2d(weight.shape[1]*call['groups'], weight.shape[0], tuple(weight.shape[2:]), call['stride'], call['padding'], call['dilation'], call['groups'], bias is not None)
+        if weight.ndim == 2: return nn.Linear(ins, out, bias is not None)
+        return nn.Conv2d(ins*call['groups'], out, tuple(size), call['stride'], call['padding'], call['dilation'],
+                         call['groups'], bias is not None)
 
 def _convolution(m, call) -> nn.Module:
     "torch's own, with the parameters of `m`, or with a weight that `m` computed"
-    weight, bias = call['weight'], call['bias']
-    new = _empty(weight, bias, call)
+    new = _empty(call['weight'], call['bias'], call)
     own = {id(p): p for p in m.parameters()}
-    for n, v in dict(weight=weight, bias=bias).items():
+    for n in ('weight', 'bias'):
+        v = call[n]
         if v is None: continue
-        p = own.get(id(v), None)
-        setattr(new, n, nn.Parameter(v.detach().clone(), requires_grad=m.weight.requires_grad) if p is None else p)
-        if p is None: new.computed_by = type(m).__name__
+        p = own.get(id(v))
+        if p is None:
+            p = nn.Parameter(v.detach().clone(), requires_grad=m.weight.requires_grad)
+            new.computed_by = type(m).__name__
+        setattr(new, n, p)
     return new
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s016
+_OF_A_CONVOLUTION = ('weight', 'bias', 'in_channels', 'out_channels', 'kernel_size', 'stride', 'dilation', 'groups')
 
 class Bordered(nn.Sequential):
     "A convolution after a border whose width goes with the size of the map"
@@ -127,22 +155,32 @@ class Bordered(nn.Sequential):
         super().__init__()
         self.border, self.conv = border, conv
     def __getattr__(self, name): # what code around a layer asks of it
-        if name in ('weight', 'bias', 'in_channels', 'out_channels', 'kernel_size', 'stride', 'dilation', 'groups'): return getattr(self.conv, name)
-        return super().__getattr__(name)
+        return getattr(self.conv, name) if name in _OF_A_CONVOLUTION else super().__getattr__(name)
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #h213
+def _sides(border) -> tuple: # left, right, top, bottom
+    "The widths of a border; of TensorFlow's with a stride, some that differ"
+    if isinstance(border, nn.ZeroPad2d): return border.padding
+    return border.widths(99, 99) if border.stride == (1, 1) else (0, 1, 0, 1)
+
 def _joined(border, conv) -> nn.Module:
     "One module for both"
     if isinstance(border, nn.Identity): return conv
-    left, right, top, bottom = border.padding if isinstance(border, nn.ZeroPad2d) else (border.widths(99, 99) if border.stride == (1, 1) else (0, 1, 0, 1))
+    left, right, top, bottom = _sides(border)
     if (left, top) != (right, bottom): return Bordered(border, conv)
     conv.padding = tuple(p + b for p, b in zip(pair(conv.padding), (top, left)))
     conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
     return conv
 
+def _as_convolution(m) -> nn.Module: # None where it computes something else
+    parts = _plain(m)
+    return None if parts is None else _joined(*parts)
+
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s019
 def _has_own_forward(m) -> bool:
-    own = isinstance(m, (nn.Conv2d, nn.Linear)) and not computes(m, nn.Conv2d, nn.Linear) and not hooked(m) and not parametrize.is_parametrized(m)
-    return own and not list(m.children()) and isinstance(m.weight, nn.Parameter)
+    if not isinstance(m, (nn.Conv2d, nn.Linear)) or computes(m, nn.Conv2d, nn.Linear): return False
+    if hooked(m) or parametrize.is_parametrized(m) or list(m.children()): return False
+    return isinstance(m.weight, nn.Parameter)
 
 def _made_plain(model, is_own, make) -> tuple: # the model, {name: class} of what became plain
     "Replace, in place, what `is_own` finds by what `make` gives for it: a module of torch's, or None"
@@ -154,10 +192,6 @@ def _made_plain(model, is_own, make) -> tuple: # the model, {name: class} of wha
         if new is not None: found[m] = n, same_mode(new, m)
     model, _ = replace_modules(model, {m: new for m, (_, new) in found.items()})
     return model, {n: type(m).__name__ for m, (n, _) in found.items()}
-
-def _as_convolution(m) -> nn.Module: # None where it computes something else
-    parts = _plain(m)
-    return None if parts is None else _joined(*parts)
 
 def plain_convolutions(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
     """Let convolutions and linear layers with a forward pass of their own be torch's, in place,
@@ -179,25 +213,30 @@ def _normed(m, training:bool) -> dict: # None where it is anything else
     alike = call['input'] is x and all(call[n] is t for n, t in zip(_TENSORS, own)) and call['training'] == training
     return {n: call[n] for n in ('momentum', 'eps')} if alike and torch.equal(out, result) else None
 
+# %% ../../nbs/2_networks/04eb_convolutions.ipynb #s021
+def _batch_norm(m, momentum, eps) -> nn.BatchNorm2d:
+    "torch's batch norm with the tensors of `m`, counting batches if `m` does"
+    new = nn.BatchNorm2d(len(m.running_mean), eps, momentum, affine=False)
+    counts = 'num_batches_tracked' in m._buffers
+    new.register_buffer('num_batches_tracked', new.num_batches_tracked, counts)
+    new._buffers.update({n: getattr(m, n, None) for n in ('running_mean', 'running_var')})
+    if counts: new._buffers['num_batches_tracked'] = m.num_batches_tracked
+    new._parameters.update({n: getattr(m, n, None) for n in ('weight', 'bias')})
+    new.affine = new.weight is not None
+    return new
+
 def _as_norm(m) -> nn.BatchNorm2d: # None where it computes something else
-    "torch's batch norm with the tensors of `m`"
+    "torch's batch norm, if it is what `m` is in both modes"
     mode = m.training
     try: settings = [_normed(m, training) for training in (False, True)]
     finally: m.train(mode)
-    if None in settings or settings[0] != settings[1]: return None
-    new = nn.BatchNorm2d(len(m.running_mean), **settings[0], affine=False)
-    new.register_buffer('num_batches_tracked', new.num_batches_tracked, 'num_batches_tracked' in m._buffers)
-    for n in _TENSORS + ('num_batches_tracked',)*('num_batches_tracked' in m._buffers):
-        held = new._buffers if n not in ('weight', 'bias') else new._parameters
-        held[n] = getattr(m, n, None)
-    new.affine = new.weight is not None
-    return new
+    return None if None in settings or settings[0] != settings[1] else _batch_norm(m, **settings[0])
 
 # %% ../../nbs/2_networks/04eb_convolutions.ipynb #o622
 def _has_own_norm(m) -> bool:
     tensors = {*m._parameters, *m._buffers}
-    plain = tensors <= {*_TENSORS, 'num_batches_tracked'} and {'running_mean', 'running_var'} <= tensors
-    return plain and not isinstance(m, nn.modules.batchnorm._NormBase) and not list(m.children()) and not hooked(m)
+    if not {'running_mean', 'running_var'} <= tensors <= {*_TENSORS, 'num_batches_tracked'}: return False
+    return not (isinstance(m, nn.modules.batchnorm._NormBase) or list(m.children()) or hooked(m))
 
 def plain_norms(model:nn.Module) -> tuple: # the model, {name: class} of what became plain
     "Let batch norms of somebody's own be torch's, in place, where that is what they compute"

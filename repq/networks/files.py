@@ -4,66 +4,34 @@
 
 # %% ../../nbs/2_networks/11_files.ipynb #w002
 from __future__ import annotations
-import errno, hashlib, os, re, secrets, socket, sys, time, warnings, zipfile
-from contextlib import ExitStack, contextmanager, suppress
+import errno, os, re, secrets, zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from .. import __version__
 from .schemas import RUN, SHARDS, naming, read_json
-try: import fcntl
-except ImportError: fcntl = None # Windows
+from .locks import check_parent, fcntl, held, holder, lock_file, locked, still_named, try_lock
 
 # %% auto #0
 __all__ = ['SIGNATURE', 'MARKER', 'replacing', 'writing', 'made_here', 'sign_archive', 'is_ours', 'mark', 'check_file',
-           'check_output', 'check_folder', 'locked', 'check_unlocked', 'part_of', 'take_away', 'check_part',
-           'open_part', 'put_in_place', 'making']
-
-# %% ../../nbs/2_networks/11_files.ipynb #l107
-def _key(path) -> Path:
-    "The lock of an output: one for OUT and OUT.part"
-    path, name = Path(os.path.abspath(path)), Path(os.path.abspath(path)).name or 'root'
-    while name.endswith('.part') and name != '.part': name = name[:-5]
-    if len(os.fsencode(name)) > 200: name = hashlib.sha256(os.fsencode(name)).hexdigest()[:40]
-    return path.with_name(f'.{name}.repq.lock') if path.name else path/'.root.repq.lock'
-
-def _lock(fd) -> bool: # is it ours now? None: this file system has none
-    "Take the operating system's lock on an open file"
-    if fcntl is None:
-        import msvcrt
-        os.lseek(fd, 1 << 30, os.SEEK_SET) # a byte that nobody reads
-        try: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1); return True
-        except OSError: return False
-    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB); return True
-    except BlockingIOError: return False
-    except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL): raise
-
-_held = set() # file descriptors, which a child process must not inherit: a lock would outlive its process
-
-def _forget():
-    for fd in _held: os.close(fd)
-    _held.clear()
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
-
-def _current(fd, file) -> bool:
-    "Is this still the file of that name? Who held it before may have removed it in between"
-    try: return os.path.samestat(os.fstat(fd), os.stat(file))
-    except FileNotFoundError: return False
-
-def _holder(fd) -> str: # '' where nobody has written yet; None: not a lock of ours
-    "Who holds a lock, as its file says"
-    os.lseek(fd, 0, os.SEEK_SET)
-    text = os.read(fd, 4096).decode(errors='replace').lstrip('\0')
-    if text and not text.startswith('made by repq'): return None
-    return text.partition(': ')[2].strip()
+           'check_output', 'check_folder', 'part_of', 'take_away', 'check_part', 'open_part', 'put_in_place', 'making']
 
 # %% ../../nbs/2_networks/11_files.ipynb #l108
-def _unfinished(path) -> str: return f'{path.name[:50]}.' # what the name of an unfinished file begins with; 1234-a1b2c3.tmp follows
+_UNFINISHED = re.compile(r'\d+-[0-9a-f]{6}\.tmp') # process and a number, after the beginning of the name
+
+def _unfinished(path) -> str: # what the name of an unfinished file begins with
+    return f'{path.name[:50]}.'
+
+def _is_unfinished(file, path) -> bool:
+    "Is it, by its name, what somebody was writing for `path`?"
+    start = _unfinished(path)
+    return file.name.startswith(start) and _UNFINISHED.fullmatch(file.name[len(start):]) is not None
 
 def _left(path) -> list:
     "Unfinished files of the name `path`, and its lock"
-    found = [f for f in path.parent.glob('*.tmp') if f.name.startswith(_unfinished(path)) and re.fullmatch(r'\d+-[0-9a-f]{6}\.tmp', f.name[len(_unfinished(path)):])]
-    return [f for f in (*found, _key(path)) if f.is_file() and not f.is_symlink()]
+    found = [f for f in path.parent.glob('*.tmp') if _is_unfinished(f, path)]
+    return [f for f in (*found, lock_file(path)) if f.is_file() and not f.is_symlink()]
 
+# %% ../../nbs/2_networks/11_files.ipynb #s002
 def _sweep(path):
     "Take away what killed processes left of `path`: unfinished files and a lock that nobody holds"
     if fcntl is None: return # such files cannot be told from held ones without opening them
@@ -71,27 +39,37 @@ def _sweep(path):
         try: fd = os.open(f, os.O_RDWR)
         except OSError: continue
         try:
-            if _lock(fd) and _current(fd, f) and (f.suffix == '.tmp' or _holder(fd) is not None): f.unlink()
+            free = try_lock(fd) and still_named(fd, f)
+            if free and (f.suffix == '.tmp' or holder(fd) is not None): f.unlink()
         except OSError: pass # not ours to take away
         finally: os.close(fd)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w008
-@contextmanager
-def _beside(path:Path):
-    "A new empty file in the folder of `path`, locked, and removed at the end; what killed processes left there of the same name is taken away"
-    _sweep(path)
+def _locked_file(path) -> tuple: # (file, file descriptor, None where none is kept open)
+    "A new empty file in the folder of `path`, locked"
     while True: # until it is ours: a sweep of another may come between making and locking
         part = path.with_name(f'{_unfinished(path)}{os.getpid()}-{secrets.token_hex(3)}.tmp')
         fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if fcntl is None or _lock(fd) is not False and _current(fd, part): break
+        if fcntl is None: # Windows moves no file that is open
+            os.close(fd)
+            return part, None
+        if try_lock(fd) is not False and still_named(fd, part): return part, fd
         os.close(fd)
-    if fcntl is None: os.close(fd); fd = None # no file that is open is moved there
-    else: _held.add(fd)
+
+@contextmanager
+def _beside(path:Path):
+    "A new file beside `path`, removed at the end; what killed processes left of the same name is taken away"
+    _sweep(path)
+    part, fd = _locked_file(path)
+    if fd is not None: held.add(fd)
     try: yield part
     finally:
         part.unlink(missing_ok=True)
-        if fd in _held: _held.discard(fd); os.close(fd)
+        if fd in held:
+            held.discard(fd)
+            os.close(fd)
 
+# %% ../../nbs/2_networks/11_files.ipynb #s007
 def _sync(path):
     "Wait until a file, or the names in a folder, are on the disk; not every system can for a folder"
     try: fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -105,31 +83,39 @@ def _put_new(part, path):
     "Give a file its name, unless another has it"
     try: os.link(part, path)
     except OSError: # where there are no links: nobody else is making it, see `locked`
-        if os.path.lexists(path): raise FileExistsError(f'{path} exists: it was made meanwhile, and is not overwritten') from None
+        if os.path.lexists(path):
+            raise FileExistsError(f'{path} exists: it was made meanwhile, and is not overwritten') from None
         os.rename(part, path)
     else: os.unlink(part)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w009
 @contextmanager
 def _new_file(path, put): # f(new file, path)
+    "A file to fill, then synced and `put` into its place"
     path = Path(path)
     with naming(path), _beside(path) as part:
         yield part
-        _sync(part); put(part, path); _sync(path.parent)
+        _sync(part)
+        put(part, path)
+        _sync(path.parent)
 
 def replacing(path):
-    "A path to write to, moved to `path` at the end and removed after an error. For places that are known to be ours; `writing` asks"
+    """A path to write to, moved to `path` at the end and removed after an error.
+    For places that are known to be ours; `writing` asks"""
     return _new_file(path, os.replace)
 
 def writing(path, overwrite:bool=False): # True: over a file that repq made
-    "A path to write to, moved to `path` at the end and removed after an error; an error at once where `path` is taken"
+    """A path to write to, moved to `path` at the end and removed after an error;
+    an error at once where `path` is taken"""
     check_file(path, overwrite)
     return _new_file(path, os.replace if overwrite else _put_new)
 
 # %% ../../nbs/2_networks/11_files.ipynb #w011
 SIGNATURE = f'made by repq {__version__}'
-_SIGNS, _RUN_FILES = (b'made by repq', b'"repq": "'), ('recipe.json', 'results.json', 'history.csv', 'history.png', 'model.safetensors', 'unreadable.txt', 'index.json')
 MARKER = '.repq' # in a folder that repq makes and that is no run
+_SIGNS = b'made by repq', b'"repq": "'
+_RUN_FILES = ('recipe.json', 'results.json', 'history.csv', 'history.png', 'model.safetensors', 'unreadable.txt',
+              'index.json')
 
 def made_here(path) -> bool:
     "Does a file say that repq made it?"
@@ -145,6 +131,7 @@ def sign_archive(file):
     "The remark in a file of `torch.save` or `torch.export.save`, which are zip archives"
     with zipfile.ZipFile(file, 'a') as z: z.comment = SIGNATURE.encode()
 
+# %% ../../nbs/2_networks/11_files.ipynb #s011
 def is_ours(folder) -> bool:
     "Did repq make this folder? Its marker says so: of a run its recipe.json, of shards their index.json"
     folder = Path(folder)
@@ -160,104 +147,46 @@ def mark(folder, what:str):
     with replacing(Path(folder)/MARKER) as part: part.write_text(f'{SIGNATURE}: {what}\n')
 
 # %% ../../nbs/2_networks/11_files.ipynb #w012
-def _checked_parent(path, made:bool):
-    "Raise unless a file or folder can be made in the folder of `path`; where parents will be `made`, in the nearest that there is"
-    folder = Path(os.path.abspath(path)).parent
-    while made and not os.path.lexists(folder): folder = folder.parent
-    if not os.path.lexists(folder): raise FileNotFoundError(f'there is no folder {Path(path).parent}: make it first')
-    if not folder.is_dir(): raise NotADirectoryError(f'{path} cannot be written: {folder} is a file, not a folder')
-    if not os.access(folder, os.W_OK | os.X_OK): raise OSError(errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES, 'no permission to write there')
-
 def check_file(path, overwrite:bool=False):
     "An error of one line where the file `path` cannot be made"
     path = Path(path)
     with naming(path):
-        if path.is_dir() or not path.name: raise IsADirectoryError(f'{path} is a folder: give the name of a file to be made')
-        _checked_parent(path, False)
+        if path.is_dir() or not path.name:
+            raise IsADirectoryError(f'{path} is a folder: give the name of a file to be made')
+        check_parent(path, False)
         if not os.path.lexists(path): return
         _sweep(path)
-        if not overwrite: raise FileExistsError(f'{path} exists: give another name, nothing is overwritten (unless repq made it, and --overwrite or overwrite=True says so)')
-        if not made_here(path) and not is_ours(path.parent): raise FileExistsError(f'{path} exists, and it was not made by repq: it is not overwritten, give another name')
+        if not overwrite:
+            raise FileExistsError(f'{path} exists: give another name, nothing is overwritten (unless repq made it, '
+                                  'and --overwrite or overwrite=True says so)')
+        if not made_here(path) and not is_ours(path.parent):
+            raise FileExistsError(f'{path} exists, and it was not made by repq: it is not overwritten, '
+                                  'give another name')
 
+# %% ../../nbs/2_networks/11_files.ipynb #s020
 def check_output(path, overwrite:bool=False):
     "`check_file` for what a user names: the files of a run are not replaced at all"
     check_file(path, overwrite)
     path = Path(path)
-    if os.path.lexists(path) and (path.name in (*_RUN_FILES, MARKER) and is_ours(path.parent) or not made_here(path)):
+    if not os.path.lexists(path): return
+    if path.name in (*_RUN_FILES, MARKER) and is_ours(path.parent) or not made_here(path):
         raise FileExistsError(f'{path} belongs to the run {path.parent}: it is not overwritten, give another name')
 
+# %% ../../nbs/2_networks/11_files.ipynb #w022
 def check_folder(path):
     "An error of one line where the folder `path` cannot be made, its parents with it"
     path = Path(path)
-    if path.name.endswith('.part'): raise FileExistsError(f"{path}: a name that ends in .part is for what is not finished, and would be taken for the beginning of {path.stem}: give another")
+    if path.name.endswith('.part'):
+        raise FileExistsError(f'{path}: a name that ends in .part is for what is not finished, and would be taken for '
+                              f'the beginning of {path.stem}: give another')
     with naming(path):
-        if os.path.lexists(path): _sweep(path); raise FileExistsError(f'{"" if path.name else "the folder "}{path if path.name else path.resolve()} exists: give another folder, nothing is overwritten')
-        if '..' in path.parts and not os.path.lexists(path.parent): raise FileNotFoundError(f'there is no folder {path.parent}: make it first')
-        _checked_parent(path, True)
-
-# %% ../../nbs/2_networks/11_files.ipynb #w017
-def _taken(path, file, wait:float) -> int: # a file descriptor
-    "Open and lock `file`; FileExistsError says who has it after `wait` seconds"
-    until = time.monotonic() + wait
-    while True:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o666)
-        try:
-            if (mine := _lock(fd)) is None: warnings.warn('this file system has no locks: nothing keeps another command from the same output')
-            if mine is not False and _current(fd, file):
-                if _holder(fd) is not None: return fd
-                raise FileExistsError(f'{file} is not a lock of repq: rename it, or give another output than {path}')
-            if time.monotonic() > until: raise FileExistsError(f'{path} is being made by another command ({_holder(fd) or "just begun"}): wait for it, end it, or give another output')
-        except BaseException: os.close(fd); raise
-        os.close(fd); time.sleep(.05)
-
-@contextmanager
-def _parents(folder):
-    "Make a folder and those above; those that were made and are empty at the end are taken away"
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try: yield
-    finally:
-        with suppress(OSError):
-            for p in made: p.rmdir()
-
-# %% ../../nbs/2_networks/11_files.ipynb #w018
-def _sign(fd):
-    "Say in the file of a lock who holds it"
-    text = f'made by repq: process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}: {Path(sys.argv[0]).name} {" ".join(sys.argv[1:])}'
-    os.ftruncate(fd, 0); os.lseek(fd, 0, os.SEEK_SET) # behind what was read of a process that was killed there would be a gap
-    os.write(fd, text[:2000].encode(errors='replace'))
-
-@contextmanager
-def locked(path, wait:float=1.): # seconds for another command to end
-    "Keep other commands from the output `path`, and from PATH.part, meanwhile; FileExistsError says who is at it"
-    file, me = _key(path), os.getpid()
-    with ExitStack() as made:
-        with naming(path): # an error of what is done meanwhile is not one of the lock
-            _checked_parent(path, True)
-            made.enter_context(_parents(file.parent))
-            fd = _taken(path, file, wait)
-        _held.add(fd)
-        try:
-            with naming(path): _sign(fd)
-            yield
-        finally:
-            if os.getpid() == me: # not a copy of this process
-                _held.discard(fd)
-                if fcntl is not None: file.unlink(missing_ok=True)
-                os.close(fd)
-                if fcntl is None: file.unlink(missing_ok=True)
-
-def check_unlocked(path):
-    "FileExistsError where another command works on `path`; writes nothing"
-    file = _key(path)
-    if not file.is_file(): return
-    with naming(path): fd = os.open(file, os.O_RDWR)
-    try:
-        if _lock(fd) is False: raise FileExistsError(f'{path} is being made by another command ({_holder(fd)})')
-    finally: os.close(fd)
-
-# %% ../../nbs/2_networks/11_files.ipynb #w022
-_OWN = (MARKER, *_RUN_FILES, '*.tmp', '*-[0-9][0-9][0-9][0-9][0-9][0-9].tar', 'tensorboard/events.out.tfevents.*', 'checkpoints/*.tmp')
+        if os.path.lexists(path):
+            _sweep(path)
+            named = path if path.name else f'the folder {path.resolve()}'
+            raise FileExistsError(f'{named} exists: give another folder, nothing is overwritten')
+        if '..' in path.parts and not os.path.lexists(path.parent):
+            raise FileNotFoundError(f'there is no folder {path.parent}: make it first')
+        check_parent(path, True)
 
 def part_of(out) -> Path:
     "Where the folder `out` is made"
@@ -266,13 +195,17 @@ def part_of(out) -> Path:
     if len(os.fsencode(out.name)) > 240: raise OSError(f'{out} cannot be written: give a shorter name')
     return out.with_name(f'{out.name}.part')
 
+# %% ../../nbs/2_networks/11_files.ipynb #s015
+_OWN = (MARKER, *_RUN_FILES, '*.tmp', '*-[0-9][0-9][0-9][0-9][0-9][0-9].tar', 'tensorboard/events.out.tfevents.*',
+        'checkpoints/*.tmp')
+
 def take_away(folder, patterns):
     "Delete the files in `folder` that match, and folders that are left empty; links are not followed"
     folder = Path(folder)
-    for p in patterns:
-        for f in [*folder.glob(p)]:
-            if (f.is_file() or f.is_symlink()) and not f.parent.is_symlink(): f.unlink()
-    for f in [*(d for d in folder.iterdir() if d.is_dir() and not d.is_symlink()), folder]:
+    for f in [f for p in patterns for f in folder.glob(p)]:
+        if (f.is_file() or f.is_symlink()) and not f.parent.is_symlink(): f.unlink()
+    inside = [d for d in folder.iterdir() if d.is_dir() and not d.is_symlink()]
+    for f in [*inside, folder]:
         try: f.rmdir()
         except OSError: pass
 
@@ -288,18 +221,30 @@ def _begun(folder) -> list:
 
 def _trained(folder) -> bool:
     "Is a run there that was trained to its end, and has only to be moved?"
-    try: return (folder/'results.json').is_file() and read_json(folder/'recipe.json', RUN)['recipe'].get('epochs') != 0
+    if not (folder/'results.json').is_file(): return False
+    try: return read_json(folder/'recipe.json', RUN)['recipe'].get('epochs') != 0
     except (OSError, ValueError): return False
+
+# %% ../../nbs/2_networks/11_files.ipynb #s017
+def _objection(part, out) -> str: # '' where there is none
+    "What speaks against using what is there as OUT.part"
+    anew = '--resume (resume=True) of repq train {}; to start anew, delete it'
+    away = f'move it away, or give another folder than {out}'
+    if part.is_symlink() or not part.is_dir(): return f'exists and is no folder of repq: {away}'
+    if any((part/'checkpoints').glob('step-*.pt')):
+        return f'holds the beginning of a run: {anew.format("goes on with it")}'
+    if _trained(part): return f'holds a run that is finished and only has to be moved: {anew.format("does it")}'
+    if set(part.iterdir()) - set(_begun(part)) and not is_ours(part):
+        return f'was not made by repq, and nothing in it is touched: {away}'
+    others = _not_ours(part)
+    return f'holds {others[0].relative_to(part)}, which is not of repq: {away}' if others else ''
 
 def check_part(out):
     "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)
     if not os.path.lexists(part): return
-    if part.is_symlink() or not part.is_dir(): raise FileExistsError(f'{part} exists and is no folder of repq: move it away, or give another folder than {out}')
-    if any((part/'checkpoints').glob('step-*.pt')): raise FileExistsError(f'{part} holds the beginning of a run: --resume (resume=True) of repq train goes on with it; to start anew, delete it')
-    if _trained(part): raise FileExistsError(f'{part} holds a run that is finished and only has to be moved: --resume (resume=True) of repq train does it; to start anew, delete it')
-    if set(part.iterdir()) - set(_begun(part)) and not is_ours(part): raise FileExistsError(f'{part} was not made by repq, and nothing in it is touched: move it away, or give another folder than {out}')
-    if odd := _not_ours(part): raise FileExistsError(f'{part} holds {odd[0].relative_to(part)}, which is not of repq: move it away, or give another folder than {out}')
+    why = _objection(part, out)
+    if why: raise FileExistsError(f'{part} {why}')
 
 # %% ../../nbs/2_networks/11_files.ipynb #v010
 def open_part(out) -> Path:
@@ -315,17 +260,23 @@ def put_in_place(part, out):
     with naming(out):
         for f in filter(Path.is_file, part.rglob('*')): _sync(f)
         if os.path.lexists(out): raise FileExistsError(f'{out} exists: it was made meanwhile, and is not overwritten')
-        os.rename(part, out); _sync(Path(out).absolute().parent)
+        os.rename(part, out)
+        _sync(Path(out).absolute().parent)
 
+# %% ../../nbs/2_networks/11_files.ipynb #s019
 @contextmanager
 def making(out, what:str):
     "A folder to fill, moved to `out` at the end and taken away after an error; nobody else works on it meanwhile"
-    check_folder(out); part_of(out)
+    check_folder(out)
+    part_of(out)
     with locked(out):
         check_folder(out)
         part = open_part(out)
         try:
             mark(part, what)
             yield part
-            (part/MARKER).unlink(); put_in_place(part, out)
-        except BaseException: take_away(part, _OWN); raise
+            (part/MARKER).unlink()
+            put_in_place(part, out)
+        except BaseException:
+            take_away(part, _OWN)
+            raise

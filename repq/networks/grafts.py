@@ -6,49 +6,61 @@
 from __future__ import annotations
 import inspect, linecache, re, sys
 from dataclasses import dataclass, replace
-from types import BuiltinFunctionType, FunctionType
-import torch, torch.nn as nn
-from ..method.operations import computes, hooked
-from .graphs import BatchNorm, norm_rest, trace_graph
+import torch.nn as nn
+from ..method.operations import computes
+from .graphs import norm_rest, trace_graph
 from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
 from .regions import Search
 from .making import difference, make_block, part_module
+from .alike import make_of
 
 # %% auto #0
 __all__ = ['MERGERS', 'adopted_class', 'is_adopted', 'Graft', 'Plan', 'adopt_in', 'go_one_way']
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q011
-MERGERS = ('reparameterize', 'fuse', 'switch_to_deploy', 'fuse_conv', 'fuse_convs', 'convert_to_deploy', 'reparam', 'merge_kernel', 'fuse_repvgg_block', 'get_equivalent_kernel_bias')
-
-def _merged_elsewhere(self, *args, **kwargs):
-    raise RuntimeError('this module was adopted by repq: merge(model) or deploy(model) of repq.surgery make its blocks convolutions')
-
 def _compiled(source, names, what):
     "The function `forward` of generated code, with lines that a traceback can show"
-    file, scope = f'<adopted {what}>', {n: sys.modules[v[1]] if isinstance(v, tuple) else v for n, v in names}
+    file = f'<adopted {what}>'
+    scope = {n: sys.modules[v[1]] if isinstance(v, tuple) else v for n, v in names}
     linecache.cache[file] = len(source), None, source.splitlines(True), file
     exec(compile(source, file, 'exec'), scope)
     return scope['forward']
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s005
+_ARGUMENTS = re.compile(r'def forward\((.*)\)[^)]*:$')
+
 def _either(source) -> str:
     "Code that goes on with the function of the mode"
     head = next(l for l in source.splitlines() if l.startswith('def forward('))
-    args = ', '.join(a.split('=')[0].split(':')[0].strip() for a in _ARGUMENTS.match(head)[1].split(',')[1:])
+    given = _ARGUMENTS.match(head)[1].split(',')[1:]
+    args = ', '.join(a.split('=')[0].split(':')[0].strip() for a in given)
     return f'{head}\n    return (self._in_training if self.training else self._in_evaluation)({args})\n'
 
-_ARGUMENTS = re.compile(r'def forward\((.*)\)[^)]*:$')
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s007
+MERGERS = ('reparameterize', 'fuse', 'switch_to_deploy', 'fuse_conv', 'fuse_convs', 'convert_to_deploy', 'reparam',
+           'merge_kernel', 'fuse_repvgg_block', 'get_equivalent_kernel_bias')
+
+def _merged_elsewhere(self, *args, **kwargs):
+    raise RuntimeError('this module was adopted by repq: merge(model) or deploy(model) of repq.surgery make its '
+                       'blocks convolutions')
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n001
-def adopted_class(base:type, sources:tuple, names:tuple) -> type: # sources: of evaluation and, if it differs, of training
-    "`base` with another forward pass, given as code and (name, value) pairs that it uses; ('module', name) for a module"
+def adopted_class(base:type,
+                  sources:tuple, # code of evaluation and, if it differs, of training
+                  names:tuple    # (name, value) pairs that the code uses; ('module', name) for a module
+                 ) -> type:
+    "`base` with another forward pass"
     forwards = [_compiled(s, names, base.__name__) for s in sources]
     attrs = {n: _merged_elsewhere for n in MERGERS if hasattr(base, n)}
     attrs |= dict(forward=forwards[0], __module__=__name__, __reduce_ex__=_reduce, _made_of=(base, sources, names))
-    if len(forwards) > 1: attrs |= dict(_in_evaluation=forwards[0], _in_training=forwards[1], forward=_compiled(_either(sources[0]), names, base.__name__))
+    if len(forwards) > 1:
+        attrs |= dict(zip(('_in_evaluation', '_in_training'), forwards))
+        attrs['forward'] = _compiled(_either(sources[0]), names, base.__name__)
     return type(base.__name__, (base,), attrs)
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s008
 def _rebuilt(base, sources, names):
     "An adopted module without its state, for `copy` and `pickle`"
     new = adopted_class(base, sources, names)
@@ -61,15 +73,16 @@ def is_adopted(m) -> bool:
     return '_made_of' in vars(type(m))
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q012
-def _sources(graphs) -> tuple: # (code of each, names that they use)
-    names = {}
+def _sources(graphs) -> tuple: # (code of each that differs, names that they use)
+    "What `adopted_class` takes, of the graphs of both modes"
     codes = [g.python_code('self') for g in graphs]
-    for c in codes:
-        for n, v in c.globals.items(): names[n] = ('module', v.__name__) if inspect.ismodule(v) else v
-    sources = tuple(dict.fromkeys(c.src.strip() + '\n' for c in codes))
-    return sources, tuple(names.items())
+    used = {n: v for c in codes for n, v in c.globals.items()}
+    names = tuple((n, ('module', v.__name__) if inspect.ismodule(v) else v) for n, v in used.items())
+    return tuple(dict.fromkeys(c.src.strip() + '\n' for c in codes)), names
 
 def _base(m) -> type: return type(m)._made_of[0] if is_adopted(m) else type(m)
+
+_NUMBERED = re.compile(r'_\d+$')
 
 def _own_arguments(graph):
     "Let the arguments have the names that the model's own code gives them"
@@ -77,8 +90,6 @@ def _own_arguments(graph):
         if n.op != 'placeholder': continue
         if n.target.startswith('*'): raise ValueError('its forward takes any number of arguments')
         if n.args: n.target = _NUMBERED.sub('', n.target) # those with a default, which the tracer numbers
-
-_NUMBERED = re.compile(r'_\d+$')
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n003
 def _graft(graph, region, place, rest):
@@ -92,48 +103,71 @@ def _graft(graph, region, place, rest):
     for n in reversed(list(graph.nodes)):
         if n.op == 'get_attr' and not n.users: graph.erase_node(n)
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s013
+_CHECKS = '_assert', '_assert_is_none', 'eq'
+
+def _checks(node) -> bool:
+    "Is it no computation: an argument that may be left out, a check of one, a parameter that nothing reads?"
+    if node.op == 'placeholder': return bool(node.args)
+    if node.op == 'get_attr': return not node.users
+    return getattr(node.target, '__name__', '') in _CHECKS
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s023
 def _is_all(graph, place) -> bool:
     "Does `graph` give back what the module at `place` makes of its one argument, and nothing else?"
     given, *calls, out = [n for n in graph.nodes if not _checks(n)]
-    return given.op == 'placeholder' and len(calls) == 1 and calls[0].target == place and calls[0].args == (given,) and out.args == (calls[0],)
+    if given.op != 'placeholder' or len(calls) != 1: return False
+    call = calls[0]
+    return call.target == place and call.args == (given,) and out.args == (call,)
 
-def _checks(n) -> bool: # of arguments that are left out, and the like
-    return n.op == 'placeholder' and bool(n.args) or getattr(n.target, '__name__', '') in ('_assert', '_assert_is_none', 'eq') or n.op == 'get_attr' and not n.users
-
-# %% ../../nbs/2_networks/04e_grafts.ipynb #q014
+# %% ../../nbs/2_networks/04e_grafts.ipynb #n005
 def _beneath(name, place): return name == place or name.startswith(f'{place}.')
 
-def _called(searches, regions) -> set:
-    "Modules and parameters of an owner that its graphs need beside those in `regions`"
-    nodes = frozenset().union(*(r.nodes for r in regions))
-    rest = [n for s in searches for n in s.graph.nodes if n not in nodes and (n.op == 'call_module' or n.op == 'get_attr' and not s.consumers(n) <= nodes)]
-    return {n.target for n in rest}
+def _tensors(m): return *m.parameters(), *m.buffers()
 
 def _place(owner, chain, called) -> str:
     "Where in `owner` the block of a chain goes"
-    names = [s.name for s in steps(chain) if s.kind in ('conv', 'norm')]
+    held = [s.name for s in steps(chain) if s.kind in ('conv', 'norm')]
+    own = {id(t) for n in held for t in _tensors(owner.get_submodule(n))}
     first = next(s.name for s in steps(chain) if s.kind == 'conv').split('.')
-    own = {owner.get_submodule(n) for n in names}
-    tensors = {id(t) for m in own for t in (*m.parameters(), *m.buffers())}
     for i in range(1, len(first)):
         place = '.'.join(first[:i])
-        inside = owner.get_submodule(place)
-        if not any(_beneath(c, place) for c in called) and all(id(t) in tensors for t in (*inside.parameters(), *inside.buffers())): return place
+        needed = any(_beneath(c, place) for c in called)
+        whole = all(id(t) in own for t in _tensors(owner.get_submodule(place)))
+        if whole and not needed: return place
     return '.'.join(first)
 
-# %% ../../nbs/2_networks/04e_grafts.ipynb #n005
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s017
+def _called(searches, regions) -> set:
+    "Modules and parameters of an owner that its graphs need beside those in `regions`"
+    inside = frozenset().union(*(r.nodes for r in regions))
+    def needed(search, n):
+        if n in inside: return False
+        return n.op == 'call_module' or n.op == 'get_attr' and not search.consumers(n) <= inside
+    return {n.target for s in searches for n in s.graph.nodes if needed(s, n)}
+
+def _holder(owner, name) -> tuple: # (module, name in it)
+    "The module that holds what `owner` knows as `name`"
+    *path, last = name.split('.')
+    return owner.get_submodule('.'.join(path)), last
+
 def _take_out(owner, names, called):
     "Remove modules and parameters from `owner`, and children that are empty then; but nothing that is `called`"
     for name in names:
         if any(_beneath(name, c) for c in called): continue
-        *path, last = name.split('.')
-        holder = owner.get_submodule('.'.join(path))
+        holder, last = _holder(owner, name)
         for held in (holder._modules, holder._parameters, holder._buffers): held.pop(last, None)
+    _drop_empty(owner, names, called)
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s018
+def _drop_empty(owner, names, called):
+    "Remove children of `owner`, on the way to `names`, that hold no tensor any more"
     places = {'.'.join(n.split('.')[:i]) for n in names for i in range(1, n.count('.') + 1)}
     for place in sorted(places, key=lambda p: -p.count('.')):
-        *path, last = place.split('.')
         needed = any(_beneath(c, place) or _beneath(place, c) for c in called)
-        if not needed and not owner.get_submodule(place).state_dict(): owner.get_submodule('.'.join(path))._modules.pop(last)
+        if needed or owner.get_submodule(place).state_dict(): continue
+        holder, last = _holder(owner, place)
+        holder._modules.pop(last)
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015
 @dataclass
@@ -154,52 +188,37 @@ class Graft:
 
 def _rest(owner, chain) -> nn.Module:
     "What the class of the last batch norm goes on with, or None"
-    last = owner.get_submodule(chain[-1].name) if isinstance(chain[-1], Step) and chain[-1].kind == 'norm' else None
-    return norm_rest(last) if last is not None and ends_in(last) else None
+    last = chain[-1]
+    if not isinstance(last, Step) or last.kind != 'norm': return None
+    norm = owner.get_submodule(last.name)
+    return norm_rest(norm) if ends_in(norm) else None
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p0
 def _find(search, chain):
     "The region of a chain in the graph of its owner"
-    found = sorted((r for n, rs in search.chains.items() if not search.passes_on(n) for r in rs.values() if r.chain == chain), key=lambda r: len(r.nodes))
-    found = [r for r in found if not search.why_not(r)]
+    nodes = [n for n in search.chains if not search.passes_on(n)]
+    alike = [r for n in nodes for r in search.chains[n].values() if r.chain == chain]
+    found = [r for r in alike if not search.why_not(r)]
     if not found: raise ValueError('not found again in the module that it belongs to')
-    return found[0]
+    return min(found, key=lambda r: len(r.nodes))
 
+def _error(parts, block, rest) -> float:
+    "How far a block is from what the graphs of evaluation and training compute, in shares of the largest value"
+    evaluation, training = parts
+    if evaluation.code == training.code: return difference(evaluation, block, rest) # mostly one and the same
+    return max(difference(evaluation, block, rest, (False,)), difference(training, block, rest, (True,)))
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s021
 def _graft_of(owner, searches, chain, called, tolerance) -> Graft:
     "ValueError where the block would compute something else"
     regions = [_find(s, chain) for s in searches]
     block, names = make_block(owner, searches[0], chain)
     rest = _rest(owner, chain)
-    first, second = (part_module(s.graph, r, owner) for s, r in zip(searches, regions)) # mostly one and the same
-    if first.code == second.code: worst = difference(first, block, rest)
-    else: worst = max(difference(first, block, rest, (False,)), difference(second, block, rest, (True,)))
-    if not worst < tolerance: raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
-    return Graft(chain, regions, block, names, _place(owner, chain, called), rest, chain[-1].name if rest is not None else '')
-
-# %% ../../nbs/2_networks/04e_grafts.ipynb #h242
-_ATOMS = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
-_TORCHS = {'_parameters', '_buffers', '_modules', 'training', *(n for n in vars(nn.Module()) if 'hook' in n)}
-
-def _frozen(v):
-    "A value that can be compared; TypeError where it is of a kind that is not known"
-    if isinstance(v, _ATOMS): return type(v), v
-    if isinstance(v, (tuple, list)): return type(v), tuple(map(_frozen, v))
-    if isinstance(v, (set, frozenset)): return type(v), frozenset(map(_frozen, v))
-    if isinstance(v, dict): return type(v), tuple((_frozen(k), _frozen(o)) for k, o in v.items())
-    raise TypeError(type(v).__name__)
-
-def _make(owner) -> tuple: # TypeError where it cannot be told
-    "All that decides what an owner computes, but for its weights"
-    numbers = {}
-    def which(o): return numbers.setdefault(id(o), len(numbers))
-    def tensor(t, m): # small buffers may decide where a forward pass goes
-        value = tuple(t.flatten().tolist()) if t is not None and t.numel() < 16 and not isinstance(t, nn.Parameter) and not isinstance(m, BatchNorm) else ()
-        return t if t is None else (which(t), t.shape, t.dtype, t.requires_grad, value)
-    def one(m):
-        if hooked(m): raise TypeError('hooks')
-        tensors = tuple((n, tensor(t, m)) for n, t in (*m._parameters.items(), *m._buffers.items()))
-        return which(m), type(m), tensors, tuple((n, _frozen(v)) for n, v in vars(m).items() if n not in _TORCHS)
-    return tuple((n, one(m)) for n, m in owner.named_modules(remove_duplicate=False))
+    worst = _error([part_module(s.graph, r, owner) for s, r in zip(searches, regions)], block, rest)
+    if not worst < tolerance:
+        raise ValueError(f'merged it would compute something else (by {worst:.1g} of the largest value)')
+    rest_place = '' if rest is None else chain[-1].name
+    return Graft(chain, regions, block, names, _place(owner, chain, called), rest, rest_place)
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p1
 @dataclass
@@ -211,25 +230,38 @@ class Plan:
     in_sequence: bool = False
     forward: tuple = None # the class with another forward pass and what that calls; None: the block is all
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s026
+def _plan_of(owner, chains, inside, plans, *options) -> Plan:
+    "What to do in `owner`: as in the first owner of its make, with blocks of its own modules"
+    try: key = make_of(owner), tuple(chains), frozenset(inside)
+    except TypeError: key = object()                    # alike to no other
+    if key in plans:
+        plan = plans[key]
+        return replace(plan, grafts=[g.of(owner, plan.search) for g in plan.grafts])
+    plans[key] = _planned(owner, chains, inside, *options)
+    return plans[key]
+
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n007
-def adopt_in(owner:nn.Module, chains, inside, tolerance=1e-3, grow=False,
-             plans:dict=None, # of other owners of the same model
-             stays=False      # must the owner stay, even if the block is all of it?
-            ) -> tuple:      # (what stands for the owner, [(place, block, names)], [(chain, why not)])
-    "Put blocks into `owner` for `chains`; `inside`: the modules between it and their steps, whose forward passes are looked into"
-    plans = {} if plans is None else plans
-    try: key = _make(owner), tuple(chains), frozenset(inside)
-    except TypeError: key = object()
-    if (plan := plans.get(key)) is None: plan = plans[key] = _planned(owner, chains, inside, tolerance, grow, stays)
-    else: plan = replace(plan, grafts=[g.of(owner, plan.search) for g in plan.grafts])
+def adopt_in(owner:nn.Module,
+             chains,               # of the regions to replace, as the owner names their steps
+             inside,               # modules between the owner and the steps, whose forward passes are looked into
+             tolerance=1e-3, grow=False,
+             plans:dict=None,      # of other owners of the same model
+             stays=False           # must the owner stay, even if the block is all of it?
+            ) -> tuple:            # (what stands for the owner, [(place, block, names)], [(chain, why not)])
+    "Put blocks into `owner` for `chains`"
+    plan = _plan_of(owner, chains, inside, {} if plans is None else plans, tolerance, grow, stays)
     if not plan.grafts: return owner, [], plan.left
     if plan.in_sequence: return owner, _in_sequence(owner, plan.grafts), plan.left
-    if plan.forward is None: return plan.grafts[0].block, [('', plan.grafts[0].block, plan.grafts[0].names)], plan.left
+    if plan.forward is None:
+        graft = plan.grafts[0]
+        return graft.block, [('', graft.block, graft.names)], plan.left
     _put_in(owner, plan.grafts, *plan.forward)
     return owner, [(g.place, g.block, g.names) for g in plan.grafts], plan.left
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n009
 def _planned(owner, chains, inside, tolerance, grow, stays) -> Plan:
+    "What to do in `owner`, found in the graphs of both modes"
     leaf = lambda name: name not in inside
     searches = [Search(owner, mode, grow, leaf=leaf) for mode in (False, True)]
     if any(s.graph.constants for s in searches): raise ValueError('its forward makes tensors')
@@ -244,14 +276,14 @@ def _planned(owner, chains, inside, tolerance, grow, stays) -> Plan:
     if grafts and not plan.in_sequence: plan.forward = _forward(owner, searches, grafts, stays)
     return plan
 
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s028
 def _forward(owner, searches, grafts, stays) -> tuple: # or None
     "A class with another forward pass and what it calls, None where the block is all of the owner and takes its place"
     for i, s in enumerate(searches):
         for g in grafts: _graft(s.graph, g.regions[i], g.place, g.rest_place)
-    whole = set(owner.state_dict()) == set(grafts[0].names.values()) # is nothing else in it, used or not?
+    whole = set(owner.state_dict()) == set(grafts[0].names.values())
     alone = len(grafts) == 1 and whole and not stays and not grafts[0].rest
-    if alone and all(_is_all(s.graph, grafts[0].place) for s in searches):
-        return None
+    if alone and all(_is_all(s.graph, grafts[0].place) for s in searches): return None
     for s in searches: _own_arguments(s.graph)
     called = {n.target for s in searches for n in s.graph.nodes if n.op in ('call_module', 'get_attr')}
     return adopted_class(_base(owner), *_sources([s.graph for s in searches])), called
@@ -266,40 +298,50 @@ def _put_in(owner, grafts, new, called):
         if g.rest: _put(owner, g.rest_place, g.rest)
     owner.__class__ = new
 
-def _put(owner, place, module):
+def _put(owner, name, module):
     "Set a module at a place that may have been emptied"
-    *path, last = place.split('.')
-    for i in range(len(path)):
-        holder = owner.get_submodule('.'.join(path[:i]))
-        if path[i] not in holder._modules: holder._modules[path[i]] = same_mode(nn.Module(), owner)
-    owner.get_submodule('.'.join(path))._modules[last] = module
+    parts = name.split('.')
+    for i, part in enumerate(parts[:-1]):
+        holder = owner.get_submodule('.'.join(parts[:i]))
+        if part not in holder._modules: holder._modules[part] = same_mode(nn.Module(), owner)
+    holder, last = _holder(owner, name)
+    holder._modules[last] = module
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q015p2
 def _children(graft) -> list:
     "The children of a sequence that a graft is made of"
     return list(dict.fromkeys(s.name.split('.')[0] for s in steps(graft.chain) if s.name))
 
+def _child(node) -> str: # None for what is no call in a child
+    "The child in whose forward pass a node stands"
+    stack = node.meta.get('nn_module_stack')
+    return next(iter(stack.values()))[0] if node.op.startswith('call') and stack else None
+
+def _complete(graft, children) -> bool:
+    "Do these children compute the region and nothing else?"
+    def beside(region): return {n for n in region.root.graph.nodes if _child(n) in children} - region.nodes
+    return not any(beside(r) for r in graft.regions)
+
+# %% ../../nbs/2_networks/04e_grafts.ipynb #s029
 def _fits_sequence(owner, grafts) -> bool:
     "Is each region whole children, one after the other, and nothing beside them?"
     every = list(owner._modules)
     for g in grafts:
         children = _children(g)
-        if g.rest or children != every[every.index(children[0]):every.index(children[-1]) + 1] or not _complete(g, children): return False
+        between = every[every.index(children[0]):every.index(children[-1]) + 1]
+        if g.rest or children != between or not _complete(g, children): return False
     return True
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #n013
 def _in_sequence(owner, grafts) -> list: # (place, block, names)
     "Blocks in the places of first children, identities in those of the others"
-    for g in grafts: owner._modules.update({n: same_mode(nn.Identity(), owner) for n in _children(g)} | {_children(g)[0]: g.block})
-    return [(_children(g)[0], g.block, g.names) for g in grafts]
-
-def _complete(graft, children) -> bool:
-    "Do these children compute the region and nothing else?"
-    for r in graft.regions:
-        graph = r.root.graph
-        belongs = {n for n in graph.nodes if n.op.startswith('call') and (stack := n.meta.get('nn_module_stack')) and next(iter(stack.values()))[0] in children}
-        if belongs - r.nodes: return False
-    return True
+    done = []
+    for g in grafts:
+        first, *others = _children(g)
+        owner._modules[first] = g.block
+        for n in others: owner._modules[n] = same_mode(nn.Identity(), owner)
+        done.append((first, g.block, g.names))
+    return done
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #h222
 def go_one_way(owner:nn.Module):

@@ -71,6 +71,7 @@ def inputs_of(model, batch, forward=None) -> list: # of tensors
     finally: hook.remove()
     raise ValueError('forward did not call the model, of which it is given the first argument')
 
+# %% ../../nbs/2_networks/13b_inputs.ipynb #s002
 def _in_images(odd) -> str:
     "In which images of a batch something is true"
     if odd.ndim < 2: return ''
@@ -108,28 +109,39 @@ def _stopped(name, m, x, error) -> str:
     return f"it stops at '{name}' ({type(m).__name__}), which gets {kind} {tuple(x.shape)}: {said}"
 
 # %% ../../nbs/2_networks/13b_inputs.ipynb #i221
-@contextmanager
-def naming_input(model, what):
-    "Errors of `model` in here say what it was given and at which layer it stopped; it changes nothing but itself"
+_ERRORS = RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError # of forward passes
+
+def _watched(model) -> dict: # module -> name
+    "The layers and other leaves of a model; a hook inside a block would not survive its merging, which refuses it"
     names = {s.module: s.name for s in registered(model)}
-    # a hook in a block would not survive its merging, which refuses it
     inside = {m for site in names for m in site.modules()}
-    names |= {m: n for n, m in model.named_modules() if m not in inside and not list(m.children())}
+    return names | {m: n for n, m in model.named_modules() if m not in inside and not list(m.children())}
+
+@contextmanager
+def _noting(modules):
+    "The module that is about to compute, and its inputs, as a list that changes; one image without a batch is refused"
     last = [None, ()]
     def note(m, x):
         last[:] = [m, x]
         if isinstance(m, nn.Conv2d) and x and x[0].ndim == 3: raise TypeError('one image without a batch around it')
-    hooks = [m.register_forward_pre_hook(note) for m in names]
-    with unchanged(f"{type(model).__name__}'s forward pass", back=False):
+    hooks = [m.register_forward_pre_hook(note) for m in modules]
+    try: yield last
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../../nbs/2_networks/13b_inputs.ipynb #s005
+@contextmanager
+def naming_input(model, what):
+    "Errors of `model` in here say what it was given and at which layer it stopped; it changes nothing but itself"
+    names = _watched(model)
+    with unchanged(f"{type(model).__name__}'s forward pass", back=False), _noting(names) as last:
         try: yield
         except torch.OutOfMemoryError: raise
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError) as e:
+        except _ERRORS as e:
             m, x = last
             if m is None and isinstance(e, ValueError): raise # of `feed`, which says what is unclear
             why = _stopped(names.get(m, ''), m, x, e)
             raise ValueError(f'{type(model).__name__} does not take {what}: {why}') from e
-        finally:
-            for h in hooks: h.remove()
 
 # %% ../../nbs/2_networks/13b_inputs.ipynb #j016
 @torch.no_grad()
@@ -158,6 +170,13 @@ def _device(model) -> torch.device:
     raise ValueError(f'{type(model).__name__} is on the device meta, where tensors have no values: '
                      'give it weights first')
 
+def _check_alike(i, shape, first):
+    "ValueError where batch `i` gives the model something of another kind than the first"
+    if len(shape) == len(first) and (shape[1:2] == first[1:2] or len(first) != 4): return
+    raise ValueError(f'batch {i} of the loader gives the model {shape}, the first {first}; '
+                     'a batch (input, target) alone belongs into a list')
+
+# %% ../../nbs/2_networks/13b_inputs.ipynb #s007
 def first_batches(loader, model, images:int=512, forward=None,
                   seen=None # called with the images in each
                  ) -> tuple: # batches on the model's device, images in each
@@ -169,9 +188,7 @@ def first_batches(loader, model, images:int=512, forward=None,
     for i, b in enumerate(batches_of(loader)):
         b = to_device(b, device)
         shapes.append(check_inputs(model, b, f'batch {i} of the loader', forward))
-        if len(shapes[-1]) != len(shapes[0]) or shapes[-1][1:2] != shapes[0][1:2] and len(shapes[0]) == 4:
-            raise ValueError(f'batch {i} of the loader gives the model {shapes[-1]}, the first {shapes[0]}; '
-                             'a batch (input, target) alone belongs into a list')
+        _check_alike(i, shapes[-1], shapes[0])
         if not res: check_takes(model, b, 'the first batch of the loader', forward)
         res.append(b)
         size += sum(t.numel()*t.element_size() for t in tensors_in(b))

@@ -37,6 +37,7 @@ class Entry:
 
 def _join(*names): return '.'.join(n for n in names if n)
 
+# %% ../../nbs/2_networks/12_official.ipynb #s002
 def _renamed(module, names:dict) -> list: # our prefix -> official prefix
     "Entries of all keys of `module`, the longest prefix that fits renamed; what has no new name has official name None"
     def entry(key):

@@ -13,7 +13,8 @@ from ..method.peeled import few_bits
 from ..method.layers import RepQLayer, is_deployed
 from .sites import find_sites, norms_inside, registered
 from .adoption import adopt
-from .surgery import quantize, reparametrize
+from .reparametrization import reparametrize
+from .surgery import quantize
 from .calibration import adapt_statistics, calibrate, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
@@ -46,39 +47,50 @@ def _blocks(model) -> Counter: # class -> how many
     blocks = [getattr(s.module, 'block', s.module) for s in registered(model)]
     return Counter(type(b).__name__ for b in blocks if isinstance(b, Block))
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s003
 def merges(name:str, block:str=None, adopt=True) -> bool: # adopt: are its own taken over?
     "Has the network of this name blocks that merge, given ones or its own?"
     return bool(block) or not source_of(name) or adopt and bool(_blocks(with_blocks(create_model(name))))
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j047
+def _other_classes(own, state) -> list: # of keys
+    "The head's tensors, if they are all that differs in shape, and in the number of rows alone; else none"
+    odd = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    last = list(own)[-1].rpartition('.')[0]
+    only_head = {k.rpartition('.')[0] for k in odd} == {last}
+    only_rows = all(state[k].shape[1:] == own[k].shape[1:] for k in odd)
+    return odd if only_head and only_rows else []
+
 def with_own_head(own:dict,  # the network's state dict
                   state:dict, what:str,
                   anew:bool  # may a head of other classes begin anew?
                  ) -> dict:
     "`state` with the network's own head where it has one for other classes"
-    odd = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
-    layer = {k.rpartition('.')[0] for k in odd}
-    last = list(own)[-1].rpartition('.')[0]
-    only_classes = all(state[k].shape[1:] == own[k].shape[1:] for k in odd)
-    if layer != {last} or not only_classes: return state
+    odd = _other_classes(own, state)
+    if not odd: return state
+    last = odd[0].rpartition('.')[0]
     text = f"the weights have {len(state[odd[0]])} classes in '{last}', the data of {what} {len(own[odd[0]])}"
     if not anew: raise ValueError(f'{text}: train in full precision first, which begins with a new head')
     warnings.warn(f'{text}: this layer begins anew')
     return {**state, **{k: own[k] for k in odd}}
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j051
+def _shapes(state) -> dict: return {k: v.shape for k, v in state.items()}
+
 def load_state(model:nn.Module, state:dict, what:str):
     "`load_state_dict` with one clear line where the checkpoint is of another model"
     own = model.state_dict()
-    if text := differences({k: v.shape for k, v in own.items()}, state):
-        raise ValueError(f'the checkpoint is not of {what}: {text}')
+    if text := differences(_shapes(own), state): raise ValueError(f'the checkpoint is not of {what}: {text}')
     if text := unusable(state, lambda n: not own[n].is_floating_point()):
         raise ValueError(f'the checkpoint of {what} cannot be used: {text}')
     try: model.load_state_dict(state)
     except RuntimeError as e: # a quantizer of another grid
         raise ValueError(f'the checkpoint of {what} cannot be used: {str(e).splitlines()[-1].strip()}') from None
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s006
 def _names(state) -> set: return {n for n in state if not n.endswith('num_batches_tracked')}
+
+def _shared(own, state) -> int: return len(own.keys() & state.keys())
 
 def assembled(model, state:dict, # None: as it was made
               block, name:str,
@@ -92,13 +104,12 @@ def assembled(model, state:dict, # None: as it was made
         state = {**own, **{k: v for k, v in state.items() if k in own}}
         load_state(model, with_own_head(own, state, name, anew), name)
         state = None
-    if blocks:
-        model = with_blocks(model, block, inplace=True, own=adopt)
-        if not _blocks(model):
-            raise ValueError(f'{name} has no blocks of its own to train: '
-                             'give it some (--block ACBlock, block=), or take method plain')
-    if state and len(own.keys() & state.keys()) > len(model.state_dict().keys() & state.keys()):
-        raise ValueError(f'the weights are not of {name}: {differences({k: v.shape for k, v in own.items()}, state)}')
+    if blocks: model = with_blocks(model, block, inplace=True, own=adopt)
+    if blocks and not _blocks(model):
+        raise ValueError(f'{name} has no blocks of its own to train: '
+                         'give it some (--block ACBlock, block=), or take method plain')
+    if state and _shared(own, state) > _shared(model.state_dict(), state):
+        raise ValueError(f'the weights are not of {name}: {differences(_shapes(own), state)}')
     return model, state
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j022
@@ -148,16 +159,17 @@ def _layer_line(model, blocks:Counter) -> str:
 
 def _bit_line(model, weight_bits, input_bits, on:dict) -> str: # on: what low bits have switched on
     "The bits that were asked for, layers that have others, and what was done for so few"
-    usual = weight_bits, input_bits
     bits = {}
     for n, m in model.named_modules():
         if not isinstance(m, RepQLayer): continue
         own = m.weight_quantizer.bits, m.input_quantizer.bits
         bits.setdefault(own, []).append(n or type(m.block).__name__)
-    others = ''.join(f', {w}/{i} in {some(names)}' for (w, i), names in bits.items() if (w, i) != usual)
+    bits.pop((weight_bits, input_bits), None)
+    others = ''.join(f', {w}/{i} in {some(names)}' for (w, i), names in bits.items())
     needed = f'; so few bits train with {", ".join(f"{k}={v}" for k, v in on.items())}' if on else ''
     return f'{weight_bits}/{input_bits} bits (weights/inputs){others}{needed}'
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s010
 def _float_line(model) -> str:
     "What stays in floating point, and why"
     left = {n: why for n, why, _ in reversed(obstacles(model))}
@@ -186,9 +198,24 @@ def _check_fresh(model):
         raise TypeError(f'{type(model).__name__} is TorchScript, whose layers cannot be replaced: '
                         'give the module that it was made from')
     layers = {n: m for n, m in model.named_modules() if isinstance(m, RepQLayer)}
-    if done := [n for n, m in layers.items() if m.stage == 'quantized' or is_deployed(m)]:
+    done = [n for n, m in layers.items() if m.stage == 'quantized' or is_deployed(m)]
+    if done:
         raise ValueError(f'the model is quantized already ({some(done)}): '
                          'train it, or calibrate(model, loader) once more')
+
+# %% ../../nbs/2_networks/14_one_call.ipynb #s014
+def _prepared(model, batches, forward, block, weight_bits, input_bits, kwargs) -> tuple:
+    "The model with blocks, statistics, quantizers and steps; its blocks, what low bits switched on, norms inside"
+    model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
+    blocks, inside = _blocks(model), norms_inside(model)
+    if inside and _can_adapt(inside): adapt_statistics(model, batches, forward)
+    on = few_bits(weight_bits, bool(inside)) if blocks else {}
+    on = {k: v for k, v in on.items() if k not in kwargs}
+    model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
+    if not any(isinstance(m, RepQLayer) for m in model.modules()):
+        raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')
+    calibrate(model, batches, forward)
+    return model, blocks, on, inside
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #i222
 @delegates(quantize, but=['inplace', 'verbose'])
@@ -206,22 +233,16 @@ def prepare(model:nn.Module,
     check_whole('images', 0 if images is None else images)
     model = working_copy(model, False)
     _check_fresh(model)
-    bar, on = _Progress(3*images, verbose), {}
+    bar = _Progress(3*images, verbose)
     try:
         batches, counts = first_batches(loader, model, images, forward, bar)
         remember_batch(model, batches[0], forward)
         counted, bar.total = _Counted(batches, counts, bar), 3*sum(counts)
-        model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
-        blocks, inside = _blocks(model), norms_inside(model)
-        if inside and _can_adapt(inside): adapt_statistics(model, counted, forward)
-        if blocks: on = {k: v for k, v in few_bits(weight_bits, bool(inside)).items() if k not in kwargs}
-        model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
-        if not any(isinstance(m, RepQLayer) for m in model.modules()):
-            raise ValueError('no layer is left to quantize: where or layer_bits leave all of them out')
-        calibrate(model, counted, forward)
+        model, blocks, on, inside = _prepared(model, counted, forward, block, weight_bits, input_bits, kwargs)
     finally: bar.end()
     if not verbose: return model
     seen = f'steps and statistics from {plural(sum(counts), "image")} on {tensors_in(batches)[0].device}'
-    for line in (_layer_line(model, blocks), _bit_line(model, weight_bits, input_bits, on), seen, _float_line(model),
-                 _next_line(blocks, bool(inside) and kwargs.get('statistics') is None)): print(f'prepare: {line}')
+    lines = (_layer_line(model, blocks), _bit_line(model, weight_bits, input_bits, on), seen, _float_line(model),
+             _next_line(blocks, bool(inside) and kwargs.get('statistics') is None))
+    for line in lines: print(f'prepare: {line}')
     return model

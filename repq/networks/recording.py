@@ -130,40 +130,52 @@ class _Recording(TorchFunctionMode):
         self.values = _Values(model, self.graph)
         self.names = {m: n for n, m in reversed(list(model.named_modules()))}
 
-    def record_node(self, op, target, args, kwargs) -> fx.Node:
-        "A node for a call, with its line and the modules that it stands in"
-        args, kwargs = _mapped(self.values.node, tuple(args)), _mapped(self.values.node, kwargs)
-        node = self.graph.create_node(op, target, args, kwargs)
-        if any(i in self.live for i in node.all_input_nodes): self.live.add(node)
-        node.meta |= dict(line=code_line(), nn_module_stack=dict(self.stack))
-        return node
+    def add_input(self, name, value):
+        "A node for an input of the model"
+        node = self.graph.placeholder(name)
+        self.values.put(node, value)
+        self.live.add(node)
 
     def goes_with_input(self, v) -> bool: return self.values.known(v) and self.values.node(v) in self.live
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self.paused: return func(*args, **kwargs)
-        name = getattr(func, '__name__', '')
-        read = any([self.goes_with_input(t) for t in _tensors((args, kwargs))])
-        if name == '__bool__' and read and (wanted := holds()) is not None: return wanted
-        if name == '__iter__': return iter(self.record_call(Tensor.unbind, args, kwargs, read))
-        if name == '__set__' and read: raise Unrecorded(f'an attribute of a value is set ({code_line()})')
-        return self.record_call(func, args, kwargs, read)
+# %% ../../nbs/2_networks/01b_recording.ipynb #s003
+@patch
+def record_node(self:_Recording, op, target, args, kwargs) -> fx.Node:
+    "A node for a call, with its line and the modules that it stands in"
+    args, kwargs = _mapped(self.values.node, tuple(args)), _mapped(self.values.node, kwargs)
+    node = self.graph.create_node(op, target, args, kwargs)
+    if any(i in self.live for i in node.all_input_nodes): self.live.add(node)
+    node.meta |= dict(line=code_line(), nn_module_stack=dict(self.stack))
+    return node
 
-    def record_call(self, func, args, kwargs, read): # read: does it read values of the input?
-        "What the call gives, as a node of the graph if that is made of tensors"
-        op, target, args_ = _call_of(func, args)
-        changed = args[0] if target is operator.setitem else None
-        out = func(*args, **kwargs)
-        if changed is None and not _tensors(out):
-            if read and out is not NotImplemented and not _asks(func):
-                name = getattr(func, '__name__', func)
-                raise Unrecorded(f'what it does next is decided by values ({name}: {code_line()})')
-            return out
-        node = self.record_node(op, target, args_, kwargs)
-        if not node.all_input_nodes and isinstance(out, Tensor): node.meta['made'] = out.detach().clone()
-        self.values.put(node, out if changed is None else changed)
+_BY_VALUES = 'what it does next is decided by values'
+
+@patch
+def record_call(self:_Recording, func, args, kwargs, read): # read: does it read values of the input?
+    "What the call gives, as a node of the graph if that is made of tensors"
+    op, target, args_ = _call_of(func, args)
+    out = func(*args, **kwargs)
+    sets = target is operator.setitem # it gives nothing, and changes its first argument
+    if not sets and not _tensors(out):
+        decides = read and out is not NotImplemented and not _asks(func)
+        if decides: raise Unrecorded(f'{_BY_VALUES} ({getattr(func, "__name__", func)}: {code_line()})')
         return out
+    node = self.record_node(op, target, args_, kwargs)
+    if not node.all_input_nodes and isinstance(out, Tensor): node.meta['made'] = out.detach().clone()
+    self.values.put(node, args[0] if sets else out)
+    return out
+
+# %% ../../nbs/2_networks/01b_recording.ipynb #s005
+@patch
+def __torch_function__(self:_Recording, func, types, args=(), kwargs=None):
+    kwargs = kwargs or {}
+    if self.paused: return func(*args, **kwargs)
+    name = getattr(func, '__name__', '')
+    read = any([self.goes_with_input(t) for t in _tensors((args, kwargs))])
+    if name == '__bool__' and read and (wanted := holds()) is not None: return wanted
+    if name == '__iter__': return iter(self.record_call(Tensor.unbind, args, kwargs, read))
+    if name == '__set__' and read: raise Unrecorded(f'an attribute of a value is set ({code_line()})')
+    return self.record_call(func, args, kwargs, read)
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h112
 def _layer_result(m, args, kwargs) -> Tensor:
@@ -185,8 +197,8 @@ def _record_module(rec, call):
             rec.paused = is_single(m, name, rec.leaf)
             if not rec.paused: return call(m, *args, **kwargs)
             node = rec.record_node('call_module', name, args, kwargs)
-            if isinstance(m, (RepQLayer, Block, *QUANTIZERS)): out = _layer_result(m, args, kwargs)
-            else: out = call(m, *args, **kwargs)
+            ours = isinstance(m, (RepQLayer, Block, *QUANTIZERS))
+            out = _layer_result(m, args, kwargs) if ours else call(m, *args, **kwargs)
             rec.values.put(node, out)
             return out
         finally: rec.stack, rec.paused = own, False
@@ -208,13 +220,11 @@ def _modules_recorded(rec):
     try: yield
     finally: nn.Module.__call__ = call
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #s007
 def _started(model, x, leaf) -> _Recording:
     "A recording with nodes for the inputs"
     rec = _Recording(model, leaf)
-    for i, v in enumerate(x):
-        node = rec.graph.placeholder(f'x{i or ""}')
-        rec.values.put(node, v)
-        rec.live.add(node)
+    for i, v in enumerate(x): rec.add_input(f'x{i or ""}', v)
     return rec
 
 def run_recorded(model, n, training, leaf,
@@ -246,18 +256,21 @@ class _Joined:
         if not isinstance(a, int) or not isinstance(b, int) or isinstance(a, bool):
             raise Unrecorded(f'{_DECIDES}: {a!r:.40} for two and {b!r:.40} for three')
         k = b - a
-        if (k, c := a - 2*k) not in self.sizes: self.sizes[k, c] = self._computed(k, c)
+        c = a - 2*k
+        if (k, c) not in self.sizes: self.sizes[k, c] = self._computed(k, c)
         return self.sizes[k, c]
 
-    def _computed(self, k, c) -> fx.Node:
-        "A node for `k` times the number of images plus `c`, after the inputs"
-        first = [n for n in self.graph.nodes if n.op == 'placeholder']
-        with self.graph.inserting_after(next(reversed(self.sizes.values()), first[-1])):
-            size = self.graph.call_method('size', (first[0], 0))
-        for f, v, nothing in (operator.mul, k, 1), (operator.add, c, 0):
-            if v == nothing: continue
-            with self.graph.inserting_after(size): size = self.graph.call_function(f, (size, v))
-        return size
+# %% ../../nbs/2_networks/01b_recording.ipynb #s008
+@patch
+def _computed(self:_Joined, k, c) -> fx.Node:
+    "A node for `k` times the number of images plus `c`, after the inputs"
+    first = [n for n in self.graph.nodes if n.op == 'placeholder']
+    with self.graph.inserting_after(next(reversed(self.sizes.values()), first[-1])):
+        size = self.graph.call_method('size', (first[0], 0))
+    for f, v, nothing in (operator.mul, k, 1), (operator.add, c, 0):
+        if v == nothing: continue
+        with self.graph.inserting_after(size): size = self.graph.call_function(f, (size, v))
+    return size
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #n015
 @patch
@@ -300,6 +313,16 @@ def _check_same(a, b, where):
     raise Unrecorded(f'a tensor is made by code that cannot be followed, or of random numbers ({where})')
 
 # %% ../../nbs/2_networks/01b_recording.ipynb #h118
+def _recorded(model, training, leaf, calls) -> fx.Graph:
+    "The graph of two runs, on two images and on three; `Unrecorded` where they are not one"
+    two, three = (run_recorded(model, n, training, leaf, calls) for n in (2, 3))
+    for (n, a), b in zip(two.values.constants.items(), three.values.constants.values()): _check_same(a, b, n)
+    _fold(two, _join(two.graph, three.graph), not training)
+    graph = two.graph
+    graph.constants, graph.one_size = two.values.constants, True
+    graph.lint()
+    return graph
+
 def record_graph(model:nn.Module, training:bool, leaf=None
                 ) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
     "What `model` computes in one mode on images of the sizes that it remembers"
@@ -308,15 +331,6 @@ def record_graph(model:nn.Module, training:bool, leaf=None
     except Unrecorded as e: # anchors, say, that are made anew where the number of images is another
         try: return _recorded(model, training, leaf, 2)
         except Unrecorded: raise e from None
-
-def _recorded(model, training, leaf, calls):
-    two, three = (run_recorded(model, n, training, leaf, calls) for n in (2, 3))
-    for (n, a), b in zip(two.values.constants.items(), three.values.constants.values()): _check_same(a, b, n)
-    _fold(two, _join(two.graph, three.graph), not training)
-    graph = two.graph
-    graph.constants, graph.one_size = two.values.constants, True
-    graph.lint()
-    return graph
 
 TRACERS.append(record_graph)
 

@@ -66,12 +66,13 @@ for _n in _CONFIGS:
         _own = {} if _n == 'mobileone_s0' else dict(block='MobileOneBlock')
         _FAMILIES |= {_n: (_n, _own, f'{_n}_plain'), f'{_n}_plain': (_n, dict(stem='plain_conv', **_PLAIN), None)}
 
-# %% ../../nbs/2_networks/08b_registry.ipynb #q306
+# %% ../../nbs/2_networks/08b_registry.ipynb #s003
 _MODELS = {} # name -> network, image size, arguments, plain twin
 for _family, (_shape, _own, _twin) in _FAMILIES.items():
     for _suffix, (_network, _size, _config) in _CONFIGS[_shape].items():
         _MODELS[_family + _suffix] = _network, _size, _config | _own, (_twin or _family) + _suffix
 
+# %% ../../nbs/2_networks/08b_registry.ipynb #q306
 def list_models(pattern='*' # as in file names: 'repvgg*'
                ) -> list:
     "Names that `repq.models.create_model` knows"

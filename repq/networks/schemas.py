@@ -29,6 +29,8 @@ _HELP = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
          errno.EISDIR: _FOLDER, errno.ENOTEMPTY: _FOLDER, errno.ELOOP: 'its links lead in a circle',
          errno.ETXTBSY: 'it is in use'}
 
+def _help(code) -> str: return f': {_HELP[code]}' if code in _HELP else ''
+
 def _why(e) -> str: # None: it is no matter of the disk
     "Why a file could not be written, and what to do about it"
     # torch's writer, which fails again in closing the file
@@ -38,8 +40,7 @@ def _why(e) -> str: # None: it is no matter of the disk
     if isinstance(e, RuntimeError): # or another error, as of a loader whose worker died
         return f'({text}): {_FULL}' if 'inline_container' in text else None
     found = re.search(r'os error (\d+)', text)
-    code = int(found[1]) if found else getattr(e, 'errno', None)
-    return f'({text})' + (f': {_HELP[code]}' if code in _HELP else '')
+    return f'({text})' + _help(int(found[1]) if found else getattr(e, 'errno', None))
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #k003
 @contextmanager
@@ -179,6 +180,7 @@ class _Network(TypedDict):
     fixed: NotRequired[bool]
     steps: Annotated[list[_NetworkStep], Field(min_length=1)]
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s004
 class _Figure(TypedDict):
     "A row of others' figures; what is measured has other columns"
     __pydantic_config__ = ConfigDict(extra='allow', allow_inf_nan=False)
@@ -196,6 +198,7 @@ class _Coverage(TypedDict):
     __pydantic_config__ = _STRICT
     rows: list[_Covered]
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s006
 _Rows, _Epochs = (Annotated[list[t], Field(min_length=1)] for t in (_Row, _Epoch))
 RUN, ROWS, HISTORY, SHARDS, STATE = map(TypeAdapter, (_Run, _Rows, _Epochs, _Index, _State))
 NETWORK, FIGURES, COVERAGE = map(TypeAdapter, (_Network, list[_Figure], _Coverage))
@@ -207,24 +210,24 @@ def _complaint(e:ValidationError) -> str:
     value, field = repr(first['input']), '.'.join(map(str, first['loc']))
     shown = f', got {value[:60]}{"…" if len(value) > 60 else ""}'
     if first['type'] in ('missing', 'json_invalid'): shown = ''
-    return f'{field}{": " if field else ""}{first["msg"]}{shown}' + f' (and {len(more)} more)'*bool(more)
+    where, others = f'{field}: ' if field else '', f' (and {len(more)} more)' if more else ''
+    return f'{where}{first["msg"]}{shown}{others}'
 
 def checked(value, schema:TypeAdapter, file):
     "`value` if it is as `schema` says; a ValueError that names file and field"
     try: return schema.validate_python(value)
     except ValidationError as e: raise ValueError(f'{file} cannot be used: {_complaint(e)}') from None
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s008
 def read_json(path, schema:TypeAdapter=TypeAdapter(Any)):
     "The value in a JSON file, if it is as `schema` says; a ValueError that names file and field"
     data = read_bytes(path)
     try: return schema.validate_json(data)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        if first['type'] == 'json_invalid':
-            # names that are no UTF-8, as Python writes them
-            if 'surrogate' in first['msg']: return checked(json.loads(data), schema, path)
-            raise ValueError(f'{path} is not valid JSON ({first["msg"]})') from None
-        raise ValueError(f'{path} cannot be used: {_complaint(e)}') from None
+    except ValidationError as e: first, complaint = e.errors(include_url=False)[0], _complaint(e)
+    if first['type'] != 'json_invalid': raise ValueError(f'{path} cannot be used: {complaint}')
+    # names that are no UTF-8, as Python writes them
+    if 'surrogate' in first['msg']: return checked(json.loads(data), schema, path)
+    raise ValueError(f'{path} is not valid JSON ({first["msg"]})')
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w032
 def _check_header(names, path):
@@ -233,10 +236,8 @@ def _check_header(names, path):
         if not n.strip(): raise ValueError(f'{path}: a column has no name')
         if n in names[:i]: raise ValueError(f'{path}: the first line names a column twice: {n}')
 
-def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
-    "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
-    try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8 (byte {e.start})') from None
+def _rows_of(path, lines) -> list: # of dicts
+    "The rows of a table, each with as many fields as the first line names"
     try: rows = list(csv.DictReader(lines))
     except csv.Error as e: raise ValueError(f'{path} is no CSV file ({e})') from None
     for i, r in enumerate(rows, 2):
@@ -244,6 +245,13 @@ def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for
             raise ValueError(f'{path}: line {i} has {"more" if None in r else "fewer"} fields than the first line')
     if not rows: raise ValueError(f'{path} has no rows')
     _check_header(next(csv.reader(lines)), path)
+    return rows
+
+def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
+    "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
+    try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8 (byte {e.start})') from None
+    rows = _rows_of(path, lines)
     if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
     return rows
 
@@ -257,10 +265,15 @@ def check_whole(name:str, v, least:int=1, most:int=None):
 
 def check_finite(name:str, v, least:float=-math.inf):
     "Raise unless `v` is None or a number, neither nan nor infinite, of at least `least`"
-    if v is None or isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= least: return
-    raise ValueError(f'{name} must be a finite number' + f' of at least {least:g}'*(least > -math.inf) + f', not {v!r}')
+    number = isinstance(v, (int, float)) and not isinstance(v, bool)
+    if v is None or number and math.isfinite(v) and v >= least: return
+    bound = f' of at least {least:g}' if least > -math.inf else ''
+    raise ValueError(f'{name} must be a finite number{bound}, not {v!r}')
 
-def check_memory(need:float, what:str, help:str): # bytes; what needs them; what would do instead
+# %% ../../nbs/2_networks/10_schemas.ipynb #s011
+def check_memory(need:float, # bytes
+                 what:str,   # needs them
+                 help:str):  # what would do instead
     "Raise rather than be killed halfway: `need` bytes must fit in the machine's memory"
     try: have = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, ValueError, OSError): return # not known on this system

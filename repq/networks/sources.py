@@ -31,54 +31,91 @@ class Source:
 
     def __str__(self): return f'{self.place}:{self.name}'
 
+    @property
+    def is_code(self) -> bool: return self.kind in ('module', 'file') # of whoever gave the name
+
+# %% ../../nbs/2_networks/08b_sources.ipynb #s002
 _OWN = 'a model of your own is package.module:function or path/to/file.py:function'
+
+def _source_of_code(name, place, what) -> Source:
+    "The source that a module or a file and a function in it are; ValueError where they are none"
+    if not place or not what.isidentifier():
+        raise ValueError(f'{name!r} names no model: {_OWN}; known libraries are timm:NAME and torchvision:NAME')
+    if place.endswith('.py'): return Source('file', os.path.abspath(os.path.expanduser(place)), what)
+    if not re.fullmatch(r'\w+(\.\w+)*', place):
+        raise ValueError(f'{name!r} names no model: {place!r} is neither a module nor a file that ends in .py; {_OWN}')
+    return Source('module', place, what)
 
 def source_of(name:str) -> Source: # None: a model of `repq.models`
     "What a model's name says of its origin"
     if not isinstance(name, str): return None
-    if name.endswith('.py'): raise ValueError(f'{name} is a file: name the function in it that makes the model as well, {name}:function')
+    if name.endswith('.py'):
+        raise ValueError(f'{name} is a file: name the function in it that makes the model as well, {name}:function')
     place, colon, what = name.rpartition(':')
     if not colon: return None
     library, _, rest = name.partition(':')
     if library in ('timm', 'torchvision'): return Source(library, library, rest)
-    if not place or not what.isidentifier(): raise ValueError(f'{name!r} names no model: {_OWN}; known libraries are timm:NAME and torchvision:NAME')
-    if place.endswith('.py'): return Source('file', os.path.abspath(os.path.expanduser(place)), what)
-    if not re.fullmatch(r'\w+(\.\w+)*', place): raise ValueError(f'{name!r} names no model: {place!r} is neither a module nor a file that ends in .py; {_OWN}')
-    return Source('module', place, what)
+    return _source_of_code(name, place, what)
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j109
+def _meant(name, known) -> str:
+    "The question whether one of the nearest names was meant, '' where none is near"
+    near = get_close_matches(name, known, 3, .5)
+    return f'; did you mean {" or ".join(near)}?' if near else ''
+
 def _nearest(what, known, name) -> str:
     "An error message for a name that is not known"
-    near = get_close_matches(name, known, 3, .5)
-    return f'{what} has no {name!r}' + (f'; did you mean {" or ".join(near)}?' if near else '')
+    return f'{what} has no {name!r}' + _meant(name, known)
 
 def _library(kind):
     "timm or torchvision"
     if find_spec(kind) is None: raise ImportError(f'models of {kind} need the package {kind}: pip install {kind}')
     return importlib.import_module('torchvision.models' if kind == 'torchvision' else kind)
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s005
+def _check_timm(lib, name):
+    "ValueError where timm does not know the network, or not these weights of it; what a hub has is not known"
+    if name.startswith(('hf-hub:', 'hf_hub:')): return
+    network, _, weights = name.partition('.')
+    if not lib.is_model(network) or weights and name not in lib.list_pretrained():
+        raise ValueError(_nearest('timm', [*lib.list_models(), *lib.list_pretrained()], name))
+
+def _check_torchvision(lib, name, any_task):
+    "ValueError where torchvision does not know the network, or for another task"
+    classifiers, known = lib.list_models(module=lib), lib.list_models()
+    if name in classifiers or any_task and name in known: return
+    if name not in known: raise ValueError(_nearest('torchvision', classifiers, name))
+    task = lib.get_model_builder(name).__module__.split('.')[2]
+    raise ValueError(f'torchvision:{name} is no classifier: {task} is not a task known here')
+
 def _check_library(s:Source, any_task=False):
     "The library of a source, if it knows the network; `any_task`: not classifiers alone"
     lib = _library(s.kind)
-    if s.kind == 'timm':
-        if s.name.startswith(('hf-hub:', 'hf_hub:')): return lib
-        known = lib.is_model(s.name.partition('.')[0]) and (s.name.partition('.')[2] == '' or s.name in lib.list_pretrained())
-        if not known: raise ValueError(_nearest('timm', [*lib.list_models(), *lib.list_pretrained()], s.name))
-        return lib
-    classifiers = lib.list_models(module=lib)
-    if s.name in classifiers or any_task and s.name in lib.list_models(): return lib
-    if s.name in lib.list_models(): raise ValueError(f'torchvision:{s.name} is no classifier: {lib.get_model_builder(s.name).__module__.split(".")[2]} is not a task known here')
-    raise ValueError(_nearest('torchvision', classifiers, s.name))
+    if s.kind == 'timm': _check_timm(lib, s.name)
+    else: _check_torchvision(lib, s.name, any_task)
+    return lib
 
-def _of_library(s:Source, num_classes, in_channels, weights=None, any_task=False) -> nn.Module: # weights: True for pretrained ones
+# %% ../../nbs/2_networks/08b_sources.ipynb #s008
+def _of_torchvision(lib, name, in_channels, weights, **kw) -> nn.Module: # kw: num_classes, if it is given
+    "A network of torchvision, with its newest weights if `weights`"
+    if in_channels not in (None, 3):
+        raise ValueError(f"torchvision's networks take 3 channels, the images have {in_channels}: timm's take any "
+                         'number, and so may a function of your own')
+    takes = inspect.signature(lib.get_model_builder(name)).parameters
+    if not takes: return lib.get_model(name)
+    if 'weights_backbone' in takes: kw['weights_backbone'] = None
+    if name in ('inception_v3', 'googlenet'): kw |= dict(aux_logits=bool(weights), init_weights=not weights)
+    return lib.get_model(name, weights='DEFAULT' if weights else None, **kw)
+
+def _of_library(s:Source, num_classes, in_channels,
+                weights=None,   # True for pretrained ones
+                any_task=False) -> nn.Module:
     "A network of timm or torchvision"
-    lib, kw = _check_library(s, any_task), {} if num_classes is None else dict(num_classes=num_classes)
-    if s.kind == 'timm': return lib.create_model(s.name, pretrained=bool(weights), **kw, **({} if in_channels is None else dict(in_chans=in_channels)))
-    if in_channels not in (None, 3): raise ValueError(f"torchvision's networks take 3 channels, the images have {in_channels}: timm's take any number, and so may a function of your own")
-    takes = inspect.signature(lib.get_model_builder(s.name)).parameters
-    if 'weights_backbone' in takes: kw |= dict(weights_backbone=None)
-    if s.name in ('inception_v3', 'googlenet'): kw |= dict(aux_logits=bool(weights), init_weights=not weights) # without classifiers aside, which only training would run
-    return lib.get_model(s.name, weights='DEFAULT' if weights else None, **kw) if takes else lib.get_model(s.name)
+    lib, kw = _check_library(s, any_task), {}
+    if num_classes is not None: kw['num_classes'] = num_classes
+    if s.kind == 'torchvision': return _of_torchvision(lib, s.name, in_channels, weights, **kw)
+    if in_channels is not None: kw['in_chans'] = in_channels
+    return lib.create_model(s.name, pretrained=bool(weights), **kw)
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j112
 @contextmanager
@@ -113,15 +150,19 @@ def _module_of(s:Source):
             if not e.name or not (s.place + '.').startswith(e.name + '.'): raise
             raise _NoModule(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
 
+def _check_file(path):
+    "FileNotFoundError, with the nearest names beside it, where there is no such file"
+    if path.is_file(): return
+    beside = path.parent.glob('*.py') if path.parent.is_dir() else []
+    raise FileNotFoundError(f'there is no file {path}' + _meant(path.name, [p.name for p in beside]))
+
 def _run_file(path):
     "The module in a file"
-    if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob('*.py')] if path.parent.is_dir() else [], 3, .5)
-        raise FileNotFoundError(f'there is no file {path}' + (f'; did you mean {" or ".join(near)}?' if near else ''))
-    data = path.read_bytes()
-    name = f'repq_source_{hashlib.sha256(os.fsencode(path) + data).hexdigest()[:16]}'
+    _check_file(path)
+    name = f'repq_source_{hashlib.sha256(os.fsencode(path) + path.read_bytes()).hexdigest()[:16]}'
     if name in sys.modules: return sys.modules[name]
-    module = sys.modules[name] = module_from_spec(spec := spec_from_file_location(name, path))
+    spec = spec_from_file_location(name, path)
+    module = sys.modules[name] = module_from_spec(spec)
     try:
         with _others(path, path.parent, f'{path} cannot be run'): spec.loader.exec_module(module)
     except BaseException:
@@ -134,24 +175,45 @@ def _function(s:Source):
     "The function or class that a source names"
     module = _module_of(s)
     res = getattr(module, s.name, None)
-    if res is None: raise ValueError(_nearest(s.place, [n for n, v in vars(module).items() if callable(v) and n[0] != '_'], s.name))
-    if isinstance(res, nn.Module): raise ValueError(f'{s} is a model that is there already: give a function that makes it, so that each run has its own')
+    if res is None:
+        known = [n for n, v in vars(module).items() if callable(v) and n[0] != '_']
+        raise ValueError(_nearest(s.place, known, s.name))
+    if isinstance(res, nn.Module):
+        raise ValueError(f'{s} is a model that is there already: give a function that makes it, '
+                         'so that each run has its own')
     if not callable(res): raise ValueError(f'{s} is a {type(res).__name__}, not a function that makes a model')
     return res
 
-def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
-    "What the function of a source gives, told of classes and channels if it takes them"
-    make = _function(s)
+# %% ../../nbs/2_networks/08b_sources.ipynb #s012
+def _given(make, num_classes, in_channels) -> dict:
+    "What a function is called with"
     try: params = inspect.signature(make).parameters
     except (TypeError, ValueError): params = {}
     any_name = any(p.kind is p.VAR_KEYWORD for p in params.values())
-    given = {n: v for n, v in dict(num_classes=num_classes, in_channels=in_channels, in_chans=in_channels).items() if v is not None and n in params}
-    if any_name: given |= {n: v for n, v in dict(num_classes=num_classes).items() if v is not None}
+    known = dict(num_classes=num_classes, in_channels=in_channels, in_chans=in_channels)
+    given = {n: v for n, v in known.items() if v is not None and n in params}
+    if any_name and num_classes is not None: given['num_classes'] = num_classes
+    return given
+
+def _check_model(s, model):
+    "ValueError where what the function gave is no model that can be trained"
+    gave = 'nothing' if model is None else f'a {type(model).__name__}'
+    if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {gave}, not a torch.nn.Module')
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: '
+                         'give the module that it was made from')
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(f'{s} gave a model on the device meta, which has no values')
+
+# %% ../../nbs/2_networks/08b_sources.ipynb #s014
+def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
+    "What the function of a source gives, told of classes and channels if it takes them"
+    make = _function(s)
+    given = _given(make, num_classes, in_channels)
     call = f'{s}({", ".join(f"{k}={v}" for k, v in given.items())})'
-    with _others(s, os.getcwd() if s.kind == 'module' else Path(s.place).parent, f'{call} failed'): model = make(**given)
-    if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
-    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
-    if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')
+    folder = os.getcwd() if s.kind == 'module' else Path(s.place).parent
+    with _others(s, folder, f'{call} failed'): model = make(**given)
+    _check_model(s, model)
     return model
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j116
@@ -160,63 +222,82 @@ def from_source(name:str, num_classes:int=None, in_channels:int=None,
                ) -> nn.Module:
     "The network that a name with a colon stands for, freshly initialised"
     s = source_of(name)
-    if s.kind in ('module', 'file'): return _of_code(s, num_classes, in_channels)
+    if s.is_code: return _of_code(s, num_classes, in_channels)
     try: return _of_library(s, num_classes, in_channels, any_task=any_task)
     except (ValueError, ImportError): raise
-    except Exception as e: raise ValueError(f'{name} cannot be made for {num_classes} classes and {in_channels} channels ({_error(e)})') from e
+    except Exception as e:
+        wanted = f'{num_classes} classes and {in_channels} channels'
+        raise ValueError(f'{name} cannot be made for {wanted} ({_error(e)})') from e
 
 def source_size(name:str) -> int: # pixels
     "Height and width of the images that a network is made for"
     s = source_of(name)
-    if s.kind == 'file' and not Path(s.place).is_file(): _run_file(Path(s.place)) # which says so
-    if s.kind in ('module', 'file'): return 224
+    if s.kind == 'file': _check_file(Path(s.place))
+    if s.is_code: return 224
     lib = _check_library(s)
     if s.kind == 'timm': return (lib.models.get_pretrained_cfg_value(s.name, 'input_size') or (3, 224, 224))[-1]
     return lib.get_model_weights(s.name).DEFAULT.transforms.keywords.get('crop_size', 224)
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s017
 def pretrained_state(name:str) -> dict: # key -> tensor
     "The weights that a library has for a network, fetched from where it keeps them"
     s = source_of(name)
-    if s is None or s.kind in ('module', 'file'): raise ValueError(f'{name} has no pretrained weights: those of timm:NAME and torchvision:NAME do; others are given as a file')
+    if s is None or s.is_code:
+        raise ValueError(f'{name} has no pretrained weights: those of timm:NAME and torchvision:NAME do; '
+                         'others are given as a file')
     try: return _of_library(s, None, None, weights=True).state_dict()
     except (ValueError, ImportError): raise
-    except Exception as e: raise OSError(f'the weights of {name} could not be fetched ({_error(e)}): without a network give a file of them, --weights FILE') from e
+    except Exception as e:
+        raise OSError(f'the weights of {name} could not be fetched ({_error(e)}): without a network give a file '
+                      'of them, --weights FILE') from e
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j119
 def _file_of(s:Source) -> str:
     "The file in which the code of a source is"
     if s.kind == 'file': return s.place
     try: return os.path.abspath(inspect.getsourcefile(_module_of(s)))
-    except TypeError: raise ValueError(f'{s.place} is built into Python, there is no code of a network: {_OWN}') from None
+    except TypeError: why = f'{s.place} is built into Python, there is no code of a network: {_OWN}'
+    raise ValueError(why)
 
 def _digest(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 def code_of(name:str) -> dict: # empty for what is no code of the user's
     "What a run folder says of the code that makes its network, as the entry `code`"
     s = source_of(name)
-    if s is None or s.kind not in ('module', 'file'): return {}
+    if s is None or not s.is_code: return {}
     file = _file_of(s)
     return dict(code=dict(file=file, sha256=_digest(file)))
+
+# %% ../../nbs/2_networks/08b_sources.ipynb #s019
+def _check_place(s, recorded, where):
+    "ValueError where `recorded`, the file that `where` says, is not the one in which the code of `s` is"
+    if s.kind == 'module' and find_spec(s.place.partition('.')[0]) is None and recorded:
+        raise ValueError(f'{where} names the code {s}, which cannot be imported from here: it was in {recorded}')
+    file = _file_of(s)
+    if recorded != file:
+        raise ValueError(f'{where} names the code {s} in {file}, and says that it was made by {recorded or "none"}: '
+                         'it is not run')
 
 def check_code(name:str, recorded:dict, where):
     "Raise where the code that `where` names is not in the file that it says; warn where the file has changed"
     s = source_of(name)
-    if s is None or s.kind not in ('module', 'file'): return
-    recorded = recorded or {}
-    if s.kind == 'module' and find_spec(s.place.partition('.')[0]) is None and recorded.get('file'):
-        raise ValueError(f'{where} names the code {s}, which cannot be imported from here: it was in {recorded["file"]}')
-    if recorded.get('file') != (file := _file_of(s)): raise ValueError(f'{where} names the code {s} in {file}, and says that it was made by {recorded.get("file") or "none"}: it is not run')
+    if s is None or not s.is_code: return
+    file, digest = map((recorded or {}).get, ('file', 'sha256'))
+    _check_place(s, file, where)
     if not Path(file).is_file(): raise FileNotFoundError(f'{where} needs {file}, which is not there')
-    if recorded.get('sha256') != _digest(file): warnings.warn(f'{file} has changed since {where} was written')
+    if digest != _digest(file): warnings.warn(f'{file} has changed since {where} was written')
 
 # %% ../../nbs/2_networks/08b_sources.ipynb #j122
-BLOCKS = {b.__name__: b for b in (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, OREPA, OREPALargeKernel, ECB, RepMixer, RepVGGDW, DilatedReparam, Conv3XC, LearnableRep)}
+_PUBLISHED = (RepVGGBlock, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock)
+_RECENT = (RepMixer, RepVGGDW, DilatedReparam, Conv3XC, LearnableRep)
+BLOCKS = {b.__name__: b for b in (*_PUBLISHED, OREPA, OREPALargeKernel, ECB, *_RECENT)}
 
 def get_block(name:str): # -> a class, or a function that is called as RepVGGBlock is
     "A block by name: of `BLOCKS`, or package.module:function, or path/to/file.py:function"
     s = source_of(name)
-    if s is None:
-        if name not in BLOCKS: raise ValueError(_nearest('repq', BLOCKS, name) + f'; blocks are {", ".join(BLOCKS)}')
-        return BLOCKS[name]
-    if s.kind not in ('module', 'file'): raise ValueError(f'{name} is no block: {", ".join(BLOCKS)}, or package.module:function, or path/to/file.py:function')
-    return _function(s)
+    if s is not None and s.is_code: return _function(s)
+    if s is not None:
+        raise ValueError(f'{name} is no block: {", ".join(BLOCKS)}, or package.module:function, '
+                         'or path/to/file.py:function')
+    if name not in BLOCKS: raise ValueError(_nearest('repq', BLOCKS, name) + f'; blocks are {", ".join(BLOCKS)}')
+    return BLOCKS[name]

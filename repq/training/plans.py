@@ -9,7 +9,7 @@ import torch, torch.nn as nn
 from statistics import median
 from fastai.torch_core import num_distrib, rank_distrib
 from ..networks.schemas import check_finite
-from ..networks.files import check_unlocked
+from ..networks.locks import check_unlocked
 from ..networks.models import image_size, task
 from ..method.quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
