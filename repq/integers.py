@@ -12,3 +12,4 @@ from repq.deploy.integer_files import *
 from repq.deploy.sizes import *
 from repq.deploy.lowering import *
 from repq.deploy.integers import *
+from repq.deploy.agreement import *

@@ -50,6 +50,14 @@ def _peak(model, x, y, loss) -> int:
     model.zero_grad()
     return torch.cuda.max_memory_allocated() - before
 
+# %% ../../nbs/5_commands/02_bench.ipynb #b477
+def _fitting(model, block) -> list:
+    "The methods of RepQ for a network: those with statistics where batch norms are inside its blocks"
+    net = create_model(model)
+    if block or source_of(model): net = with_blocks(net, block)
+    inside = bool(norms_inside(net))
+    return [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
+
 # %% ../../nbs/5_commands/02_bench.ipynb #c012
 def step_cases(model:str, bits:int=4, block:str=None) -> dict: # (stage, method) -> Recipe
     "What is compared for a model: in full precision and at `bits`, plain and every method that fits"
@@ -60,13 +68,6 @@ def step_cases(model:str, bits:int=4, block:str=None) -> dict: # (stage, method)
     fp |= {f'merged {METHODS[m].statistics or ""}'.strip(): get(m, fp='merged') for m in methods}
     quantized = {m: get(m, bits) for m in ('plain', 'merged', *methods)}
     return {('full precision', n): r for n, r in fp.items()} | {(f'{bits} bits', m): r for m, r in quantized.items()}
-
-def _fitting(model, block) -> list:
-    "The methods of RepQ for a network: those with statistics where batch norms are inside its blocks"
-    net = create_model(model)
-    if block or source_of(model): net = with_blocks(net, block)
-    inside = bool(norms_inside(net))
-    return [n for n, m in METHODS.items() if n.startswith('repq') and (m.statistics is not None) == inside]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #q011
 @contextmanager
@@ -81,13 +82,18 @@ def _importable(root):
             file = Path(getattr(sys.modules[n], '__file__', None) or '/')
             if root.resolve() in file.resolve().parents: del sys.modules[n]
 
+# %% ../../nbs/5_commands/02_bench.ipynb #b870
+def _checkout(folder, repo, file) -> Path:
+    "The checkout of the repository `repo`, which has this file: `folder` or a folder in it"
+    folder = Path(folder)
+    for d in (folder, *sorted(folder.glob('*/'))):
+        if (d/file).is_file(): return d
+    raise ValueError(f'{folder} has no {file}, nor has a folder in it: '
+                     f'it should be a checkout of github.com/{repo}, or hold one')
+
 def _load(folder, repo:str, file:str, name:str):
     "`name` of a file in a checkout of the repository `repo`, which is `folder` or a folder in it"
-    folder = Path(folder)
-    root = next((d for d in (folder, *sorted(folder.glob('*/'))) if (d/file).is_file()), None)
-    if root is None:
-        raise ValueError(f'{folder} has no {file}, nor has a folder in it: '
-                         f'it should be a checkout of github.com/{repo}, or hold one')
+    root = _checkout(folder, repo, file)
     spec = importlib.util.spec_from_file_location(f'official_{Path(file).stem}', root/file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -102,21 +108,17 @@ _THEIRS = { # block -> repository, file, class
     OREPA: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA'),
     OREPALargeKernel: ('JUGGHM/OREPA_CVPR2022', 'blocks.py', 'OREPA_LargeConv')}
 
-def official(model:str, # repvgg_a0, ac_resnet18, orepa_resnet18, ...
-             folder     # a checkout of the authors' repository, or a folder of checkouts
-            ) -> nn.Module:
-    "The network with the branches of its authors' own code, for full-precision training"
-    with redirect_stdout(io.StringIO()): # some blocks print when they are made
-        if m := re.fullmatch(r'repvgg_([ab]\d(g\d)?)', model):
-            return _load(folder, 'DingXiaoH/RepVGG', 'repvgg.py', f'create_RepVGG_{m[1].capitalize()}')()
-        return _with_theirs(model, folder)
+def _places(net) -> list: # of (parent, name, block)
+    "Where a network has blocks of which the authors' code is known"
+    inside = {part for b in net.modules() if isinstance(b, Block) for part in b.modules()}
+    outside = [m for m in net.modules() if m not in inside]
+    return [(parent, n, b) for parent in outside for n, b in parent.named_children() if type(b) in _THEIRS]
 
+# %% ../../nbs/5_commands/02_bench.ipynb #b7a7
 def _with_theirs(model, folder) -> nn.Module:
     "Our network with the authors' blocks in the place of ours"
     net = create_model(model, num_classes=1000, in_channels=3) if task(model) == 'classification' else nn.Identity()
-    inside = {part for b in net.modules() if isinstance(b, Block) for part in b.modules()}
-    outside = [m for m in net.modules() if m not in inside] # a large OREPA is made of small ones
-    places = [(parent, n, b) for parent in outside for n, b in parent.named_children() if type(b) in _THEIRS]
+    places = _places(net)
     if not places:
         raise ValueError("the authors' code is known for the RepVGG networks, ac_resnet18 and orepa_resnet18, "
                          f'not for {model}')
@@ -126,6 +128,16 @@ def _with_theirs(model, folder) -> nn.Module:
         setattr(parent, n, made[type(b)](b.in_channels, b.out_channels, b.kernel_size[0], **geometry))
         if type(b) is not ACBlock: parent.bn = nn.Identity() # theirs is inside
     return net
+
+# %% ../../nbs/5_commands/02_bench.ipynb #b053
+def official(model:str, # repvgg_a0, ac_resnet18, orepa_resnet18, ...
+             folder     # a checkout of the authors' repository, or a folder of checkouts
+            ) -> nn.Module:
+    "The network with the branches of its authors' own code, for full-precision training"
+    with redirect_stdout(io.StringIO()): # some blocks print when they are made
+        if m := re.fullmatch(r'repvgg_([ab]\d(g\d)?)', model):
+            return _load(folder, 'DingXiaoH/RepVGG', 'repvgg.py', f'create_RepVGG_{m[1].capitalize()}')()
+        return _with_theirs(model, folder)
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c014
 def admit(device='cpu', **sizes) -> torch.device:
@@ -140,10 +152,12 @@ def admit(device='cpu', **sizes) -> torch.device:
         raise ValueError(f'there is no device {device!r} here: {torch.cuda.device_count()} CUDA devices')
     return d
 
+# %% ../../nbs/5_commands/02_bench.ipynb #bbe0
 def _batch(model, batch_size, size, device) -> tuple:
     "A random batch for a model's task, and its loss"
     g = torch.Generator().manual_seed(0)
-    check_memory(4*32*batch_size*size**2, f'batches of {batch_size} images of {size} pixels', 'smaller batches or images')
+    asked = f'batches of {batch_size} images of {size} pixels'
+    check_memory(4*32*batch_size*size**2, asked, 'smaller batches or images')
     if task(model) == 'super-resolution':
         x, y = (torch.rand(batch_size, 1, s, s, generator=g)*255 for s in (size, 2*size))
         return x.to(device), y.to(device), F.l1_loss
@@ -161,6 +175,7 @@ def _ready(recipe, x):
     with torch.no_grad(), naming_input(model, 'random images in training mode'): model(x)
     return model
 
+# %% ../../nbs/5_commands/02_bench.ipynb #bb4c
 class _Within(nn.Module):
     "`model`, whose forward passes are within `context()`"
     def __init__(self, model, context):
@@ -183,11 +198,13 @@ _WITHIN = { # other ways of a method's quantized step: name -> the method, what 
     'repq-bn, recomputed': ('repq-bn', recompute_exact), 'repq-bn, bf16': ('repq-bn', _in_bf16),
     'repq-bnhybrid, bf16': ('repq-bnhybrid', _in_bf16), 'repq-bnsample, bf16': ('repq-bnsample', _in_bf16)}
 
-def _other_ways(x, only) -> dict:
-    "Those of `_WITHIN` that are asked for; without a word, bfloat16 where `x` is on a device that multiplies it"
+def _other_ways(x, only) -> dict: # of `_WITHIN`
+    "What is asked for; without a word all, bfloat16 only where the device of `x` multiplies it"
+    if only is not None: return {n: way for n, way in _WITHIN.items() if n in only}
     fast = x.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {n: way for n, way in _WITHIN.items() if (n in only if only is not None else fast or way[1] is not _in_bf16)}
+    return {n: way for n, way in _WITHIN.items() if fast or way[1] is not _in_bf16}
 
+# %% ../../nbs/5_commands/02_bench.ipynb #p020
 def _cases(model, bits, block, x, official_code, only) -> dict: # (stage, method) -> network
     "The networks that take part, ready to train on `x`"
     def wanted(method): return only is None or method in ('plain', *only)
@@ -206,8 +223,30 @@ def device_name(device) -> str:
     "What rows call a device: the GPU's own name"
     return 'cpu' if device == 'cpu' else environment()['device']
 
+def _step_row(case, times, memory) -> dict:
+    "A row: what the step of a (stage, method) takes beside that of the plain network"
+    base = case[0], 'plain'
+    step, spread = ratio(times[case], times[base])
+    over = ratio(times[case], times['full precision', 'plain'])[0]
+    return dict(stage=case[0], method=case[1], step_ratio=round(step, 4), spread=spread,
+                memory_ratio=round(memory[case]/memory[base], 4), seconds=round(statistics.median(times[case]), 5),
+                over_full_precision=round(over, 4), memory_mb=round(memory[case]/2**20, 1))
+
+# %% ../../nbs/5_commands/02_bench.ipynb #b7fb
+def _check_only(only, known):
+    "ValueError for methods that do not take part, with what was meant"
+    for m in only or ():
+        if m not in known: raise ValueError(nearest(m, known, 'method'))
+
+def _usual_sizes(model, device, batch_size, size) -> tuple:
+    "What was given; where nothing was, what a CPU takes in seconds, or a GPU"
+    own = image_size(model)
+    if device == 'cpu': return batch_size or 64, size or min(own, 112)
+    return batch_size or 128, size or own
+
+# %% ../../nbs/5_commands/02_bench.ipynb #be77
 def train_step(model:str='ac_resnet18',
-               batch_size:int=None, size:int=None, # of images, in pixels; None: 64 of 112 on a CPU, 128 of 224 on a GPU
+               batch_size:int=None, size:int=None, # images, pixels; None: 64 of 112 on a CPU, 128 of 224 on a GPU
                rounds:int=10, bits:int=4, device:str='cpu',
                only=None,          # methods; None: all
                official_code=None, # folder of the authors' code, see `official`; None: without
@@ -216,26 +255,15 @@ def train_step(model:str='ac_resnet18',
               ) -> list: # of rows: model, device, stage, method, step_ratio, spread, memory_ratio, seconds, ...
     "Time and memory of a training step relative to the plain network at the same stage, all in one interleaved run"
     admit(device, rounds=rounds, batch_size=batch_size, size=size)
-    known = dict.fromkeys([*(m for _, m in step_cases(model, bits, block)), *_WITHIN])
-    for m in only or ():
-        if m not in known: raise ValueError(nearest(m, known, 'method'))
-    own = image_size(model)
-    batch_size, size = (batch_size or 64, size or min(own, 112)) if device == 'cpu' else (batch_size or 128, size or own)
+    _check_only(only, dict.fromkeys([*(m for _, m in step_cases(model, bits, block)), *_WITHIN]))
+    batch_size, size = _usual_sizes(model, device, batch_size, size)
     x, y, loss = _batch(model, batch_size, size, device)
     models = _cases(model, bits, block, x, official_code, only)
     memory = {k: held_bytes(m, x, y, loss) for k, m in models.items()}
     times = step_times(models, x, y, rounds, loss)
     about = dict(rounds=rounds, batch_size=batch_size, size=size, threads=torch.get_num_threads())
-    rows = []
-    for stage, method in sorted(models, key=lambda k: k[0] != 'full precision'):
-        k, base = (stage, method), (stage, 'plain')
-        step, spread = ratio(times[k], times[base])
-        over = ratio(times[k], times['full precision', 'plain'])[0]
-        rows.append(dict(
-            model=model, device=device_name(device), stage=stage, method=method, step_ratio=round(step, 4), spread=spread,
-            memory_ratio=round(memory[k]/memory[base], 4), seconds=round(statistics.median(times[k]), 5),
-            over_full_precision=round(over, 4), memory_mb=round(memory[k]/2**20, 1), **about))
-    return rows
+    first = dict(model=model, device=device_name(device))
+    return [first | _step_row(k, times, memory) | about for k in sorted(models, key=lambda k: k[0] != 'full precision')]
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c032
 def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: what the model is made for
@@ -244,16 +272,22 @@ def inference(model:str='repvgg_a0', batch_size:int=1, size:int=None, # None: wh
              ) -> list: # of rows: model, bits, batch_size, size, threads, instructions, and those of `compare_runtimes`
     "A (randomly initialised) network in each runtime at hand: how fast its integers are, and how faithful"
     admit(batch_size=batch_size, size=size, rounds=rounds)
+    # as many images as steps are chosen on; each runtime gets a batch of them
     x, _, _ = _batch(model, batch_size*max(1, 16//batch_size), size or image_size(model), 'cpu')
     net = _ready(get_recipe(model, 'merged' if merges(model) else 'plain', bits), x).eval()
-    about = dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], instructions=instructions(), rounds=rounds)
-    return [about | dict(threads=t or os.cpu_count()) | r
-            for t in threads for r in compare_runtimes(net, x, batch_size, t, rounds, only)]
+    about = dict(model=model, bits=bits, batch_size=batch_size, size=x.shape[-1], instructions=instructions(),
+                 rounds=rounds)
+    rows = []
+    for t in threads:
+        found = compare_runtimes(net, x, batch_size, t, rounds, only)
+        rows += [about | dict(threads=t or os.cpu_count()) | r for r in found]
+    return rows
 
 # %% ../../nbs/5_commands/02_bench.ipynb #c028
-_COLUMNS = '''model network modules work load seconds_by_threads chosen over_best reparametrize quantize calibrate deploy merge
-stage quantizer method axis value kind step_ratio runtime form threads ms speedup spread memory_ratio quantizer_ms numerics
-seconds differing off agreement error instructions missing'''.split() # in the order in which people look
+# in the order in which people look
+_COLUMNS = '''model network modules work load seconds_by_threads chosen over_best reparametrize quantize calibrate
+deploy merge stage quantizer method axis value kind step_ratio runtime form threads ms speedup spread memory_ratio
+quantizer_ms numerics seconds differing off agreement error instructions missing'''.split()
 
 def _cell(column, v) -> str:
     if v is None: return ''
@@ -261,9 +295,11 @@ def _cell(column, v) -> str:
     digits = dict(seconds=3, ms=3, error=6, off=6).get(column, 2)
     return f'{v:.{digits}f}' if isinstance(v, float) else str(v)
 
+# %% ../../nbs/5_commands/02_bench.ipynb #b0f8
 def table(rows, columns=_COLUMNS) -> str:
     "Rows of a benchmark as text"
     columns = [c for c in columns if any(r.get(c) is not None for r in rows)] # what no row has is left out
     text = [[_cell(c, r.get(c)) for c in columns] for r in rows]
     widths = [max(map(len, col)) for col in zip(columns, *text)]
-    return '\n'.join('  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip() for line in (columns, *text))
+    lines = ['  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip() for line in (columns, *text)]
+    return '\n'.join(lines)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import App, Block, Commands, Device, Json, Overwrite, Rounds, app, progress
+from .app import App, Block, Commands, Device, Json, Overwrite, Rounds, app
+from .progress import progress
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n020
 bench = App(cls=Commands, help='Measure: every candidate takes its turn in every round, and ratios are '
@@ -30,24 +31,23 @@ def _show(rows, file, overwrite, device, *columns, **more):
     command = ' '.join(['repq', *sys.argv[1:]])
     write_json(file, dict(command=command, **there, rows=rows, **more), overwrite)
 
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #b024
+_Models = Annotated[Optional[List[str]],
+                    typer.Argument(help='Models, see: repq list; or timm:NAME, torchvision:NAME, '
+                                        'package.module:function, file.py:function. ac_resnet18 and '
+                                        'orepa_resnet18 if left out.')]
+_BatchSize = Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')]
+_StepSize = Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on a GPU if left out.')]
+_Methods = Annotated[Optional[List[str]], typer.Option(help='This method, may be repeated; all if left out.')]
+_Official = Annotated[Optional[Path],
+                      typer.Option(help="A checkout of the blocks' authors' code (RepVGG, ACNet, OREPA), or a folder "
+                                        "of checkouts: their branched step takes part. This runs code from there.")]
+
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n021
 @bench.command('train-step', epilog='Example: repq bench train-step ac_resnet18 orepa_resnet18 --json steps.json')
-def train_step(models: Annotated[Optional[List[str]],
-                                 typer.Argument(help='Models, see: repq list; or timm:NAME, '
-                                                     'torchvision:NAME, package.module:function, '
-                                                     'file.py:function. ac_resnet18 and orepa_resnet18 if '
-                                                     'left out.')] = None,
-               batch_size: Annotated[Optional[int], typer.Option(help='64 on a CPU, 128 on a GPU if left out.')] = None,
-               size: Annotated[Optional[int], typer.Option(help='Pixels of an image: 112 on a CPU, 224 on '
-                                                                'a GPU if left out.')] = None,
-               only: Annotated[Optional[List[str]],
-                               typer.Option(help='This method, may be repeated; all if left out.')] = None,
-               official: Annotated[Optional[Path],
-                                   typer.Option(help="A checkout of the blocks' authors' code (RepVGG, "
-                                                     "ACNet, OREPA), or a folder of checkouts: their "
-                                                     "branched step takes part. This runs code from there.")] = None,
-               rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu', json: Json = None,
-               overwrite: Overwrite = False, block: Block = None):
+def train_step(models: _Models = None, batch_size: _BatchSize = None, size: _StepSize = None, only: _Methods = None,
+               official: _Official = None, rounds: Rounds = 10, bits: int = 4, device: Device = 'cpu',
+               json: Json = None, overwrite: Overwrite = False, block: Block = None):
     "Time and memory of a training step, relative to the plain network at the same stage."
     from repq import bench as b
     models, rows = models or ['ac_resnet18', 'orepa_resnet18'], []
@@ -56,12 +56,13 @@ def train_step(models: Annotated[Optional[List[str]],
     _show(rows, json, overwrite, device)
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #h683
+_Compiled = Annotated[bool, typer.Option(help='torch.compile as well; needs a C++ compiler on a CPU.')]
+
 @bench.command(epilog='Example: repq bench peers --rounds 20')
 def peers(batch_size: int = 16, width: int = 64, depth: int = 8, size: int = 56, rounds: Rounds = 10, bits: int = 4,
-          device: Device = 'cpu',
-          compiled: Annotated[bool, typer.Option(help='torch.compile as well; needs a C++ compiler on a CPU.')] = True,
-          json: Json = None, overwrite: Overwrite = False):
-    "A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas and torchao take part where they are installed."
+          device: Device = 'cpu', compiled: _Compiled = True, json: Json = None, overwrite: Overwrite = False):
+    """A stack of quantized convolutions with each fake quantizer at hand, relative to none. brevitas and torchao take
+    part where they are installed."""
     from repq import bench as b
     _show(b.peers(batch_size, width, depth, size, rounds, bits, device, compiled), json, overwrite, device)
 
@@ -74,58 +75,66 @@ def scaling(rounds: Rounds = 5, device: Device = 'cpu', json: Json = None, overw
     _show(rows, json, overwrite, device)
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #n024
+_ModelSize = Annotated[Optional[int],
+                       typer.Option(help='Pixels of an image: what the model is made for if left out.')]
+_Runtimes = Annotated[Optional[List[str]],
+                      typer.Option(help="This runtime, may be repeated: 'ONNX Runtime', OpenVINO, LiteRT, ExecuTorch, "
+                                        "torch.compile, qonnx; all if left out.")]
+
 @bench.command(epilog='Example: repq bench inference repvgg_a0 --bits 8')
 def inference(model: Annotated[str, typer.Argument(help='A model, see: repq list.')] = 'repvgg_a0',
-              batch_size: int = 1,
-              size: Annotated[Optional[int], typer.Option(help='Pixels of an image: what the model is made '
-                                                               'for if left out.')] = None,
-              bits: int = 8, rounds: Rounds = 15,
-              only: Annotated[Optional[List[str]], typer.Option(help="This runtime, may be repeated: 'ONNX Runtime', OpenVINO, LiteRT, "
-                                                                     "ExecuTorch, torch.compile, qonnx; all if left out.")] = None,
-              json: Json = None, overwrite: Overwrite = False):
-    "Each runtime at hand, on one core and on all: the integers against float32 and against what its own tool makes, how fast and how faithful."
+              batch_size: int = 1, size: _ModelSize = None, bits: int = 8, rounds: Rounds = 15,
+              only: _Runtimes = None, json: Json = None, overwrite: Overwrite = False):
+    """Each runtime at hand, on one core and on all: the integers against float32 and against what its own tool makes,
+    how fast and how faithful."""
     from repq import bench as b
     _show(b.inference(model, batch_size, size, bits, rounds, only=only), json, overwrite, 'cpu')
 
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #b7d5
+_Tree = Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
+                                                          "'cifar10', 'imagenette'.")]
+_Shards = Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take part as well.')]
+_CropSize = Annotated[int, typer.Option(help='Pixels of a crop.')]
+_Workers = Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')]
+_Images = Annotated[int, typer.Option(help='Images in a round.')]
+
+def _difference_in_words(d) -> str: # of `repq.shards.picture_difference`
+    return (f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} of them '
+            f'decoded at reduced scale: mean absolute difference {d["mean_abs"]:.3f} of 255, '
+            f'PSNR {d["psnr"]:.1f} dB, lowest {d["psnr_lowest"]:.1f} dB')
+
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #p002
 @bench.command('data', epilog='Example: repq bench data imagenet --shards imagenet-shards --json data.json')
-def data_(path: Annotated[str, typer.Argument(metavar='DIR',
-                                              help="ImageFolder tree (train/CLASS/*.jpg and val/ or "
-                                                   "test/), or 'cifar10', 'imagenette'.")],
-          shards: Annotated[Optional[Path], typer.Option(help='Its shards, made by repq shard: they take '
-                                                              'part as well.')] = None,
-          size: Annotated[int, typer.Option(help='Pixels of a crop.')] = 224, batch_size: int = 64,
-          workers: Annotated[int, typer.Option(help='Processes that decode; 0: the one process does everything.')] = 0,
-          images: Annotated[int, typer.Option(help='Images in a round.')] = 1000, rounds: Rounds = 5,
-          json: Json = None, overwrite: Overwrite = False):
+def data_(path: _Tree, shards: _Shards = None, size: _CropSize = 224, batch_size: int = 64, workers: _Workers = 0,
+          images: _Images = 1000, rounds: Rounds = 5, json: Json = None, overwrite: Overwrite = False):
     "Images a second and core of the input pipeline beside torchvision's usual one, and how the pictures differ."
     from repq import shards as s
     with progress() as say: rows = s.bench_data(path, shards, size, batch_size, workers, rounds, images, say)
     d = s.picture_difference(s.training_files(path), size)
     columns = 'pipeline', 'loader', 'per_core', 'per_second', 'ratio', 'spread', 'images'
     _show(rows, json, overwrite, 'cpu', columns, pictures=d)
-    typer.echo(f'training crops against full decoding and Pillow, {d["images"]} images, {d["reduced"]:.0%} '
-               'of them decoded at reduced scale: '
-               f'mean absolute difference {d["mean_abs"]:.3f} of 255, PSNR {d["psnr"]:.1f} dB, lowest '
-               f'{d["psnr_lowest"]:.1f} dB')
+    typer.echo(_difference_in_words(d))
 
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #i720
-_MORE = {
-    'names': 'Networks, as torchvision:resnet18, timm:repvgg_a0, package.module:function or file.py:function. '
-             "All of torchvision's classifiers and segmentation networks and a list of timm's if left out.",
-    'size': 'Pixels of an image, where the network takes them.',
-    'timeout': 'Seconds of the processor for a network: what takes longer is a row with that reason.',
-    'candidates': 'Steps that a quantizer tries, as many as it does if left out. With few, 8 say, it takes less time, '
-                  'and the same becomes integers.',
-    'again': 'Try what failed in the table in --json once more.'}
+_Names = Annotated[Optional[List[str]],
+                   typer.Argument(help='Networks, as torchvision:resnet18, timm:repvgg_a0, package.module:function or '
+                                       "file.py:function. All of torchvision's classifiers and segmentation networks "
+                                       "and a list of timm's if left out.")]
+_SizeTaken = Annotated[int, typer.Option(help='Pixels of an image, where the network takes them.')]
+_Timeout = Annotated[float, typer.Option(help='Seconds of the processor for a network: what takes longer is a row '
+                                              'with that reason.')]
+_Candidates = Annotated[Optional[int],
+                        typer.Option(help='Steps that a quantizer tries, as many as it does if left out. With few, '
+                                          '8 say, it takes less time, and the same becomes integers.')]
+_Again = Annotated[bool, typer.Option(help='Try what failed in the table in --json once more.')]
 
-@bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 --json coverage.json')
-def coverage_(names: Annotated[Optional[List[str]], typer.Argument(help=_MORE['names'])] = None,
-              size: Annotated[int, typer.Option(help=_MORE['size'])] = 64, bits: int = 8,
-              timeout: Annotated[float, typer.Option(help=_MORE['timeout'])] = 600,
-              candidates: Annotated[Optional[int], typer.Option(help=_MORE['candidates'])] = None,
-              again: Annotated[bool, typer.Option(help=_MORE['again'])] = False, json: Json = None):
-    "How much of a network becomes integers, and whether ONNX Runtime computes them: a row a network. A table in --json is continued."
+# %% ../../nbs/5_commands/05_bench_commands.ipynb #b3f3
+@bench.command('coverage', epilog='Example: repq bench coverage torchvision:resnet18 timm:repvgg_a0 '
+                                  '--json coverage.json')
+def coverage_(names: _Names = None, size: _SizeTaken = 64, bits: int = 8, timeout: _Timeout = 600,
+              candidates: _Candidates = None, again: _Again = False, json: Json = None):
+    """How much of a network becomes integers, and whether ONNX Runtime computes them: a row a network. A table in
+    --json is continued."""
     from repq.commands.coverage import coverage, summary
     rows = coverage(names or (), json, size, bits, timeout, candidates, again, typer.echo)
     typer.echo(', '.join(f'{k}: {v}' for k, v in summary(rows).items()))
@@ -133,12 +142,14 @@ def coverage_(names: Annotated[Optional[List[str]], typer.Argument(help=_MORE['n
 # %% ../../nbs/5_commands/05_bench_commands.ipynb #y101
 @bench.command(epilog='Example: repq bench verbs --json verbs.json')
 def verbs(rounds: Rounds = 1, json: Json = None, overwrite: Overwrite = False):
-    "Seconds of reparametrize, quantize, calibrate, deploy and merge over networks of 20 to 2,000 modules, and how they grow."
+    """Seconds of reparametrize, quantize, calibrate, deploy and merge over networks of 20 to 2,000 modules, and how
+    they grow."""
     from repq import bench as b
     _show(b.verbs(rounds=rounds), json, overwrite, 'cpu')
 
 @bench.command(epilog='Example: repq bench threads')
 def threads(rounds: Rounds = 5, json: Json = None, overwrite: Overwrite = False):
-    "Seconds of a training step by threads, with none of the cores, all, and all twice in use by other programs, and how far repq's choice is from the best."
+    """Seconds of a training step by threads, with none of the cores, all, and all twice in use by other programs, and
+    how far repq's choice is from the best."""
     from repq import bench as b
     _show(b.threads(rounds), json, overwrite, 'cpu')

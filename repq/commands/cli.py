@@ -10,7 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, NoAdopt, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, progress, run_app
+from .app import Block, NoAdopt, Out, Overwrite, Pretrained, Weights, app, begin_with, in_words, run_app
+from .progress import progress
 from . import train_commands, bench_commands # noqa: F401 (registers theirs)
 
 # %% ../../nbs/5_commands/06_cli.ipynb #c010
@@ -23,42 +24,42 @@ def eval_(run: Annotated[Path, typer.Argument(help='A finished run folder.')],
     r = eval_run(run, data, batch_size)
     typer.echo(f'{r["run"]}: {in_words(r)} on {r["images"]} images')
 
+# %% ../../nbs/5_commands/06_cli.ipynb #b849
+_RunFolders = Annotated[List[Path], typer.Argument(help='Run folders, or results.json files.')]
+_Pictures = Annotated[Optional[Path], typer.Option(help='Folder for pictures.')]
+_Beside = Annotated[Optional[Path],
+                    typer.Option(help="Figures of others in a column of their own: 'paper' for RepQ's tables, or a CSV "
+                                      'file with method, weight_bits, accuracy in percent (or a column per benchmark '
+                                      'in dB), optionally model.')]
+_Alone = Annotated[bool, typer.Option('--alone/--no-alone', help='For a single run: evaluate each layer alone as well, '
+                                                                 'all others in floats.')]
+
 # %% ../../nbs/5_commands/06_cli.ipynb #h685
 @app.command(epilog='Example: repq report runs/*/ --out runs/report   and   repq report runs/w4 --out runs/w4-layers')
-def report(run_folders: Annotated[List[Path], typer.Argument(help='Run folders, or results.json files.')],
-           out: Annotated[Optional[Path], typer.Option(help='Folder for pictures.')] = None,
-           beside: Annotated[Optional[Path], typer.Option(help="Figures of others in a column of their "
-                                                               "own: 'paper' for RepQ's tables, or a CSV "
-                                                               "file with method, weight_bits, accuracy in "
-                                                               "percent (or a column per benchmark in dB), "
-                                                               "optionally model.")] = None,
-           alone: Annotated[bool, typer.Option('--alone/--no-alone',
-                                               help='For a single run: evaluate each layer alone as well, '
-                                                    'all others in floats.')] = True,
+def report(run_folders: _RunFolders, out: _Pictures = None, beside: _Beside = None, alone: _Alone = True,
            overwrite: Overwrite = False):
-    "Compare finished runs in a table, means and standard deviations over seeds; a single quantized run also layer by layer."
+    """Compare finished runs in a table, means and standard deviations over seeds; a single quantized run also layer by
+    layer."""
     from repq import runs
     from repq.training.run_folders import making_report
     with nullcontext() if out is None else making_report(out, overwrite=overwrite): # all pictures or none
         typer.echo(runs.report(run_folders, out, beside, overwrite))
         if len(run_folders) == 1 and run_folders[0].is_dir(): _report_layers(run_folders[0], out, alone, overwrite)
 
-# %% ../../nbs/5_commands/06_cli.ipynb #h686
 def _report_layers(run, out, alone, overwrite):
     "The layers of a run, if it is quantized"
     from repq import deployment, runs
     if runs.load_run(run)[0].quantized: typer.echo('\n' + deployment.report_run(run, out, alone, overwrite))
 
 # %% ../../nbs/5_commands/06_cli.ipynb #v030
+_Pattern = Annotated[str, typer.Argument(help='Only runs whose folder contains it.')]
+_Rate = Annotated[Optional[float], typer.Option(help='A measured training rate: the cost in hours is computed from '
+                                                     'it.')]
+_Measure = Annotated[bool, typer.Option('--measure', help='Time some training steps of each network on this device, '
+                                                          'data not counted, and compute the cost from them.')]
+
 @app.command('recipes', epilog='Example: repq recipes repvgg_a0/repq --measure')
-def recipes_(pattern: Annotated[str, typer.Argument(help='Only runs whose folder contains it.')] = '',
-             images_per_second: Annotated[Optional[float],
-                                          typer.Option(help='A measured training rate: the cost in hours '
-                                                            'is computed from it.')] = None,
-             measure: Annotated[bool, typer.Option('--measure',
-                                                   help="Time some training steps of each network on this "
-                                                        "device, data not counted, and compute the cost "
-                                                        "from them.")] = False,
+def recipes_(pattern: _Pattern = '', images_per_second: _Rate = None, measure: _Measure = False,
              imagenet: Annotated[str, typer.Option(help="ImageNet's folder.")] = 'imagenet',
              div2k: Annotated[str, typer.Option(help="DIV2K's folder.")] = 'DIV2K'):
     "The paper's runs, as commands; --dry-run behind one of them prints its plan."
@@ -77,34 +78,18 @@ def list_():
         typer.echo('\n'.join([f'{title}:', *(f'  {n:{width}}{text}' for n, text in rows.items())]))
     typer.echo('a model can also be timm:NAME, torchvision:NAME, package.module:function or path/to/file.py:function')
 
-# %% ../../nbs/5_commands/06_cli.ipynb #n004
-@app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')
-def quantize(init: Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file "
-                                                       "of the network's authors or of timm (with --model "
-                                                       "and --data); or, with --weights or --pretrained, a "
-                                                       "model as train takes it (with --data).")],
-             out: Out,
-             ptq: Annotated[bool, typer.Option('--ptq', help='Without training: steps by MinError. With '
-                                                             'training: repq train --weight-bits 4 --init RUN.')] = False,
-             weight_bits: Annotated[int, typer.Option(help='2 to 16.')] = 8,
-             input_bits: Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')] = None,
-             batches: Annotated[int, typer.Option(help='Batches of 32 images on which the steps are chosen.')] = 8,
-             first_last_bits: Annotated[int, typer.Option(help='0: as all other layers.')] = 8,
-             layer_bits: Annotated[Optional[str],
-                                   typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')] = None,
-             model: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
-             data: Annotated[Optional[str], typer.Option(help='For a checkpoint file.')] = None,
-             block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
-    "Quantize a full-precision network without training: the baseline of quantization-aware training."
-    from repq import deployment, recipes
-    if not ptq:
-        raise ValueError('quantization without training is meant? Then say --ptq; with training it is: '
-                         f'repq train MODEL --weight-bits {weight_bits} --init {init} --out {out}')
-    layers = layer_bits and recipes.parse_layer_bits(layer_bits)
-    init, model = _model_and_weights(init, model, weights, pretrained)
-    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model,
-                                   data, block, not no_adopt)
-    typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
+# %% ../../nbs/5_commands/06_cli.ipynb #bc3a
+_From = Annotated[Path, typer.Argument(help="A full-precision run folder, or a checkpoint file of the network's "
+                                            'authors or of timm (with --model and --data); or, with --weights or '
+                                            '--pretrained, a model as train takes it (with --data).')]
+_Ptq = Annotated[bool, typer.Option('--ptq', help='Without training: steps by MinError. With training: '
+                                                  'repq train --weight-bits 4 --init RUN.')]
+_WeightBits = Annotated[int, typer.Option(help='2 to 16.')]
+_InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
+_Batches = Annotated[int, typer.Option(help='Batches of 32 images on which the steps are chosen.')]
+_FirstLast = Annotated[int, typer.Option(help='0: as all other layers.')]
+_LayerBits = Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')]
+_ForCheckpoint = Annotated[Optional[str], typer.Option(help='For a checkpoint file.')]
 
 # %% ../../nbs/5_commands/06_cli.ipynb #h942
 def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it begins, the model's name
@@ -117,61 +102,77 @@ def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it be
     if model: raise ValueError(f'the model is given twice, {init} and --model {model}: leave out --model')
     return begin_with(None, weights, pretrained), str(init)
 
+# %% ../../nbs/5_commands/06_cli.ipynb #n004
+@app.command(epilog='Example: repq quantize runs/fp --ptq --weight-bits 4 --out runs/ptq4')
+def quantize(init: _From, out: Out, ptq: _Ptq = False, weight_bits: _WeightBits = 8, input_bits: _InputBits = None,
+             batches: _Batches = 8, first_last_bits: _FirstLast = 8, layer_bits: _LayerBits = None,
+             model: _ForCheckpoint = None, data: _ForCheckpoint = None, block: Block = None, no_adopt: NoAdopt = False,
+             weights: Weights = None, pretrained: Pretrained = False):
+    "Quantize a full-precision network without training: the baseline of quantization-aware training."
+    from repq import deployment, recipes
+    if not ptq:
+        raise ValueError('quantization without training is meant? Then say --ptq; with training it is: '
+                         f'repq train MODEL --weight-bits {weight_bits} --init {init} --out {out}')
+    layers = layer_bits and recipes.parse_layer_bits(layer_bits)
+    init, model = _model_and_weights(init, model, weights, pretrained)
+    row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model,
+                                   data, block, not no_adopt)
+    typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
+
+# %% ../../nbs/5_commands/06_cli.ipynb #b3d8
+_File = Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')]
+_Format = Annotated[str, typer.Option('--to', '--format',
+                                      help='onnx: integers that ONNX Runtime computes as such; tflite: bytes for '
+                                           'TensorFlow Lite (LiteRT), one image at a time; qonnx: whole numbers of any '
+                                           'width, for compilers of hardware; pte: ExecuTorch with XNNPACK; pt2: '
+                                           'torch.export, in floats; safetensors: integers packed at their bits.')]
+_Packed = Annotated[bool, typer.Option('--packed', help='ONNX with int4 weights, for size: it runs in floats.')]
+_Symmetric = Annotated[bool, typer.Option('--symmetric', help='ONNX with signed bytes and zero-point 0 everywhere, as '
+                                                              'TensorRT has them.')]
+_Vnni = Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only '
+                                                    'on processors with VNNI and on ARM.')]
+_OpenVino = Annotated[bool, typer.Option('--openvino', help='ONNX for OpenVINO, which forgets to round before a sum '
+                                                            'unless the file says so.')]
+
 # %% ../../nbs/5_commands/06_cli.ipynb #h943
 @app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --to tflite')
-def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')],
-           out: Annotated[Optional[Path], typer.Option(help='File to be written; in the run folder if left out.')] = None,
-           format: Annotated[str, typer.Option('--to', '--format',
-                                               help='onnx: integers that ONNX Runtime computes as such; '
-                                                    'tflite: bytes for TensorFlow Lite (LiteRT), one image '
-                                                    'at a time; qonnx: whole numbers of any width, for compilers of '
-                                                    'hardware; pte: ExecuTorch with XNNPACK; pt2: '
-                                                    'torch.export, in floats; safetensors: integers packed '
-                                                    'at their bits.')] = 'onnx',
-           packed: Annotated[bool, typer.Option('--packed',
-                                                help='ONNX with int4 weights, for size: it runs in floats.')] = False,
-           symmetric: Annotated[bool, typer.Option('--symmetric',
-                                                   help='ONNX with signed bytes and zero-point 0 '
-                                                        'everywhere, as TensorRT has them.')] = False,
-           vnni: Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: '
-                                                             'faster, and exact only on processors with '
-                                                             'VNNI and on ARM.')] = False,
-           openvino: Annotated[bool, typer.Option('--openvino',
-                                                  help='ONNX for OpenVINO, which forgets to round before a '
-                                                       'sum unless the file says so.')] = False,
-           overwrite: Overwrite = False):
+def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')], out: _File = None,
+           format: _Format = 'onnx', packed: _Packed = False, symmetric: _Symmetric = False, vnni: _Vnni = False,
+           openvino: _OpenVino = False, overwrite: Overwrite = False):
     "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
-    profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni,
-                                          openvino=openvino).items() if chosen]
+    chosen = dict(packed=packed, symmetric=symmetric, vnni=vnni, openvino=openvino)
+    profiles = [n for n, wanted in chosen.items() if wanted]
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n002
+_Checkpoint = Annotated[Path, typer.Argument(help='A state dict: .safetensors, or a .pth of tensors. RepVGG, '
+                                                  'QARepVGG, MobileOne, AC-ResNet-18, OREPA-ResNet-18, ECBSR, timm '
+                                                  'or repq.')]
+_Recognized = Annotated[Optional[str], typer.Option(help="The model, for a checkpoint in repq's own layout; authors' "
+                                                         'checkpoints are recognized.')]
+
 @app.command(epilog='Example: repq convert RepVGG-A0-train.pth a0.safetensors   and   repq convert '
                     'a0.safetensors a0-deployed.pth --model repvgg_a0 --to authors --deployed')
-def convert(checkpoint: Annotated[Path, typer.Argument(help='A state dict: .safetensors, or a .pth of '
-                                                            'tensors. RepVGG, QARepVGG, MobileOne, '
-                                                            'AC-ResNet-18, OREPA-ResNet-18, ECBSR, timm or repq.')],
+def convert(checkpoint: _Checkpoint,
             out: Annotated[Path, typer.Argument(help='File to be made: .safetensors, .pth or .pt.')],
             to: Annotated[str, typer.Option(help="Layout to write: repq, authors, timm.")] = 'repq',
             deployed: Annotated[bool, typer.Option('--deployed', help='Merge the branches first.')] = False,
-            model: Annotated[Optional[str], typer.Option(help="The model, for a checkpoint in repq's own "
-                                                              "layout; authors' checkpoints are recognized.")] = None,
-            overwrite: Overwrite = False):
+            model: _Recognized = None, overwrite: Overwrite = False):
     "Read a published checkpoint, whoever wrote it, and write it in another layout."
     from repq import checkpoints
     typer.echo(checkpoints.convert(checkpoint, out, to, deployed, model, overwrite))
 
 # %% ../../nbs/5_commands/06_cli.ipynb #n003
+_Picture = Annotated[Path, typer.Argument(help='A picture: png, jpg, webp or bmp; grey, colour, with transparency, or '
+                                               '16-bit grey.')]
+_Tile = Annotated[int, typer.Option(help='Pixels of a tile: less memory when small, the same picture always.')]
+
 @app.command(epilog='Example: repq upscale photo.jpg photo-x2.png --run runs/sr-w8')
-def upscale(image: Annotated[Path, typer.Argument(help='A picture: png, jpg, webp or bmp; grey, colour, '
-                                                       'with transparency, or 16-bit grey.')],
-            out: Annotated[Path, typer.Argument(help='The picture to be made.')],
+def upscale(image: _Picture, out: Annotated[Path, typer.Argument(help='The picture to be made.')],
             run: Annotated[Path, typer.Option(help='A finished super-resolution run.')],
-            tile: Annotated[int, typer.Option(help='Pixels of a tile: less memory when small, the same '
-                                                   'picture always.')] = 512,
-            overwrite: Overwrite = False):
+            tile: _Tile = 512, overwrite: Overwrite = False):
     "Enlarge a picture with the deployed network of a run."
     from repq import runs, superres, surgery
     from repq.networks.models import task
@@ -184,14 +185,15 @@ def upscale(image: Annotated[Path, typer.Argument(help='A picture: png, jpg, web
                f'{recipe.weight_bits}/{recipe.input_bits} bits')
 
 # %% ../../nbs/5_commands/06_cli.ipynb #p001
+_Tree = Annotated[str, typer.Argument(metavar='DIR', help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
+                                                          "'cifar10', 'imagenette'.")]
+
 @app.command(epilog='Example: repq shard imagenet imagenet-shards   and then   repq train repvgg_a0 --data '
                     'imagenet-shards --out runs/fp')
-def shard(path: Annotated[str, typer.Argument(metavar='DIR',
-                                              help="ImageFolder tree (train/CLASS/*.jpg and val/ or "
-                                                   "test/), or 'cifar10', 'imagenette'.")],
-          out: Annotated[Path, typer.Argument(help='Folder to be made.')],
+def shard(path: _Tree, out: Annotated[Path, typer.Argument(help='Folder to be made.')],
           size: Annotated[float, typer.Option(help='Megabytes of images in a shard.')] = 500):
-    "Pack a folder of images into WebDataset shards, for storage that dislikes small files. --data takes the folder of shards for the folder of images: the batches are the same bit for bit."
+    """Pack a folder of images into WebDataset shards, for storage that dislikes small files. --data takes the folder
+    of shards for the folder of images: the batches are the same bit for bit."""
     from repq import shards
     with progress() as say: r = shards.write_shards(path, out, size*1e6, say)
     images = ', '.join(f'{k}: {n:,} images' for k, n in r['images'].items())

@@ -31,52 +31,61 @@ from ..training.run_folders import write_json
 from ..training.tasks import environment
 
 # %% auto #0
-__all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'coverage', 'line_of', 'summary', 'in_words']
+__all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'line_of', 'coverage', 'summary', 'in_words']
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i705
-TIMM = '''resnet10t resnet26d resnetv2_50 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_26w_4s repvgg_a0 mobileone_s0 fastvit_t8 repvit_m0_9
-repghostnet_050 ghostnet_050 ghostnetv2_100 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small efficientnet_lite0 efficientnet_b0 tf_efficientnetv2_b0 mixnet_s
-mnasnet_050 fbnetc_100 hardcorenas_a tinynet_e lcnet_050 semnasnet_050 spnasnet_100 rexnet_100 regnetx_002 regnety_002 regnetz_b16 densenet121 dla34 dpn48b selecsls42
-vovnet39a ese_vovnet19b_dw hrnet_w18_small cspresnet50 cspdarknet53 darknet53 nfnet_l0 edgenext_xx_small convnext_atto convnextv2_atto convmixer_768_32 levit_128s
-levit_conv_128s efficientformer_l1 efficientformerv2_s0 mobilevit_xxs poolformer_s12 poolformerv2_s12 pvt_v2_b0 vit_tiny_patch16_224 deit_tiny_patch16_224 mixer_s32_224
-resmlp_12_224 gmixer_24_224 swin_tiny_patch4_window7_224 inception_v4 xception41 inception_next_atto starnet_s1 hgnetv2_b0 efficientvit_b0 mambaout_femto gernet_s'''.split()
+TIMM = '''resnet10t resnet26d resnetv2_50 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_26w_4s repvgg_a0
+mobileone_s0 fastvit_t8 repvit_m0_9 repghostnet_050 ghostnet_050 ghostnetv2_100 mobilenetv2_050 mobilenetv3_small_050
+mobilenetv4_conv_small efficientnet_lite0 efficientnet_b0 tf_efficientnetv2_b0 mixnet_s mnasnet_050 fbnetc_100
+hardcorenas_a tinynet_e lcnet_050 semnasnet_050 spnasnet_100 rexnet_100 regnetx_002 regnety_002 regnetz_b16
+densenet121 dla34 dpn48b selecsls42 vovnet39a ese_vovnet19b_dw hrnet_w18_small cspresnet50 cspdarknet53 darknet53
+nfnet_l0 edgenext_xx_small convnext_atto convnextv2_atto convmixer_768_32 levit_128s levit_conv_128s
+efficientformer_l1 efficientformerv2_s0 mobilevit_xxs poolformer_s12 poolformerv2_s12 pvt_v2_b0 vit_tiny_patch16_224
+deit_tiny_patch16_224 mixer_s32_224 resmlp_12_224 gmixer_24_224 swin_tiny_patch4_window7_224 inception_v4 xception41
+inception_next_atto starnet_s1 hgnetv2_b0 efficientvit_b0 mambaout_femto gernet_s'''.split()
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b4af
 def networks() -> list: # of names
     "What is tried where no names are given"
     from torchvision import models
     found = [f'torchvision:{n}' for space in (models, models.segmentation) for n in models.list_models(module=space)]
-    return found + ([f'timm:{n}' for n in TIMM] if importlib.util.find_spec('timm') else [])
+    if importlib.util.find_spec('timm'): found += [f'timm:{n}' for n in TIMM]
+    return found
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #bb9e
 def check_network(name:str):
     "ValueError where there is no network of this name"
     from torchvision import models
     s = source_of(name)
-    if s is None: raise ValueError(f"a network is named as torchvision:resnet18, timm:repvgg_a0 or package.module:function, got '{name}'")
-    if s.kind == 'timm' or s.kind == 'torchvision' and s.name not in models.list_models(): image_size(name) # which knows classifiers, and says what was meant
+    if s is None:
+        raise ValueError('a network is named as torchvision:resnet18, timm:repvgg_a0 or '
+                         f"package.module:function, got '{name}'")
+    known = s.kind == 'torchvision' and s.name in models.list_models()
+    if s.kind in ('timm', 'torchvision') and not known: image_size(name) # knows classifiers, and says what was meant
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i707
-_CONVOLUTIONS = ('convolution',)
-
 def _macs(f) -> tuple: # of convolutions, of all
     "Multiply-adds of what `f` computes"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
     counts = {str(k): v/2 for k, v in counter.get_flop_counts().get('Global', {}).items()}
-    return sum(v for k, v in counts.items() if any(c in k for c in _CONVOLUTIONS)), sum(counts.values())
+    return sum(v for k, v in counts.items() if 'convolution' in k), sum(counts.values())
 
-def _island_macs(net, values) -> tuple:
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b296
+def _compute(step, values):
+    "A step of an integer network on the values that it reads"
+    return find_operation(step.op).compute(step, *(values[i] for i in step.inputs), grids=None)
+
+def _island_macs(net, values) -> tuple: # of convolutions, of all
     "Multiply-adds of the islands"
-    rows = [_macs(lambda: find_operation(s.op).compute(s, *(values[i] for i in s.inputs), grids=None)) for s in net.steps if s.op == 'float']
+    rows = [_macs(lambda: _compute(s, values)) for s in net.steps if s.op == 'float']
     return tuple(map(sum, zip(*rows))) if rows else (0, 0)
 
-# %% ../../nbs/5_commands/02b_coverage.ipynb #i710
-class _Clock:
-    "Seconds of the processor for one thing after another: other programs may run beside"
-    def __init__(self): self.seconds, self.last = {}, time.process_time()
-    def __call__(self, what):
-        now = time.process_time()
-        self.seconds[what], self.last = round(now - self.last, 2), now
+def _share(whole, floats):
+    "What of `whole` is not in `floats`; all, where there is nothing"
+    return 1. if not whole else round(1 - floats/whole, 5)
 
-def _images(model, size) -> tuple: # images, and the float network's result
+# %% ../../nbs/5_commands/02b_coverage.ipynb #i710
+def _images(model, size) -> torch.Tensor: # (2, 3, s, s)
     "Two random images of a size that the network takes: the given one, twice that, or its own"
     cfg = getattr(model, 'pretrained_cfg', {})
     own = (cfg.get('input_size') or (3, 224, 224))[-1]
@@ -88,6 +97,14 @@ def _images(model, size) -> tuple: # images, and the float network's result
         except (RuntimeError, AssertionError, ValueError): continue
     raise ValueError(f'{type(model).__name__} takes no images of {size}, {2*size}, {own} or 224 pixels')
 
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b80a
+class _Clock:
+    "Seconds of the processor for one thing after another: other programs may run beside"
+    def __init__(self): self.seconds, self.last = {}, time.process_time()
+    def __call__(self, what):
+        now = time.process_time()
+        self.seconds[what], self.last = round(now - self.last, 2), now
+
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710p0
 def _calibrated(model, x, candidates):
     "`model` calibrated on `x`, its quantizers trying so many steps (None: as many as they do)"
@@ -95,30 +112,46 @@ def _calibrated(model, x, candidates):
         if candidates and isinstance(m, LSQ): m.n_candidates = candidates
     return calibrate(model, [x]).eval()
 
-def measure(name:str, size:int=64, bits:int=8, candidates:int=None) -> dict:
+def _converted(model, x, bits, candidates, clock) -> tuple: # layers that became blocks, the integer network, its file
+    "What a user would make of `model`, one step after another"
+    q = quantize(model, bits, bits, verbose=False)
+    clock('quantize')
+    q = _calibrated(q, x, candidates)
+    clock('calibrate')
+    net = to_integer(q, x)
+    clock('integers')
+    proto = onnx_model(net, x)
+    clock('onnx')
+    return sum(isinstance(m, Block) for m in q.modules()), net, proto
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #i710p1
+def _in_integers(model, net, proto, x) -> dict:
+    "How much of `model` is in integers in `net`, and what is left in floating point"
+    whole, floats = _macs(lambda: copy_model(model)(x)), _island_macs(net, net.values(x))
+    return dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed,
+                file_kb=round(proto.ByteSize()/1e3),
+                islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b152
+def measure(name:str,           # as `check_network` takes it
+            size:int=64,        # pixels of an image, where the network takes them
+            bits:int=8,         # of weights and inputs
+            candidates:int=None # steps that a quantizer tries; None: as many as it does
+           ) -> dict:
     "A row: what of the network `name` becomes integers, and whether its file computes them"
     torch.manual_seed(0)
     model = from_source(name, any_task=True).eval()
     x, clock = _images(model, size), _Clock()
-    calibrate(model, [x]); clock('statistics')
-    layers = len(find_sites(model)[0])
-    row = dict(network=name, size=x.shape[-1], bits=bits, layers=layers, parameters=sum(p.numel() for p in model.parameters()))
-    q = quantize(model, bits, bits, verbose=False); clock('quantize')
-    q = _calibrated(q, x, candidates); clock('calibrate')
-    row |= dict(blocks=sum(isinstance(m, Block) for m in q.modules()))
-    net = to_integer(q, x); clock('integers')
-    proto = onnx_model(net, x); clock('onnx')
-    values = net.values(x)
-    whole, floats = _macs(lambda: copy_model(model)(x)), _island_macs(net, values)
-    row |= dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed, file_kb=round(proto.ByteSize()/1e3))
-    row |= dict(islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))
-    fresh = torch.cat([torch.randn_like(x), x[:1]]) # three images: their number is open
+    calibrate(model, [x])
+    clock('statistics')
+    row = dict(network=name, size=x.shape[-1], bits=bits, layers=len(find_sites(model)[0]),
+               parameters=sum(p.numel() for p in model.parameters()))
+    row['blocks'], net, proto = _converted(model, x, bits, candidates, clock)
+    row |= _in_integers(model, net, proto, x)
     clock('counting')
-    row |= compare_file(net, proto, (fresh,)); clock('compare')
+    row |= compare_file(net, proto, (torch.cat([torch.randn_like(x), x[:1]]),))
+    clock('compare')
     return row | dict(seconds=clock.seconds)
-
-# %% ../../nbs/5_commands/02b_coverage.ipynb #i710p1
-def _share(whole, floats): return 1. if not whole else round(1 - floats/whole, 5)
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i713
 def _memory_mb() -> float: # 0 where it cannot be asked for
@@ -130,7 +163,9 @@ def _memory_mb() -> float: # 0 where it cannot be asked for
 @contextmanager
 def _limited(seconds):
     "TimeoutError after so much time of the processor, where the system can count it"
-    if not hasattr(signal, 'SIGPROF'): yield; return
+    if not hasattr(signal, 'SIGPROF'):
+        yield
+        return
     def stop(*_): raise TimeoutError(f'took longer than {seconds:g} seconds')
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -156,34 +191,91 @@ def serve(most_mb:int=6000):
         if ends: return
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q902
+_SERVE = ('import warnings; warnings.simplefilter("ignore"); '
+          'from repq.commands.coverage import serve; serve()')
+
+def _answer(process, question, patience) -> tuple: # a line, '' where none came; was patience at its end?
+    "What `process` says to a question, within so many seconds of the clock; then it is ended"
+    clock = threading.Timer(patience, process.kill)
+    clock.start()
+    try:
+        print(json.dumps(question), file=process.stdin, flush=True)
+        line = process.stdout.readline()
+    except BrokenPipeError: line = ''
+    timed_out = not clock.is_alive()
+    clock.cancel()
+    return line, timed_out
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b9bb
 class _Server:
     "A process that measures one network after another; it begins anew after one that took too long or ended it"
     def __init__(self): self.process = None
-    def start(self):
-        code = 'import warnings; warnings.simplefilter("ignore"); from repq.commands.coverage import serve; serve()'
-        self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    def ask(self, name, *args, timeout) -> dict: # timeout: seconds of the processor; thirty times that on the clock, where others use it as well
+    def start(self):
+        self.process = subprocess.Popen([sys.executable, '-c', _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)
+
+    def ask(self, name, *args, timeout) -> dict: # timeout: seconds of the processor
         "The row of a network"
         if self.process is None or self.process.poll() is not None: self.start()
-        clock = threading.Timer(30*timeout, self.process.kill)
-        clock.start()
-        try:
-            print(json.dumps([timeout, name, *args]), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError: line = ''
-        timed_out = not clock.is_alive()
-        clock.cancel()
-        if line:
-            row, ends = json.loads(line)
-            if ends: self.process.wait()
-            return row
-        return dict(network=name, failed=f'took longer than {timeout:g} seconds' if timed_out else f'its process ended with {self.process.wait()}')
+        # thirty times that on the clock, where others use it as well
+        line, timed_out = _answer(self.process, [timeout, name, *args], 30*timeout)
+        if not line: return dict(network=name, failed=self._why(timeout, timed_out))
+        row, ends = json.loads(line)
+        if ends: self.process.wait()
+        return row
+
+    def _why(self, timeout, timed_out):
+        if timed_out: return f'took longer than {timeout:g} seconds'
+        return f'its process ended with {self.process.wait()}'
 
     def stop(self):
         if self.process is None: return
-        self.process.stdin.close(); self.process.stdout.close()
-        self.process.kill(); self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.kill()
+        self.process.wait()
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #q904
+_FIGURES = {'convolutions', 'islands', 'differing', 'island_error'} # which `in_words` adds up
+
+def _check_row(file, i, row, bits):
+    missing = _FIGURES - row.keys()
+    if missing and 'failed' not in row:
+        raise ValueError(f'{file} cannot be used: rows.{i} has no {min(missing)}')
+    if row.get('bits', bits) != bits:
+        raise ValueError(f'{file} has rows of {row["bits"]} bits, and {bits} are asked for: give another file')
+
+def _rows(file, bits) -> list:
+    "The rows of a table that is there"
+    if file is None: return []
+    check_output(file, True)
+    if not Path(file).exists(): return []
+    rows = read_json(file, COVERAGE)['rows']
+    for i, r in enumerate(rows): _check_row(file, i, r, bits)
+    return rows
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b620
+def line_of(r:dict) -> str: # as `measure` gives it, or with `failed`
+    "A row in words"
+    if 'failed' in r: return f"{r['network']}: {r['failed']}"
+    text = (f"{r['network']}: {r['layers']} layers, {r['convolutions']:.1%} of convolutions' and {r['macs']:.1%} of "
+            f"all MACs in integers, {r['differing']} of {r['values']:,} values differ")
+    if not r['islands']: return text
+    steps = ', '.join(f'{v} {k}' for k, v in r['float_steps'].items())
+    return f"{text}, {r['islands']} islands ({steps}), off by {r['island_error']:.1e} at most"
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #bc11
+def _check_arguments(names, size, bits, timeout, candidates):
+    check_whole('size', size, 1, 16384)
+    check_bits(bits)
+    check_whole('candidates', candidates, 1, 10_000)
+    check_finite('timeout', timeout)
+    if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
+    for n in names: check_network(n)
+
+def _write(file, rows, candidates):
+    write_json(file, dict(made='made by repq', **environment(), candidates=candidates, rows=rows), True)
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q903
 def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; empty: `networks`
@@ -191,17 +283,12 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
              size:int=64,        # pixels of an image, where the network takes them
              bits:int=8,
              timeout:float=600,  # seconds of the processor for a network
-             candidates:int=None,# steps that a quantizer tries; None: as many as it does. Few take less time, and the same becomes integers
+             candidates:int=None,# steps that a quantizer tries; None: as many as it does. Few take less time
              again=False,        # try once more what failed earlier?
              say=print,
             ) -> list: # of rows
     "Measure networks, one after another in a process of their own"
-    check_whole('size', size, 1, 16384)
-    check_bits(bits)
-    check_whole('candidates', candidates, 1, 10_000)
-    check_finite('timeout', timeout)
-    if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
-    for n in names: check_network(n)
+    _check_arguments(names, size, bits, timeout, candidates)
     names = list(dict.fromkeys(names)) or networks()
     rows = {r['network']: r for r in _rows(file, bits)}
     todo = [n for n in names if n not in rows or again and 'failed' in rows[n]]
@@ -210,50 +297,53 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
         for i, n in enumerate(todo, 1):
             rows[n] = server.ask(n, size, bits, candidates, timeout=timeout)
             say(f'{i} of {len(todo)}: {line_of(rows[n])}')
-            if file is not None: write_json(file, dict(made='made by repq', **environment(), candidates=candidates, rows=list(rows.values())), True)
+            if file is not None: _write(file, list(rows.values()), candidates)
     finally: server.stop()
     return [rows[n] for n in names]
-
-# %% ../../nbs/5_commands/02b_coverage.ipynb #q904
-def _rows(file, bits) -> list:
-    "The rows of a table that is there"
-    if file is None: return []
-    check_output(file, True)
-    if not Path(file).exists(): return []
-    rows = read_json(file, COVERAGE)['rows']
-    for i, r in enumerate(rows):
-        if missing := {'convolutions', 'islands', 'differing', 'island_error'} - r.keys():
-            if 'failed' not in r: raise ValueError(f'{file} cannot be used: rows.{i} has no {min(missing)}')
-        if r.get('bits', bits) != bits: raise ValueError(f'{file} has rows of {r["bits"]} bits, and {bits} are asked for: give another file')
-    return rows
-
-def line_of(r:dict) -> str:
-    "A row in words"
-    if 'failed' in r: return f"{r['network']}: {r['failed']}"
-    floats = f", {r['islands']} islands ({', '.join(f'{v} {k}' for k, v in r['float_steps'].items())}), off by {r['island_error']:.1e} at most" if r['islands'] else ''
-    return f"{r['network']}: {r['layers']} layers, {r['convolutions']:.1%} of convolutions' and {r['macs']:.1%} of all MACs in integers, {r['differing']} of {r['values']:,} values differ{floats}"
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i715
 def summary(rows) -> dict:
     "How many of the networks are files, and how much of them is integers"
     done = [r for r in rows if 'failed' not in r]
     plain = [r for r in done if not r['islands']]
-    return dict(networks=len(rows), files=len(done), convolutions_90=sum(r['convolutions'] >= .9 for r in done), without_islands=len(plain),
-                differing=sum(r['differing'] for r in done), differing_without_islands=sum(r['differing'] for r in plain),
-                island_error=max([r['island_error'] for r in done if r['islands']], default=None))
+    errors = [r['island_error'] for r in done if r['islands']]
+    return dict(networks=len(rows), files=len(done), convolutions_90=sum(r['convolutions'] >= .9 for r in done),
+                without_islands=len(plain), differing=sum(r['differing'] for r in done),
+                differing_without_islands=sum(r['differing'] for r in plain), island_error=max(errors, default=None))
 
-def _median(done, verb) -> str:
-    found = [r['seconds'][verb] for r in done if verb in r['seconds']]
-    return f'{verb} {median(found):.1f} ({max(found):.1f})'
+# %% ../../nbs/5_commands/02b_coverage.ipynb #bbe1
+def _shares_in_words(s, done) -> str:
+    "The sentence on files and shares"
+    shares = [r['convolutions'] for r in done]
+    return (f"**{s['files']} of {s['networks']} networks become files ({s['files']/s['networks']:.0%})**, and in "
+            f"{s['convolutions_90']} of them at least 90 % of the convolutions' multiply-adds are in integers "
+            f"(the least: {min(shares):.1%}; the mean: {mean(shares):.1%}).")
+
+def _differences_in_words(s, done) -> str:
+    "The sentences on what the files compute, without islands and with"
+    values = sum(r['values'] for r in done if not r['islands'])
+    text = (f"{s['without_islands']} have no island of floating point, and {s['differing_without_islands']} of their "
+            f"{values:,} values differ from the reference.")
+    if s['island_error'] is None: return text
+    values = sum(r['values'] for r in done if r['islands'])
+    differing = s['differing'] - s['differing_without_islands']
+    return (f"{text} In the {len(done) - s['without_islands']} others {differing} of {values:,} differ, given what the "
+            f"islands gave, and an island differs from torch by {s['island_error']:.0e} of its largest value at most.")
+
+# %% ../../nbs/5_commands/02b_coverage.ipynb #b319
+def _seconds_in_words(done) -> str:
+    "The sentence on what each step took"
+    each = []
+    for verb in 'quantize', 'calibrate', 'integers', 'onnx':
+        found = [r['seconds'][verb] for r in done if verb in r['seconds']]
+        if found: each.append(f'{verb} {median(found):.1f} ({max(found):.1f})')
+    return 'Seconds of the processor, the median and the most: ' + ', '.join(each) + '.'
 
 def in_words(rows) -> str: # markdown
     "What a table of coverage says, with what failed and why"
     s, done = summary(rows), [r for r in rows if 'failed' not in r]
     if not done: return f'None of {len(rows)} networks became a file.'
-    plain, shares = [r for r in done if not r['islands']], sorted(r['convolutions'] for r in done)
-    text = [f"**{s['files']} of {s['networks']} networks become files ({s['files']/s['networks']:.0%})**, and in {s['convolutions_90']} of them at least 90 % of the convolutions' multiply-adds are in integers (the least: {shares[0]:.1%}; the mean: {mean(shares):.1%}).",
-            f"{len(plain)} have no island of floating point, and {sum(r['differing'] for r in plain)} of their {sum(r['values'] for r in plain):,} values differ from the reference."]
-    if s['island_error'] is not None: text.append(f"In the {len(done) - len(plain)} others {s['differing'] - s['differing_without_islands']} of {sum(r['values'] for r in done if r['islands']):,} differ, given what the islands gave, and an island differs from torch by {s['island_error']:.0e} of its largest value at most.")
-    text.append('Seconds of the processor, the median and the most: ' + ', '.join(_median(done, v) for v in ('quantize', 'calibrate', 'integers', 'onnx') if any(v in r['seconds'] for r in done)) + '.')
+    text = ' '.join([_shares_in_words(s, done), _differences_in_words(s, done), _seconds_in_words(done)])
     failed = [f"- {r['network']}: {r['failed']}" for r in rows if 'failed' in r]
-    return ' '.join(text) + ('\n\nWhat failed:\n\n' + '\n'.join(failed) if failed else '')
+    if failed: text += '\n\nWhat failed:\n\n' + '\n'.join(failed)
+    return text

@@ -10,27 +10,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .app import Block, Data, NoAdopt, Out, Pretrained, Weights, app, begin_with, in_words, progress, settle
+from .app import Block, Data, NoAdopt, Out, Pretrained, Weights, app, begin_with, in_words, settle
+from .progress import progress
 from ..training.processes import prepare_processes
 
-# %% ../../nbs/5_commands/04_train_commands.ipynb #c007
-@app.command(epilog='Example: repq demo --out runs/demo')
-def demo(out: Out = Path('runs/demo'),
-         data: Data = 'digits',
-         model: Annotated[str, typer.Option(help='A re-parametrized model, see: repq list.')] = 'ac_resnet18_tiny',
-         task: Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's "
-                                                "photographs, at 32, 8, 4 and 2 bits.")] = 'classification',
-         seed: int = 0,
-         quick: Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')] = False,
-         jobs: Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: '
-                                                          'one for each core if left out; 0: one after another.')] = None):
-    "Compare all methods at 4 and 2 bits on embedded data, in some minutes; finished runs in OUT are kept, interrupted ones go on."
+# %% ../../nbs/5_commands/04_train_commands.ipynb #b402
+_DemoModel = Annotated[str, typer.Option(help='A re-parametrized model, see: repq list.')]
+_Task = Annotated[str, typer.Option(help="classification, or sr: super-resolution of scikit-image's photographs, at "
+                                         '32, 8, 4 and 2 bits.')]
+_Quick = Annotated[bool, typer.Option(help='One epoch a run: to see that everything works.')]
+_Jobs = Annotated[Optional[int], typer.Option(help='Runs at a time, each a process of one thread: one for each core '
+                                                   'if left out; 0: one after another.')]
+
+def _check_demo(task, data, model, jobs):
     if jobs is not None and not 0 <= jobs <= 1000:
         raise ValueError(f'--jobs takes 0 to 1000 runs at a time, not {jobs}')
     if task not in ('classification', 'sr'): raise ValueError(f"task must be classification or sr, got '{task}'")
     if task == 'sr' and (data, model) != ('digits', 'ac_resnet18_tiny'):
         raise ValueError('--data and --model are for classification: the demo of super-resolution has '
                          'photographs and a network of its own')
+
+# %% ../../nbs/5_commands/04_train_commands.ipynb #c007
+@app.command(epilog='Example: repq demo --out runs/demo')
+def demo(out: Out = Path('runs/demo'), data: Data = 'digits', model: _DemoModel = 'ac_resnet18_tiny',
+         task: _Task = 'classification', seed: int = 0, quick: _Quick = False, jobs: _Jobs = None):
+    """Compare all methods at 4 and 2 bits on embedded data, in some minutes; finished runs in OUT are kept,
+    interrupted ones go on."""
+    _check_demo(task, data, model, jobs)
     if jobs != 0: prepare_processes('repq.training.demo') # while this process imports the same
     if task == 'sr': _demo_sr(Path('runs/demo-sr') if out == Path('runs/demo') else out, quick, seed, jobs)
     else: _demo_classification(out, quick, seed, jobs, data, model)
@@ -42,6 +48,8 @@ def _demo_sr(out, quick, seed, jobs):
     typer.echo(f'{plots.psnr_table(rows)}\n\nPSNR on Y, dB, unrounded. Seed {seed}; one seed is an anecdote.')
     _echo_places(out)
 
+def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}/*.png   Runs: {out}/*/')
+
 # %% ../../nbs/5_commands/04_train_commands.ipynb #h679
 def _demo_classification(out, quick, seed, jobs, data, model):
     from repq import plots, runs
@@ -52,24 +60,13 @@ def _demo_classification(out, quick, seed, jobs, data, model):
                'seed is an anecdote.')
     _echo_places(out)
 
-def _echo_places(out): typer.echo(f'Rows: {out/"results.json"}   Pictures: {out}/*.png   Runs: {out}/*/')
-
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e402
-_AnyData = Annotated[Optional[str],
-                     typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
-                                       "'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's "
-                                       "folder, any folder of photographs, or 'photos'.")]
+_Model = Annotated[str, typer.Argument(help='A model, see: repq list; or timm:NAME, torchvision:NAME, '
+                                            'package.module:function, path/to/file.py:function (which runs).')]
 _Method = Annotated[str, typer.Option(help='plain, merged, repq, repq-bn, repq-bnest, repq-bncorrected, '
                                            'repq-bnsample or repq-bnhybrid.')]
 _WeightBits = Annotated[int, typer.Option(help='2 to 16; 32 is the full-precision stage.')]
 _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if left out.')]
-_Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, "
-                                                    "or a checkpoint file of the network's authors or of timm.")]
-_Epochs = Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")]
-_Warmup = Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')]
-_Schedule = Annotated[Optional[str], typer.Option(help='cosine or constant.')]
-_Valid = Annotated[Optional[float],
-                   typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
 _FirstLast = Annotated[Optional[int], typer.Option(help='8 if left out; 0: as all other layers.')]
 _LayerBits = Annotated[Optional[str],
                        typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8 '
@@ -77,15 +74,34 @@ _LayerBits = Annotated[Optional[str],
 _PerTensor = Annotated[bool, typer.Option('--per-tensor', help='One weight step per layer, not per channel.')]
 _FullPrecision = Annotated[Optional[str],
                            typer.Option(help="How blocks train in full precision: 'branched' or 'merged'.")]
+
+# %% ../../nbs/5_commands/04_train_commands.ipynb #bd34
+_AnyData = Annotated[Optional[str],
+                     typer.Option(help="ImageFolder tree (train/CLASS/*.jpg and val/ or test/), or "
+                                       "'digits', 'cifar10', 'imagenette'; for super-resolution DIV2K's "
+                                       "folder, any folder of photographs, or 'photos'.")]
+_Valid = Annotated[Optional[float],
+                   typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
+_Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, "
+                                                    "or a checkpoint file of the network's authors or of timm.")]
+_Epochs = Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")]
+_Warmup = Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')]
+_Schedule = Annotated[Optional[str], typer.Option(help='cosine or constant.')]
+_Fields = Annotated[Optional[List[str]],
+                    typer.Option('--set', metavar='NAME=VALUE',
+                                 help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')]
+
+# %% ../../nbs/5_commands/04_train_commands.ipynb #b5b7
 _Scale = Annotated[Optional[int], typer.Option(help='Super-resolution only, as the next three: 2 if left out.')]
 _Crop = Annotated[Optional[int], typer.Option(help='Pixels of the large side of a training crop.')]
 _Iterations = Annotated[Optional[int], typer.Option(help='Batches in an epoch.')]
 _Benchmarks = Annotated[Optional[str],
                         typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')]
+_Published = Annotated[bool, typer.Option('--as-published',
+                                          help='Below 4 bits: without what the default recipe adds to the '
+                                               'paper (norm_after, input_noise, bound_steps, centred, peel).')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e404
-_Timing = Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end, '
-                                           '1000 at most; 0: none.')]
 _Resume = Annotated[bool, typer.Option('--resume', help='Go on with this run from its last checkpoint, in '
                                                         'OUT.part, if it was interrupted, to the weights '
                                                         'that it would have had; begin it if it was not '
@@ -93,68 +109,59 @@ _Resume = Annotated[bool, typer.Option('--resume', help='Go on with this run fro
 _Minutes = Annotated[float, typer.Option(help='A checkpoint every so many minutes, beside one after each '
                                               'epoch; 0: after every batch.')]
 _Keep = Annotated[int, typer.Option(help='Checkpoints to keep, the newest.')]
-_Fields = Annotated[Optional[List[str]],
-                    typer.Option('--set', metavar='NAME=VALUE',
-                                 help='Any other field of the recipe, e.g. momentum=0.8, bias_lr=2; may be repeated.')]
+_Timing = Annotated[int, typer.Option(help='Rounds of step timing against the plain network at the end, '
+                                           '1000 at most; 0: none.')]
+_TensorBoard = Annotated[bool, typer.Option('--tensorboard', help='Write for TensorBoard as well, into the run folder; '
+                                                                  'needs the package tensorboard.')]
+_DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, parameter groups, '
+                                                         'schedule, memory, files. Nothing is written.')]
+
+# %% ../../nbs/5_commands/04_train_commands.ipynb #b51e
 _Teacher = Annotated[Optional[Path],
                      typer.Option(help="A finished run of the same data whose outputs take part in the "
                                        "loss; its share is the recipe's distill.")]
-_TensorBoard = Annotated[bool, typer.Option('--tensorboard',
-                                            help='Write for TensorBoard as well, into the run folder; '
-                                                 'needs the package tensorboard.')]
-_DryRun = Annotated[bool, typer.Option('--dry-run', help='Print the plan of the run: recipe, data, '
-                                                         'parameter groups, schedule, memory, files. '
-                                                         'Nothing is written.')]
-_Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each '
-                                               'process) in so many parts, one after another, where it '
-                                               'does not fit into memory. Batch norms see the parts.')]
-_Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs "
-                                                              "again in the backward pass instead of "
-                                                              "keeping them: about a third less memory, a "
-                                                              "tenth more time.")]
-_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a '
-                                                          'step as a CUDA graph and launch it at once; for '
-                                                          'small networks, whose launches take longer than '
-                                                          'their arithmetic.')]
-_Published = Annotated[bool, typer.Option('--as-published',
-                                          help='Below 4 bits: without what the default recipe adds to the '
-                                               'paper (norm_after, input_noise, bound_steps, centred, peel).')]
+_Accumulate = Annotated[int, typer.Option(help='Compute a batch (under torchrun, the share of each process) in so '
+                                               'many parts, one after another, where it does not fit into memory. '
+                                               'Batch norms see the parts.')]
+_Recompute = Annotated[bool, typer.Option('--recompute', help="For repq-bn: compute branches' outputs again in the "
+                                                              'backward pass instead of keeping them: about a third '
+                                                              'less memory, a tenth more time.')]
+_Capture = Annotated[bool, typer.Option('--capture', help='On a GPU: record forward and backward pass of a step as a '
+                                                          'CUDA graph and launch it at once; for small networks, '
+                                                          'whose launches take longer than their arithmetic.')]
 _Skips = Annotated[int, typer.Option(help='Steps to skip because the loss or a gradient is not finite, '
                                           'before the run stops.')]
+
+# %% ../../nbs/5_commands/04_train_commands.ipynb #b104
+# options that are fields of the recipe, and options that are arguments of `repq.training.runs.train`
+_OF_RECIPE = '''data epochs batch_size lr weight_decay warmup schedule label_smoothing image_size valid seed
+first_last_bits full_precision scale crop iterations benchmarks block'''.split()
+_OF_RUN = 'timing resume keep skips teacher tensorboard accumulate recompute capture'.split()
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #c009
 @app.command(epilog='Example: repq train repvgg_a0 --data imagenet --method repq-bn --out runs/fp   and then   '
                     'repq train repvgg_a0 --data imagenet --method repq-bnest --weight-bits 4 --input-bits '
                     '4 --init runs/fp --out runs/w4')
-def train(model: Annotated[str, typer.Argument(help='A model, see: repq list; or timm:NAME, '
-                                                    'torchvision:NAME, package.module:function, '
-                                                    'path/to/file.py:function (which runs).')],
-          out: Out, data: _AnyData = None, method: _Method = 'repq-bnest', weight_bits: _WeightBits = 32,
+def train(model: _Model, out: Out, data: _AnyData = None, method: _Method = 'repq-bnest', weight_bits: _WeightBits = 32,
           input_bits: _InputBits = None, init: _Init = None, epochs: _Epochs = None, batch_size: Optional[int] = None,
           lr: Optional[float] = None, weight_decay: Optional[float] = None, warmup: _Warmup = None,
           schedule: _Schedule = None, label_smoothing: Optional[float] = None, image_size: Optional[int] = None,
           valid: _Valid = None, seed: int = 0, first_last_bits: _FirstLast = None, layer_bits: _LayerBits = None,
           per_tensor: _PerTensor = False, full_precision: _FullPrecision = None, scale: _Scale = None,
-          crop: _Crop = None,
-          iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5, resume: _Resume = False,
-          checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None, teacher: _Teacher = None,
-          tensorboard: _TensorBoard = False, dry_run: _DryRun = False, accumulate: _Accumulate = 1,
-          recompute: _Recompute = False, capture: _Capture = False, as_published: _Published = False,
-          skips: _Skips = 10,
-          block: Block = None, no_adopt: NoAdopt = False, weights: Weights = None, pretrained: Pretrained = False):
-    "Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun: torchrun --nproc-per-node 4 --no-python repq train ... --resume"
-    from repq.training.recipes import check_effect
-    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, data=data,
-                     epochs=epochs, batch_size=batch_size,
-                     lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule,
-                     label_smoothing=label_smoothing,
-                     image_size=image_size, valid=valid, seed=seed, first_last_bits=first_last_bits,
-                     per_channel=not per_tensor, full_precision=full_precision, scale=scale, crop=crop,
-                     iterations=iterations, benchmarks=benchmarks, block=block, adopt=False if no_adopt else None)
-    check_effect(recipe, teacher is not None)
-    how = dict(init=begin_with(init, weights, pretrained), timing=timing, resume=resume, minutes=checkpoint_minutes,
-               keep=keep, skips=skips, teacher=teacher,
-               tensorboard=tensorboard, accumulate=accumulate, recompute=recompute, capture=capture)
+          crop: _Crop = None, iterations: _Iterations = None, benchmarks: _Benchmarks = None, timing: _Timing = 5,
+          resume: _Resume = False, checkpoint_minutes: _Minutes = 15, keep: _Keep = 2, fields: _Fields = None,
+          teacher: _Teacher = None, tensorboard: _TensorBoard = False, dry_run: _DryRun = False,
+          accumulate: _Accumulate = 1, recompute: _Recompute = False, capture: _Capture = False,
+          as_published: _Published = False, skips: _Skips = 10, block: Block = None, no_adopt: NoAdopt = False,
+          weights: Weights = None, pretrained: Pretrained = False):
+    """Train one stage of a method into a new run folder. Until it is finished, the run is in OUT.part, with
+    checkpoints: the same command with --resume goes on with it. Several processes share the batches under torchrun:
+    torchrun --nproc-per-node 4 --no-python repq train ... --resume"""
+    given = dict(locals())
+    recipe = _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published,
+                     **{n: given[n] for n in _OF_RECIPE}, per_channel=not per_tensor, adopt=False if no_adopt else None)
+    _check_effect(recipe, teacher)
+    how = {n: given[n] for n in _OF_RUN} | dict(init=begin_with(init, weights, pretrained), minutes=checkpoint_minutes)
     text = _plan(recipe, out, how) if dry_run else _train(recipe, out, how)
     if text is not None: typer.echo(text)
 
@@ -171,6 +178,10 @@ def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_publi
     if not as_published: _tell_added(recipe)
     return recipe
 
+def _check_effect(recipe, teacher):
+    from repq.training.recipes import check_effect
+    check_effect(recipe, teacher is not None)
+
 # %% ../../nbs/5_commands/04_train_commands.ipynb #h680
 def _tell_added(recipe):
     "Say, in the first process, what a recipe below 4 bits has beyond the paper"
@@ -180,6 +191,7 @@ def _tell_added(recipe):
     if added and not rank_distrib():
         typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
 
+# %% ../../nbs/5_commands/04_train_commands.ipynb #b85c
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first
     from repq.training.plans import plan
     return plan(recipe, out, **how)

@@ -8,98 +8,24 @@ import copy, json, zlib
 from difflib import get_close_matches
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 import torch, torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor, fx
-from ..method.kernels import Geometry
-from ..method.grids import check_bits, grid
-from ..method.layers import QUANTIZERS, FixedQuantizer, IntegerKernel, RepQLayer, as_block, is_deployed
+from ..method.layers import QUANTIZERS, RepQLayer, as_block, is_deployed
 from ..method.blocks import Block
 from ..networks.adoption import adopt
 from ..networks.surgery import WithNorm, deploy
 from ..networks.changes import without_norm
 from ..networks.checkpoints import differences, write_checkpoint
-from ..networks.packing import compact, expand, pack, unpack
-from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text, module_arguments, module_from_text, module_text,
-                                    of_torch)
+from .graph_text import (check_module, decode, evaluation_graph, graph_from_text, graph_text,
+                                    module_arguments, module_from_text, module_text, of_torch)
+from .layer_text import layer_from_text, layer_place, layer_text, quantizer_from_text, quantizer_text
 from ..networks.files import check_output
 from ..networks.graphs import BatchNorm
 from ..networks.guests import first_line
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'save_deployed', 'load_deployed']
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #g106
-def _packed(integers:Tensor, bits:int) -> tuple: # uint8 tensor, whether the grid is unsigned
-    "Integers of 2 to 16 bits one after another; of more than 8 bits the lower bytes first, then the rest"
-    w, half = integers.cpu().int(), 2**(bits - 1)
-    unsigned = bool((w >= half).any())
-    w = w - half*unsigned
-    if bits <= 8: return compact(w, bits), unsigned
-    return torch.cat([pack((w & 255) - 128, 8), pack(w >> 8, bits - 8)]), unsigned
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #q760
-_TYPES = torch.int8, torch.uint8, torch.int16, torch.int32
-
-def _unpacked(packed:Tensor, bits:int, shape, unsigned:bool) -> Tensor: # int8, uint8, int16 or int32, as `quantize_to_int` has it
-    "The integers that `_packed` packed"
-    n, (qn, qp) = prod(shape), grid(bits, not unsigned)
-    if bits <= 8: w = expand(packed, bits, shape).int()
-    elif packed.dtype != torch.uint8 or packed.shape != (n - (-n*(bits - 8)//8),):
-        raise ValueError(f'{tuple(packed.shape)} bytes are not {n:,} integers of {bits} bits')
-    else: w = unpack(packed[:n], 8, shape).int() + 128 + 256*unpack(packed[n:], bits - 8, shape).int()
-    smallest = next(d for d in _TYPES if torch.iinfo(d).min <= qn and qp <= torch.iinfo(d).max)
-    return (w + 2**(bits - 1)*unsigned).to(smallest)
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #g109
-def _place(kernel) -> dict:
-    "How whatever yields a kernel is applied"
-    g = kernel.geometry
-    own = {n: getattr(kernel, n) for n in IntegerKernel.names if hasattr(kernel, n)}
-    return dict(own, groups=kernel.groups, geometry=None if g is None else [g.stride, g.padding, g.dilation, g.padding_mode])
-
-def _quantizer_text(q:FixedQuantizer) -> dict: # None where there is none
-    return None if q is None else dict(bits=q.bits, qn=q.qn, qp=q.qp)
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #q761
-def _layer_text(m:RepQLayer) -> tuple: # what JSON holds, and tensors
-    "A deployed layer in a file"
-    k, q = m.block, m.input_quantizer
-    packed, unsigned = _packed(k.integers, k.bits)
-    text = dict(place=_place(k), shape=list(k.integers.shape), bits=k.bits, unsigned=unsigned,
-                integer_bias=m.integer_bias, input=_quantizer_text(q))
-    tensors = dict(integers=packed, scale=k.scale, bias=k.bias)
-    return text, tensors if q is None else dict(tensors, step=q.step)
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #g110
-def _numbers(t:Tensor, *shapes) -> Tensor:
-    "`t`, a ValueError unless it is finite, in floating point and of one of these shapes"
-    if t.is_floating_point() and tuple(t.shape) in shapes and t.isfinite().all(): return t
-    raise ValueError(f'{tuple(t.shape)} {t.dtype} where finite numbers {shapes[0]} are expected')
-
-def _quantizer(text:dict, step:Tensor) -> FixedQuantizer:
-    "The quantizer of `_quantizer_text`"
-    qn, qp, bits = text['qn'], text['qp'], text['bits']
-    if (qn, qp) not in [grid(check_bits(bits), signed) for signed in (True, False)]:
-        raise ValueError(f'no grid of {bits} bits: {qn}..{qp}')
-    if not (_numbers(step, ()) > 0): raise ValueError(f'steps are positive, not {step.item()}')
-    return FixedQuantizer(step, qn, qp, bits)
-
-# %% ../../nbs/4_deploy/09_deployed.ipynb #q742
-def _layer(text:dict, tensors:dict) -> RepQLayer:
-    "The layer of `_layer_text`"
-    place = {n: tuple(v) if isinstance(v, list) else v for n, v in text['place'].items()}
-    shape, channels, bits = tuple(text['shape']), place['out_channels'], check_bits(text['bits'])
-    if shape[:2] != (channels, place['in_channels']//place['groups']) or len(shape) != 4:
-        raise ValueError(f'integers {shape} are not of a kernel {place}')
-    source = SimpleNamespace(**place | dict(geometry=place['geometry'] and Geometry(*place['geometry'])))
-    integers = _unpacked(tensors['integers'], bits, shape, text['unsigned'])
-    scale, bias = _numbers(tensors['scale'], (channels,), (1,)), _numbers(tensors['bias'], (channels,))
-    reads = text['input'] and _quantizer(text['input'], tensors['step'])
-    res = RepQLayer(IntegerKernel(source, integers, scale, bias, bits), None, reads)
-    res.integer_bias = bool(text['integer_bias'])
-    return res
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g126
 def _bare(model) -> nn.Module:
@@ -118,7 +44,7 @@ def _is_single(m) -> bool:
     container = isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
     return of_torch(m) and not container or not list(m.children())
 
-def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other modules that have no modules inside), each {name: module}
+def _parts(model) -> tuple: # (layers, quantizers, layers without steps, other single modules), each {name: module}
     "What a deployed network consists of"
     named = dict(model.named_modules())
     layers = {n: m for n, m in named.items() if isinstance(m, RepQLayer)}
@@ -144,8 +70,8 @@ def _state(model, *but) -> tuple: # {key: tensor}, {key: the key that has the sa
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q763
 def _shared(model, layers) -> dict: # name -> the first name of the same layer
     "Further names of deployed layers"
-    first = {m: n for n, m in layers.items()}
-    return {n: first[m] for n, m in model.named_modules(remove_duplicate=False) if is_deployed(m) and n not in layers}
+    first, named = {m: n for n, m in layers.items()}, model.named_modules(remove_duplicate=False)
+    return {n: first[m] for n, m in named if is_deployed(m) and n not in layers}
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g128
 def _calls(graph, layers, quantizers, modules) -> list:
@@ -168,25 +94,34 @@ def _graph_header(model, tensors, parts) -> dict: # graph, called
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q747
 FORMAT, VERSION = 'repq.deployed', 1
 
+def _named(layers, texts, quantizers) -> dict: # 'features.0.scale' -> tensor
+    "The tensors of layers and of quantizers between them, under their names"
+    res = {f'{n}.{k}': v.cpu() for n in layers for k, v in texts[n][1].items()}
+    return res | {f'{n}.step': q.step.cpu() for n, q in quantizers.items()}
+
+def _description(parts, shared, texts, state, tied) -> dict:
+    "The header of a file, but for the graph"
+    layers, quantizers, unused, modules = parts
+    return dict(
+        format=FORMAT, version=VERSION, layers={n: texts[n][0] for n in layers},
+        quantizers={n: quantizer_text(q) for n, q in quantizers.items()}, shared=shared, unused=list(unused),
+        tied=tied, tensors=list(state), modules={n: module_text(m) for n, m in modules.items()})
+
+# %% ../../nbs/4_deploy/09_deployed.ipynb #b108
 def _contents(model) -> tuple: # header, tensors, why there is no graph ('' if there is)
     "All that goes into the file of a deployed network"
-    alone = isinstance(model, RepQLayer) # a layer with nothing around it
+    alone = isinstance(model, RepQLayer)
     if alone: model = nn.Sequential(model).eval()
-    layers, quantizers, unused, modules = _parts(model)
+    parts = layers, quantizers, unused, modules = _parts(model)
     if not layers: raise ValueError(f'{type(model).__name__} has no quantized layer: there is nothing to pack')
     shared = _shared(model, layers)
     state, tied = _state(model, *layers, *shared, *quantizers, *unused)
-    texts = {n: _layer_text(m) for n, m in layers.items()}
-    tensors = {f'{n}.{k}': v.cpu() for n, (_, own) in texts.items() for k, v in own.items()}
-    tensors |= {f'{n}.step': q.step.cpu() for n, q in quantizers.items()}
-    header = dict(
-        format=FORMAT, version=VERSION, layers={n: t for n, (t, _) in texts.items()},
-        quantizers={n: _quantizer_text(q) for n, q in quantizers.items()}, shared=shared, unused=list(unused), tied=tied,
-        tensors=list(state), modules={n: module_text(m) for n, m in modules.items()}, alone=alone, graph=None, called=[])
+    texts = {n: layer_text(m) for n, m in layers.items()}
+    header = _description(parts, shared, texts, state, tied) | dict(alone=alone, graph=None, called=[])
     why = ''
     try: header.update(_graph_header(model, {*state, *tied}, (layers, quantizers, modules)))
     except ValueError as e: why = str(e)
-    return header, state | tensors, why
+    return header, state | _named(layers, texts, quantizers), why
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #o957
 def _text_tensor(header:dict) -> Tensor:
@@ -197,6 +132,16 @@ def _header(text:Tensor) -> dict: # of `_text_tensor`; no more than 256 MB
     return json.loads(zlib.decompressobj().decompress(bytes(text.numpy()), 2**28))
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q766
+def _written(path, header, why) -> str:
+    "What was written, in a line"
+    layers, how = header['layers'].values(), 'load_deployed(path) reads it'
+    if why:
+        how = (f'its graph cannot be written ({why}): load_deployed(path, model) reads it, '
+               'given the network in plain form')
+    integers = sum(prod(t['shape'])*t['bits'] for t in layers)/8e3
+    return (f'save_deployed: {len(layers)} layers, {path.stat().st_size/1e3:,.1f} kB, '
+            f'of which {integers:,.1f} are integers; {how}')
+
 def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed first; stays as it is
                   path,              # .safetensors
                   overwrite=False,   # may there be such a file already?
@@ -207,11 +152,7 @@ def save_deployed(model:nn.Module,   # deployed, or quantized, which is deployed
     check_output(path, overwrite)
     header, tensors, why = _contents(_bare(model))
     write_checkpoint(path, tensors | {FORMAT: _text_tensor(header)}, overwrite)
-    if not verbose: return
-    layers, how = header['layers'].values(), 'load_deployed(path) reads it'
-    if why: how = f'its graph cannot be written ({why}): load_deployed(path, model) reads it, given the network in plain form'
-    integers = sum(prod(t['shape'])*t['bits'] for t in layers)/8e3
-    print(f"save_deployed: {len(layers)} layers, {path.stat().st_size/1e3:,.1f} kB, of which {integers:,.1f} are integers; {how}")
+    if verbose: print(_written(path, header, why))
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #g130
 def _read(path) -> tuple: # header, tensors
@@ -222,9 +163,11 @@ def _read(path) -> tuple: # header, tensors
         header = _header(tensors.pop(FORMAT))
         if header['format'] != FORMAT: raise ValueError('another format')
     except Exception as e: # of many kinds
-        raise ValueError(f'{path} is no deployed network that repq wrote, or it is damaged ({type(e).__name__}: {e})') from None
+        raise ValueError(f'{path} is no deployed network that repq wrote, or it is damaged '
+                         f'({type(e).__name__}: {e})') from None
     version = header.get('version')
-    if version != VERSION: raise ValueError(f'{path}: version {version} of the format, and this repq reads version {VERSION}')
+    if version != VERSION:
+        raise ValueError(f'{path}: version {version} of the format, and this repq reads version {VERSION}')
     return header, tensors
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q750
@@ -232,13 +175,16 @@ def _of(tensors, name) -> dict:
     "The tensors of a layer"
     return {k: tensors[f'{name}.{k}'] for k in ('integers', 'scale', 'bias', 'step') if f'{name}.{k}' in tensors}
 
+def _naming(name, make, *args):
+    "`make(*args)`, its errors with the layer's name"
+    try: return make(*args)
+    except ValueError as e: raise ValueError(f"layer '{name}': {e}") from None
+
 def _all_layers(header, tensors) -> dict: # name -> module
     "Deployed layers and the quantizers between them"
-    def named(n, make, *args):
-        try: return make(*args)
-        except ValueError as e: raise ValueError(f"layer '{n}': {e}") from None
-    layers = {n: named(n, _layer, t, _of(tensors, n)) for n, t in header['layers'].items()}
-    return layers | {n: named(n, _quantizer, t, tensors[f'{n}.step']) for n, t in header['quantizers'].items()}
+    res = {n: _naming(n, layer_from_text, t, _of(tensors, n)) for n, t in header['layers'].items()}
+    for n, t in header['quantizers'].items(): res[n] = _naming(n, quantizer_from_text, t, tensors[f'{n}.step'])
+    return res
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q767
 def _plain_state(header, tensors) -> dict:
@@ -264,20 +210,28 @@ def _sub(model, name):
     "The module of this name; ValueError with the nearest names where there is none"
     try: return model.get_submodule(name)
     except AttributeError:
-        near = get_close_matches(name, dict(model.named_modules()), 3, 0)
-        raise ValueError(f"the model has no '{name}', which the file has; the nearest are {', '.join(near)}") from None
+        near = ', '.join(get_close_matches(name, dict(model.named_modules()), 3, 0))
+        raise ValueError(f"the model has no '{name}', which the file has; the nearest are {near}") from None
 
 def _layer_for(m, name, new:RepQLayer) -> RepQLayer:
     "`new`; ValueError unless it can stand in the place of `m`"
-    try: own = _place(as_block(m.block if isinstance(m, RepQLayer) else m))
+    try: own = layer_place(as_block(m.block if isinstance(m, RepQLayer) else m))
     except TypeError:
         raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a quantized layer in the file") from None
-    odd = [f'{k} {own[k]} instead of {v}' for k, v in _place(new.block).items() if k in own and own[k] != v]
+    theirs = layer_place(new.block)
+    odd = [f'{k} {own[k]} instead of {v}' for k, v in theirs.items() if k in own and own[k] != v]
     if odd: raise ValueError(f"'{name}' has {odd[0]}")
     return new
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q755
 _HARMLESS = {'inplace', 'momentum', 'p', 'init', 'bias'} # settings in which a network may differ and compute the same
+
+def _with_arguments(m, name, text) -> nn.Module:
+    "What stands in the place of a module of the same class; ValueError where its arguments are others"
+    own, theirs = module_arguments(m), decode(text['args'], {})
+    odd = [k for k, v in theirs.items() if k in own and k not in _HARMLESS and own[k] != v]
+    if odd: raise ValueError(f"'{name}', a {text['type']}, has {odd[0]}={own[odd[0]]} instead of {theirs[odd[0]]}")
+    return module_from_text(text) if own.get('bias') != theirs.get('bias') else m # a batch norm absorbed gave it one
 
 def _module_for(m, name, text) -> nn.Module:
     "What stands in the place of `m` for the module that the file has there; ValueError where they do not fit"
@@ -289,10 +243,7 @@ def _module_for(m, name, text) -> nn.Module:
         if type(rest).__name__ == text['type']: return rest # absorbed
     if not same: raise ValueError(f"'{name}' is a {type(m).__name__} in the model and a {text['type']} in the file")
     if not of_torch(m) or 'args' not in text: return m
-    own, theirs = module_arguments(m), decode(text['args'], {})
-    odd = [k for k, v in theirs.items() if k in own and k not in _HARMLESS and own[k] != v]
-    if odd: raise ValueError(f"'{name}', a {text['type']}, has {odd[0]}={own[odd[0]]} instead of {theirs[odd[0]]}")
-    return module_from_text(text) if own.get('bias') != theirs.get('bias') else m # a batch norm absorbed gave it one
+    return _with_arguments(m, name, text)
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q768
 def _extra(header, model) -> list: # of names
@@ -302,15 +253,22 @@ def _extra(header, model) -> list: # of names
     return [n for n, m in model.named_modules() if n and not list(m.children()) and not is_known(n)]
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q757
-def _replacements(header, model, layers) -> dict: # module of the model -> module of the file
-    "What is to be exchanged in `model`; ValueError where it is of another architecture"
-    if header['quantizers']: raise ValueError('the file has quantizers between the layers (quantize_sums): load it without a model')
-    new, shared = {}, [(n, layers[first]) for n, first in header['shared'].items()]
-    for n, layer in [*((n, layers[n]) for n in header['layers']), *shared]:
+def _new_layers(header, model, layers) -> dict: # module of the model -> layer of the file
+    new, pairs = {}, [(n, layers[n]) for n in header['layers']]
+    pairs += [(n, layers[first]) for n, first in header['shared'].items()]
+    for n, layer in pairs:
         m = _sub(model, n)
         if m not in new: new[m] = _layer_for(m, n, layer)
         elif new[m] is not layer:
-            raise ValueError(f"'{n}' is a layer that the model uses in several places, and the file has several layers there")
+            raise ValueError(f"'{n}' is a layer that the model uses in several places, and the file has several "
+                             'layers there')
+    return new
+
+def _replacements(header, model, layers) -> dict: # module of the model -> module of the file
+    "What is to be exchanged in `model`; ValueError where it is of another architecture"
+    if header['quantizers']:
+        raise ValueError('the file has quantizers between the layers (quantize_sums): load it without a model')
+    new = _new_layers(header, model, layers)
     for n, text in header['modules'].items():
         m = _sub(model, n)
         if m not in new: new[m] = _module_for(m, n, text)
@@ -318,16 +276,22 @@ def _replacements(header, model, layers) -> dict: # module of the model -> modul
     return {m: r for m, r in new.items() if m is not r}
 
 # %% ../../nbs/4_deploy/09_deployed.ipynb #q758
+def _check_state(header, model, state):
+    "ValueError where the weights outside of layers are not those of `model`"
+    apart = (*header['layers'], *header['shared'], *header['unused'])
+    def outside(k): return not any(k.startswith(f'{n}.') for n in apart)
+    shapes = {k: v.shape for k, v in model.state_dict().items() if outside(k)}
+    if text := differences(shapes, state):
+        raise ValueError(f'the weights outside of quantized layers are not of this {type(model).__name__}: {text}')
+
 def _into(header, tensors, model) -> nn.Module:
     "A copy of `model` with the layers and weights of a file"
     model = copy.deepcopy(nn.Sequential(model) if header['alone'] else model)
     new = _replacements(header, model, _all_layers(header, tensors))
     for n, m in list(model.named_modules(remove_duplicate=False)):
         if m in new: model.set_submodule(n, new[m])
-    state, apart = _plain_state(header, tensors), (*header['layers'], *header['shared'], *header['unused'])
-    shapes = {k: v.shape for k, v in model.state_dict().items() if not any(k.startswith(f'{n}.') for n in apart)}
-    if text := differences(shapes, state):
-        raise ValueError(f'the weights outside of quantized layers are not of this {type(model).__name__}: {text}')
+    state = _plain_state(header, tensors)
+    _check_state(header, model, state)
     model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False, assign=True)
     return model[0] if header['alone'] else model
 
@@ -344,7 +308,8 @@ _DAMAGE = ( # what making a network of a wrong file can raise
     KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, SyntaxError, OverflowError)
 
 def load_deployed(path,               # written by `save_deployed`
-                  model:nn.Module=None, # the network in plain form, its weights of no matter; None: made from the graph in the file
+                  # the network in plain form, its weights of no matter; None: made from the graph in the file
+                  model:nn.Module=None,
                  ) -> nn.Module:      # on the CPU, in evaluation mode
     "The deployed network in a file; nothing in the file is executed"
     if not isinstance(model, (nn.Module, type(None))): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')

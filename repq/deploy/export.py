@@ -57,8 +57,9 @@ def _read_onnx(path):
     if not model.graph.node: raise ValueError(f'{path} holds no network')
     return model
 
+# %% ../../nbs/4_deploy/12_export.ipynb #b957
 def check_saturation(model # an ONNX file, or a model in memory
-                    ) -> list: # of dicts: layer, form (int8, uint8 or int4), pair: its largest pair of products, None where the kernel adds none in 16 bits; safe
+                    ) -> list: # of dicts: layer, form (int8, uint8 or int4), pair, safe
     "Can a pair of products leave 16 bits? For each layer with quantized weights, from the weights that are stored"
     onnx = import_onnx()
     graph = (model if isinstance(model, onnx.ModelProto) else _read_onnx(model)).graph
@@ -71,10 +72,13 @@ def check_saturation(model # an ONNX file, or a model in memory
 
 # %% ../../nbs/4_deploy/12_export.ipynb #n008
 def _refuse_saturating(rows):
+    "ValueError for the first layer that is not safe"
     bad = [r for r in rows if not r['safe']]
-    if bad: raise ValueError(f"layer '{bad[0]['layer']}': a pair of its products could reach {bad[0]['pair']:,}, "
-                             'and on x86 without VNNI sums of pairs end at 32,767')
+    if bad:
+        raise ValueError(f"layer '{bad[0]['layer']}': a pair of its products could reach {bad[0]['pair']:,}, "
+                         'and on x86 without VNNI sums of pairs end at 32,767')
 
+# %% ../../nbs/4_deploy/12_export.ipynb #bd08
 def onnx_bytes(model, example_input, profile='integers') -> tuple: # the integer network, its ONNX file
     "What `to_onnx` writes"
     if profile not in PROFILES: raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got {profile!r}')
@@ -100,21 +104,32 @@ def to_onnx(model:nn.Module,         # quantized, its steps initialised; or depl
     with writing(path, overwrite) as part: part.write_bytes(data)
     return net
 
-# %% ../../nbs/4_deploy/12_export.ipynb #n009
-def onnx_session(path, threads:int=1, # 0: all cores
-                 optimized=None,      # file for the graph as the runtime changed it
-                 profile=None,        # beginning of a file name for a profile
-                 optimize=True,       # let the runtime fuse and move operations; False: as the file has them
-                 exact=True):         # keep 8-bit sums from saturating, whatever the file; False: as a session without options
-    "An ONNX Runtime session on the CPU; `exact` costs speed with signed 8-bit weights, so time files without it"
-    try: import onnxruntime as ort
-    except ImportError: raise ImportError("running ONNX files needs the package onnxruntime: pip install 'repq[export]'") from None
+# %% ../../nbs/4_deploy/12_export.ipynb #ba44
+def _import_onnxruntime():
+    try: import onnxruntime
+    except ImportError:
+        raise ImportError("running ONNX files needs the package onnxruntime: pip install 'repq[export]'") from None
+    return onnxruntime
+
+def _session_options(ort, threads, optimized, profile, optimize, exact):
+    "Options of a session, of the arguments of `onnx_session`"
     opts = ort.SessionOptions()
     opts.intra_op_num_threads, opts.log_severity_level = threads, 3
     if exact: opts.add_session_config_entry('session.x64quantprecision', '1')
     if not optimize: opts.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized: opts.optimized_model_filepath = str(optimized)
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
+    return opts
+
+# %% ../../nbs/4_deploy/12_export.ipynb #n009
+def onnx_session(path, threads:int=1, # 0: all cores
+                 optimized=None,      # file for the graph as the runtime changed it
+                 profile=None,        # beginning of a file name for a profile
+                 optimize=True,       # let the runtime fuse and move operations; False: as the file has them
+                 exact=True):         # keep 8-bit sums from saturating, whatever the file; False: as without options
+    "An ONNX Runtime session on the CPU; `exact` costs speed with signed 8-bit weights, so time files without it"
+    ort = _import_onnxruntime()
+    opts = _session_options(ort, threads, optimized, profile, optimize, exact)
     regular(path)
     try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
     except Exception as e: raise cannot_run(path, 'ONNX Runtime', e) from None # it has kinds of its own
@@ -124,8 +139,9 @@ def run_onnx(session, x:Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0])
 
 # %% ../../nbs/4_deploy/12_export.ipynb #q727
-def optimized_ops(path, folder) -> Counter:
-    "What ONNX Runtime makes of a file: operation -> how many, after its optimizations; `folder` takes the optimized file"
+def optimized_ops(path, folder # for the optimized file
+                 ) -> Counter: # operation -> how many
+    "What ONNX Runtime makes of a file, after its optimizations"
     out = Path(folder)/f'{Path(path).stem}.optimized.onnx'
     onnx_session(path, optimized=out, exact=False)
     return Counter(n.op_type for n in import_onnx().load(out).graph.node)
@@ -136,19 +152,26 @@ def _alone(s:Step, grid) -> IntegerNetwork:
     steps = [Step('q', 'quantize', ['x'], grid), replace(s, name='y', inputs=['q']), Step('out', 'dequantize', ['y'])]
     return IntegerNetwork(steps, 'x', 'out')
 
-def layer_differences(net:IntegerNetwork, x:Tensor, profile='integers') -> dict: # layer -> (share of values that differ, by how many steps at most)
-    "Each layer of `net` alone in ONNX Runtime, given the integers that it reads for the images `x`, against the reference"
+def _differs(s, one, v, profile, path) -> tuple:
+    "In how many values, as a share, a network of one layer differs in ONNX Runtime, and by how many steps at most"
+    path.write_bytes(onnx_model(one, v, profile).SerializeToString())
+    got = run_onnx(onnx_session(path, exact=not PROFILES[profile].exact), v)
+    off = ((got - one(v))/s.grid.step).round().abs()
+    return (off > 0).float().mean().item(), int(off.max())
+
+# %% ../../nbs/4_deploy/12_export.ipynb #bff9
+def layer_differences(net:IntegerNetwork,
+                      x:Tensor,          # (batch, channels, h, w): images
+                      profile='integers' # a key of `PROFILES`
+                     ) -> dict: # layer -> (share of values that differ, by how many steps at most)
+    "Each layer of `net` alone in ONNX Runtime, given the integers that it reads for the images, against the reference"
     values, grids, res = net.values(x), net.grids, {}
     with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp)/'one.onnx'
         for s in net.steps:
             if s.op != 'layer' or s.grid is None: continue
             i, = s.inputs
             one, v = _alone(s, grids[i]), from_grid(values[i], grids[i])
-            path.write_bytes(onnx_model(one, v, profile).SerializeToString())
-            got = run_onnx(onnx_session(path, exact=not PROFILES[profile].exact), v)
-            off = ((got - one(v))/s.grid.step).round().abs()
-            res[s.name] = ((off > 0).float().mean().item(), int(off.max()))
+            res[s.name] = _differs(s, one, v, profile, Path(tmp)/'one.onnx')
     return res
 
 # %% ../../nbs/4_deploy/12_export.ipynb #n040
@@ -178,11 +201,12 @@ def _cpu_flags() -> set:
     except OSError: lines = []
     flags = next((line for line in lines if line.startswith(('flags', 'features'))), None)
     if flags: return set(flags.partition(':')[2].split())
-    if platform.system() == 'Darwin' and platform.machine() == 'arm64': return {'asimd', 'asimddp'} # every Apple silicon
+    if platform.system() == 'Darwin' and platform.machine() == 'arm64':
+        return {'asimd', 'asimddp'} # every Apple silicon
     return {dict(AVX2='avx2', AVX512='avx512f').get(torch.backends.cpu.get_cpu_capability())}
 
-def instructions() -> str:
-    "The integer instructions of this processor, fastest first: 'VNNI, AVX-512, AVX2' or 'AVX2' or 'dot product, NEON' or 'unknown'"
+def instructions() -> str: # 'VNNI, AVX-512, AVX2', 'AVX2', 'dot product, NEON', ..., or 'unknown'
+    "The integer instructions of this processor, fastest first"
     flags = _cpu_flags()
     return ', '.join(name for name, any_of in _INSTRUCTIONS.items() if flags & any_of) or 'unknown'
 
@@ -194,29 +218,33 @@ def _seconds(session, x, repeats):
     for _ in range(repeats): session.run(None, feed)
     return (time.perf_counter() - t)/repeats
 
+def _ratios(own, name, prefix) -> dict:
+    "Seconds of each round of a file, and the quartiles of its ratios to float32; None where there is no such file"
+    keys = [f'{prefix}{k}' for k in ('ratio_low', 'ratio', 'ratio_high')]
+    if name not in own: return dict.fromkeys([name, *keys])
+    quartiles = np.quantile(own['floats']/own[name], (.25, .5, .75))
+    return {name: own[name].tolist(), **dict(zip(keys, quartiles))}
+
 def _bench_row(sessions, x, threads, rounds, repeats) -> dict:
     "Seconds of each round, and ratios to float32 with their quartiles"
     for s in sessions.values(): _seconds(s, x, 2)   # warms up
     times = np.array([[_seconds(s, x, repeats) for s in sessions.values()] for _ in range(rounds)]).T
     own = dict(zip(sessions, times))
     row = dict(threads=threads or os.cpu_count(), float32=own['floats'].tolist())
-    for name, prefix in ('integers', ''), ('vnni', 'vnni_'):
-        row[name] = own[name].tolist() if name in own else None
-        quartiles = np.quantile(own['floats']/own[name], (.25, .5, .75)) if name in own else [None]*3
-        row |= {f'{prefix}{k}': q for k, q in zip(('ratio_low', 'ratio', 'ratio_high'), quartiles)}
-    return row
+    return row | _ratios(own, 'integers', '') | _ratios(own, 'vnni', 'vnni_')
 
 # %% ../../nbs/4_deploy/12_export.ipynb #q729
 def _another_and_exact(path, net, x) -> bool:
-    "Is a file in signed bytes another one than that of unsigned ones, and does it compute the reference on this machine?"
+    "Is a file in signed bytes another than that of unsigned ones, and does it compute the reference on this machine?"
     if all(r['safe'] for r in check_saturation(path)): return False
     return torch.equal(run_onnx(onnx_session(path, exact=False), x), net(x))
 
 def bench_inference(model:nn.Module,   # quantized or deployed
                     x:Tensor,          # (batch, channels, h, w): what is timed; example images as well
                     threads=(1, 0),    # 0: all cores
-                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds by round of float32, integers and, where it is another file and exact here, vnni; of both, their ratio to float32 and its quartiles
-    "float32 against integers in ONNX Runtime, as it runs a file without options, taking turns"
+                    rounds=15, repeats=3) -> list: # of dicts: threads, seconds by round, and ratios to float32
+    """float32 against integers in ONNX Runtime, as it runs a file without options, taking turns; vnni where it is
+    another file and exact here. Each has the median of its ratios to float32, and their quartiles"""
     with tempfile.TemporaryDirectory() as tmp:
         nets = {p: to_onnx(model, f'{tmp}/{p}.onnx', x, p) for p in ('floats', 'integers', 'vnni')}
         if not _another_and_exact(f'{tmp}/vnni.onnx', nets['vnni'], x): del nets['vnni']

@@ -21,21 +21,21 @@ from ..networks.sites import find_sites
 from ..networks.changes import modes_kept, obstacles, replace_modules
 from ..networks.surgery import deploy, quantize
 from ..networks.calibration import calibrate
-from .integer_grids import Grid, from_grid, layer_constants, moved, to_grid
+from .integer_grids import Grid, from_grid, moved, to_grid
 from .integer_ops import find_operation
 from .integer_network import IntegerNetwork
 from .sizes import as_inputs, numbers_for_sizes
 from .lowering import Recorder, Refusal, lower, read_nodes, record_values, trace_deployed
 
 # %% auto #0
-__all__ = ['tensors_of', 'deployed_graph', 'to_integer', 'Obstacle', 'check_integers', 'integer_biases', 'disagreement',
-           'agreement']
+__all__ = ['tensors_of', 'deployed_graph', 'to_integer', 'Obstacle', 'check_integers']
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a204
 def _parts(got, want, grid:Grid=None,
            rounded=0. # by how many steps more a value may be off
           ) -> float:
-    "The share of values that differ by more than rounding explains: one step of the grid, or a hundredth of the largest value"
+    """The share of values that differ by more than rounding explains: one step of the grid, or a hundredth of the
+    largest value"""
     got = got.reshape(want.shape)
     if grid is not None: return ((got - to_grid(want, grid)).abs() > 1 + rounded).float().mean().item()
     return ((got - want).abs() > .01*want.abs().max().clamp_min(1e-12)).float().mean().item()
@@ -44,15 +44,17 @@ def _parts(got, want, grid:Grid=None,
 @torch.no_grad()
 def _in_evaluation(model, x): # tensors in the form that the model gives
     "What `model` gives in evaluation mode, on its own device; modes stay"
-    like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), as_inputs(x)[0])
+    own = (t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    like = next(own, as_inputs(x)[0])
     with modes_kept(model): return model.eval()(*(v.to(like.device, like.dtype) for v in as_inputs(x)))
 
 def tensors_of(v) -> list:
     "The tensors in what a model gives, in their order, as float32 on the CPU"
     if isinstance(v, Tensor): return [v.detach().cpu().float()]
+    if v is None: return []
     if is_dataclass(v): v = vars(v)
     if isinstance(v, dict): v = v.values()
-    return [t for i in v for t in tensors_of(i)] if v is not None else []
+    return [t for i in v for t in tensors_of(i)]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o500
 def _comparable(model) -> list: # of sites
@@ -62,24 +64,28 @@ def _comparable(model) -> list: # of sites
         return not s.left and isinstance(m, RepQLayer) and m.stage == 'quantized' and not hooked(m)
     return [s for s in find_sites(model)[0] if is_one(s)]
 
+def _compare_layer(deployed, site, x, want):
+    "ValueError where the deployed layer, with the batch norm after it, gives something else than `want`"
+    y = deployed.get_submodule(site.name)(x.cpu().float())
+    if site.bn: y = deployed.get_submodule(site.bn)(y)
+    if _parts(y, want.cpu().float()) > 1e-3:
+        raise ValueError(f"layer '{site.name}': deployed, it gives something else than in training's form")
+
+# %% ../../nbs/4_deploy/07_integers.ipynb #b939
 @torch.no_grad()
 def _compare_layers(model, deployed, x):
     "ValueError where a deployed layer gives something else than the layer of training with the batch norm after it"
-    inputs = {}
-    def check(site, x, want):
-        y = deployed.get_submodule(site.name)(x.cpu().float())
-        if site.bn: y = deployed.get_submodule(site.bn)(y)
-        if _parts(y, want.cpu().float()) > 1e-3:
-            raise ValueError(f"layer '{site.name}': deployed, it gives something else than in training's form")
-    def keep(site, args): inputs[site.name] = args[0].clone()
+    inputs, hooks = {}, []
     def watch(site):
-        layer = site.module
-        if not site.bn: return [layer.register_forward_hook(lambda m, args, y: check(site, args[0], y))]
+        def keep(m, args, y): inputs[site.name] = args[0].clone()
+        def check(m, args, y): _compare_layer(deployed, site, args[0], y)
+        def check_norm(m, args, y): _compare_layer(deployed, site, inputs.pop(site.name), y)
+        if not site.bn: return [site.module.register_forward_hook(check)]
         norm = model.get_submodule(site.bn)
-        return [layer.register_forward_hook(lambda m, args, y: keep(site, args)),
-                norm.register_forward_hook(lambda m, args, y: check(site, inputs.pop(site.name), y))]
-    hooks = [h for s in _comparable(model) for h in watch(s)]
-    try: _in_evaluation(model, x)
+        return [site.module.register_forward_hook(keep), norm.register_forward_hook(check_norm)]
+    try:
+        for s in _comparable(model): hooks += watch(s)
+        _in_evaluation(model, x)
     finally:
         for h in hooks: h.remove()
 
@@ -100,9 +106,10 @@ class _Comparer(Recorder):
         return super().run_node(n)
 
     def _refuse(self, n, what):
-        where, line = self.nodes[n.name].where if n.name in self.nodes else n.name, n.meta.get('line')
+        where = self.nodes[n.name].where if n.name in self.nodes else n.name
+        line = f' ({n.meta["line"]})' if n.meta.get('line') else ''
         raise ValueError(f"'{where}': integers part from the model here ({what}), by more than rounding explains: "
-                         'the model computes something that was not understood' + (f' ({line})' if line else ''))
+                         f'the model computes something that was not understood{line}')
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #q547
 @patch
@@ -117,6 +124,7 @@ def _values_read(self:_Comparer, n) -> list: # of nodes
     "What a node reads that has a value"
     return [i for i in n.all_input_nodes if isinstance(self.env.get(i), Tensor) and i.name not in self.constants]
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #b36a
 @patch
 def _run_step(self:_Comparer, n, step, ints):
     "The step on integers, after those of the same node that it reads"
@@ -150,12 +158,8 @@ def _compare_results(self:_Comparer, n, step, got, want):
     if share > 1e-3: self._refuse(n, f'{share:.1%} of its values')
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #o501
-@torch.no_grad()
-def _compare(model, deployed, graph, net, nodes, x):
-    "ValueError, which names the first place that parts, where `net` computes something else than `model` on `x`"
-    _compare_layers(model, deployed, x)
-    comparer, images = _Comparer(graph_module(deployed, graph), graph, net, nodes), as_inputs(x)
-    traced, want, got = map(tensors_of, (comparer.run(*images), _in_evaluation(deployed, x), net(*images)))
+def _compare_graph(traced, want, got):
+    "ValueError where the trace, or the integers, do not give what the model gives"
     shapes = [[tuple(t.shape) for t in v] for v in (got, want)]
     if shapes[0] != shapes[1]:
         raise ValueError(f'integers give {str(shapes[0])[1:-1]} where the model gives {str(shapes[1])[1:-1]}')
@@ -163,20 +167,30 @@ def _compare(model, deployed, graph, net, nodes, x):
         raise ValueError('the trace of the model computes something else than the model: '
                          'it draws random numbers, or decides by what it sees')
 
+@torch.no_grad()
+def _compare(model, deployed, graph, net, nodes, x):
+    "ValueError, which names the first place that parts, where `net` computes something else than `model` on `x`"
+    _compare_layers(model, deployed, x)
+    comparer, images = _Comparer(graph_module(deployed, graph), graph, net, nodes), as_inputs(x)
+    _compare_graph(*map(tensors_of, (comparer.run(*images), _in_evaluation(deployed, x), net(*images))))
+
 # %% ../../nbs/4_deploy/07_integers.ipynb #n081
 def _plain_norm(m):
     "A batch norm as a plain one"
-    res = nn.BatchNorm2d(m.num_features, m.eps, affine=m.affine, track_running_stats=m.track_running_stats).train(m.training)
+    how = dict(affine=m.affine, track_running_stats=m.track_running_stats)
+    res = nn.BatchNorm2d(m.num_features, m.eps, **how).train(m.training)
     own = res.state_dict()
     res.load_state_dict({k: v for k, v in m.state_dict().items() if k in own})
     return res
 
+def _goes_on(m): # what follows the norm in a class of somebody's; None for plain ones and other modules
+    if not isinstance(m, BatchNorm) or is_norm(m) or isinstance(m, nn.BatchNorm3d): return None
+    return norm_rest(m)
+
 def _plain_norms(model):
     "`model` with each batch norm whose class goes on after it as a plain one and what follows"
-    new = {}
-    for m in model.modules():
-        rest = norm_rest(m) if isinstance(m, BatchNorm) and not is_norm(m) and not isinstance(m, nn.BatchNorm3d) else None
-        if rest is not None: new[m] = nn.Sequential(_plain_norm(m), rest)
+    rests = {m: _goes_on(m) for m in model.modules()}
+    new = {m: nn.Sequential(_plain_norm(m), rest) for m, rest in rests.items() if rest is not None}
     return replace_modules(model, new)[0]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #q551
@@ -203,7 +217,7 @@ def _fixed_borders(model, x) -> tuple: # the model, were there any?
 # %% ../../nbs/4_deploy/07_integers.ipynb #q553
 def deployed_graph(model, # quantized or deployed
                    x=None # images, or a tuple of inputs
-                  ) -> tuple: # the deployed model, its graph, input, output, shapes, whether they go with the size of the images
+                  ) -> tuple: # the deployed model, its graph, input, output, shapes, do these go with image sizes?
     "What is to become integers"
     plain = _plain_norms(deploy(model, verbose=False).cpu().float())
     deployed, borders = _fixed_borders(plain.requires_grad_(False), x)
@@ -225,6 +239,7 @@ def _around(model) -> nn.Module:
     "A lone layer in a sequence, so that its trace is a call of it"
     return nn.Sequential(model) if isinstance(model, RepQLayer) else model
 
+# %% ../../nbs/4_deploy/07_integers.ipynb #b9d2
 def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it was made of
     "`to_integer`, with what is in islands"
     model = _around(model)
@@ -240,10 +255,13 @@ def _lowered(model, x, symmetric=False) -> tuple: # the network, nodes that it w
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #q556
 def to_integer(model:nn.Module,    # quantized, its steps initialised; or deployed
-               example_input=None, # (batch, channels, h, w): images as the model takes them, or a tuple of inputs: for the 8-bit grids of sums, means and branches, and to compare on
+               # (batch, channels, h, w): images as the model takes them, or a tuple of inputs: for the 8-bit grids of
+               # sums, means and branches, and to compare on
+               example_input=None,
                symmetric=False,    # signed bytes with zero-point 0 everywhere?
               ) -> IntegerNetwork:
-    "`model` in integer arithmetic, what has none in islands of floats; it stays as it is. ValueError where an operation is not understood, or where the integers compute something else on `example_input`"
+    """`model` in integer arithmetic, what has none in islands of floats; it stays as it is. ValueError where an
+    operation is not understood, or where the integers compute something else on `example_input`"""
     return _lowered(model, _on_cpu(example_input), symmetric)[0]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a207
@@ -287,7 +305,8 @@ def _tried(model, x) -> list:
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #q559
 def check_integers(model:nn.Module,          # in any form: as it is, quantized or deployed; it stays as it is
-                   example_input:Tensor=None # (batch, channels, h, w): with images, shapes are known, and the integers are compared with the model
+                   # (batch, channels, h, w): with images, shapes are known, and integers are compared with the model
+                   example_input:Tensor=None
                   ) -> list: # of `Obstacle`; empty where nothing speaks against integers
     "What of `model` will not become integers, with the line of its code and what would do"
     if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()):
@@ -302,44 +321,3 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
     try:
         with with_sizes(model, example_input): return _refused(model, x) or _tried(model, x)
     except ValueError as e: return [Obstacle.of('model', str(e))]
-
-# %% ../../nbs/4_deploy/07_integers.ipynb #n084
-@torch.no_grad()
-def integer_biases(model:nn.Module) -> nn.Module: # deployed
-    "A deployed copy of `model` whose biases, in floats, are what int32 in units of the accumulator holds"
-    model = deploy(model, verbose=False)
-    for name, m in model.named_modules():
-        if not isinstance(m, RepQLayer) or m.input_quantizer is None: continue
-        k, grid = m.block, Grid.of(m.input_quantizer)
-        c = layer_constants(m, name, grid)
-        k.integers, k.scale = c['weight'].view_as(k.integers), c['scale']*c['room']
-        k.bias = (c['bias'].double()*(torch.tensor(grid.step)*c['scale']).double()).float()
-    return model
-
-# %% ../../nbs/4_deploy/07_integers.ipynb #q560
-def disagreement(model, # deployed
-                 net:IntegerNetwork, x:Tensor) -> dict: # name -> share
-    "Share of the integers of `net` that are not those of the floating-point `model`, on values that both have"
-    seen, own = record_values(model, trace_deployed(model)[0], x), net.values(x)
-    both = [s for s in net.steps if s.grid is not None and s.name in seen]
-    return {s.name: (to_grid(seen[s.name], s.grid) != own[s.name]).float().mean().item() for s in both}
-
-# %% ../../nbs/4_deploy/07_integers.ipynb #d110
-@torch.no_grad()
-def agreement(model:nn.Module,    # quantized, in training's form
-              net:IntegerNetwork, # made of it
-              x:Tensor, y:Tensor=None, # (batch, channels, h, w) and labels
-             ) -> list: # of dicts: network, same, images, margin, accuracy
-    "Top-1 decisions on the way from training to integers: as trained, deployed, with integer biases, in integers. `margin`: the largest lead, of the first logit over the second, with which the integers decide otherwise"
-    with modes_kept(model):
-        model.eval()
-        stages = dict(trained=model, deployed=deploy(model, verbose=False), biases=integer_biases(model), integers=net)
-        logits_of = {name: m(x) for name, m in stages.items()}
-    first, second = logits_of['integers'].topk(2).values.T
-    decided = logits_of['integers'].argmax(1)
-    def row(name, logits):
-        top = logits.argmax(1)
-        lead = (first - second)[top != decided]
-        return dict(network=name, same=len(x) - len(lead), images=len(x), margin=lead.max().item() if len(lead) else 0.,
-                    accuracy=None if y is None else (top == y).sum().item()/len(x))
-    return [row(name, logits) for name, logits in logits_of.items()]

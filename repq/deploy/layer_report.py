@@ -31,18 +31,26 @@ __all__ = ['layer_inputs', 'clipped', 'layer_report', 'sensitivity', 'layer_tabl
 # %% ../../nbs/4_deploy/13_report.ipynb #n006
 def _quantized_layers(model) -> dict: # name -> layer
     "Layers with both quantizers and steps, in the order of execution"
-    res = {s.name: s.module for s in find_sites(model)[0] if isinstance(s.module, RepQLayer) and s.module.stage == 'quantized'}
-    if not res: raise ValueError(f'{type(model).__name__} has no quantized layer: a report is on a network between quantize and deploy')
+    layers = {s.name: s.module for s in find_sites(model)[0]}
+    res = {n: m for n, m in layers.items() if isinstance(m, RepQLayer) and m.stage == 'quantized'}
+    if not res:
+        raise ValueError(f'{type(model).__name__} has no quantized layer: a report is on a network between quantize '
+                         'and deploy')
     for n, m in res.items():
-        if not (m.weight_quantizer.initialized and m.input_quantizer.initialized): raise ValueError(f"layer '{n}' has no steps yet: calibrate(model, batches) first")
+        if not (m.weight_quantizer.initialized and m.input_quantizer.initialized):
+            raise ValueError(f"layer '{n}' has no steps yet: calibrate(model, batches) first")
     return res
 
+# %% ../../nbs/4_deploy/13_report.ipynb #bcb5
 @torch.no_grad()
 def layer_inputs(model, x:Tensor) -> dict: # name -> tensor
     "What each quantized layer reads, before its quantizer"
-    seen, layers = {}, _quantized_layers(model)
-    hooks = [m.register_forward_pre_hook(lambda m, args, n=n: seen.setdefault(n, args[0].detach().clone())) for n, m in layers.items()]
+    seen, hooks = {}, []
+    def keep(name):
+        def hook(m, args): seen.setdefault(name, args[0].detach().clone())
+        return hook
     try:
+        for n, m in _quantized_layers(model).items(): hooks.append(m.register_forward_pre_hook(keep(n)))
         with modes_kept(model): feed(model.eval(), x)
     finally:
         for h in hooks: h.remove()
@@ -59,6 +67,7 @@ def _fit(q, v) -> dict:
     error = ((q(v) - v).norm()/v.norm().clamp_min(1e-30)).item()
     return dict(bits=q.bits, range=(q.qn*step, q.qp*step), step=step, error=error, clipped=clipped(q, v))
 
+# %% ../../nbs/4_deploy/13_report.ipynb #b155
 @torch.no_grad()
 def layer_report(model:nn.Module, # quantized, its steps initialised
                  x:Tensor,        # (batch, channels, h, w): images
@@ -98,24 +107,31 @@ def sensitivity(model:nn.Module, # quantized, its steps initialised; stays as it
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n016
 _COSTS = ('parameters', 'size_bytes', 'macs', 'bit_operations')
-_HEAD = ['layer', 'bits', 'weights', 'kB', 'MMAC', 'M bit-op.', 'weight range', 'step', 'error', 'clipped', 'input range', 'step',
-         'error', 'clipped']
+_FIT = ['step', 'error', 'clipped']
+_HEAD = ['layer', 'bits', 'weights', 'kB', 'MMAC', 'M bit-op.', 'weight range', *_FIT, 'input range', *_FIT]
 
 def _costs(r) -> list:
     "Cells for the costs of a layer"
-    return [f"{r['parameters']:,}", f"{r['size_bytes']/1e3:,.1f}", f"{r['macs']/1e6:,.3f}", f"{r['bit_operations']/1e6:,.2f}"]
+    return [f"{r['parameters']:,}", f"{r['size_bytes']/1e3:,.1f}", f"{r['macs']/1e6:,.3f}",
+            f"{r['bit_operations']/1e6:,.2f}"]
 
 def _fits(r, what) -> list:
     "Cells for how its weight or input fits the grid"
     low, high = r[f'{what}_range']
-    return [f'{low:.3g}..{high:.3g}', f"{r[f'{what}_step']:.3g}", f"{r[f'{what}_error']:.1%}", f"{r[f'{what}_clipped']:.2%}"]
+    return [f'{low:.3g}..{high:.3g}', f"{r[f'{what}_step']:.3g}", f"{r[f'{what}_error']:.1%}",
+            f"{r[f'{what}_clipped']:.2%}"]
 
+def _line(r) -> list:
+    "The cells of a layer"
+    return [r['name'], f"{r['weight_bits']}/{r['input_bits']}", *_costs(r), *_fits(r, 'weight'), *_fits(r, 'input')]
+
+# %% ../../nbs/4_deploy/13_report.ipynb #bb06
 def layer_table(rows, # of `layer_report`
                 alone:dict=None # of `sensitivity`
                ) -> str:
     "A markdown table, a line per layer, totals at the end"
-    body = [[r['name'], f"{r['weight_bits']}/{r['input_bits']}", *_costs(r), *_fits(r, 'weight'), *_fits(r, 'input')] for r in rows]
-    body.append(['total', '', *_costs({k: sum(r[k] for r in rows) for k in _COSTS}), *['']*8])
+    total = {k: sum(r[k] for r in rows) for k in _COSTS}
+    body = [*map(_line, rows), ['total', '', *_costs(total), *['']*8]]
     if not alone: return markdown_table(_HEAD, body)
     last = [f"{alone[r['name']]:.4g}" for r in rows] + [f"{alone['']:.4g} in floats"]
     return markdown_table([*_HEAD, 'alone'], [[*line, cell] for line, cell in zip(body, last)])
@@ -138,7 +154,8 @@ def in_floats(model:nn.Module, x:Tensor) -> str: # '' where nothing is
 def _plot_weight(layer, name, ax):
     "The distribution of a layer's weight in units of its steps, and that of the integers"
     plot_quantized(layer, ax)
-    ax.set(title=f'{name}: weight, {layer.weight_quantizer.bits} bits, {ax.get_title().removeprefix("quantization ")}', xlabel='', ylabel='')
+    error = ax.get_title().removeprefix('quantization ')
+    ax.set(title=f'{name}: weight, {layer.weight_quantizer.bits} bits, {error}', xlabel='', ylabel='')
     ax.get_legend().remove()
 
 def _plot_input(q, v, name, ax):
@@ -150,21 +167,35 @@ def _plot_input(q, v, name, ax):
     for end in q.qn, q.qp: ax.axvline(end, c='C1', lw=1.5)
     ax.set_title(f'{name}: input, {q.bits} bits, clipped {clipped(q, v):.2%}')
 
+# %% ../../nbs/4_deploy/13_report.ipynb #b024
 def _spread(names, most) -> list:
     "At most so many of the names, the first and the last and others at equal distances"
     at = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
     return [names[i] for i in dict.fromkeys(at)]
 
+# %% ../../nbs/4_deploy/13_report.ipynb #b132
 def _layers_legend(fig):
+    "What the colours are"
     def area(color, label): return plt.Rectangle((0, 0), 1, 1, color=color, alpha=.6, label=label)
     line = plt.Line2D([], [], color='C1', label='weights on the grid; ends of the grid of inputs')
     handles = [area('C0', 'weights'), line, area('C2', 'inputs (logarithmic)')]
     fig.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False)
 
+def _label_layers(fig, axes, drawn, known):
+    "Small letters, the picture's title, its axes"
+    for ax in axes.flat:
+        ax.title.set_fontsize(9)
+        ax.tick_params(labelsize=8)
+    of = f'{drawn} of {known} layers' if drawn < known else 'all layers'
+    fig.suptitle(f'How weights and inputs fit their grids: {of}, in the order of execution')
+    for ax in axes[-1]: ax.set_xlabel('value / step', fontsize=9)
+    fig.supylabel('density', fontsize=10)
+    _layers_legend(fig)
+
 # %% ../../nbs/4_deploy/13_report.ipynb #v026
 @torch.no_grad()
 def plot_layers(model:nn.Module, # quantized, its steps initialised
-                x:Tensor,
+                x:Tensor,        # (batch, channels, h, w): images
                 most=12,         # layers, spread over the network
                ) -> Figure:
     "Weight and input of each layer against their grids"
@@ -178,12 +209,7 @@ def plot_layers(model:nn.Module, # quantized, its steps initialised
         _plot_weight(layers[n], n, left)
         _plot_input(layers[n].input_quantizer, inputs[n], n, right)
     for ax in pairs[len(names):].flat: ax.axis('off')
-    for ax in axes.flat: ax.title.set_fontsize(9); ax.tick_params(labelsize=8)
-    of = f'{len(names)} of {len(known)} layers' if len(names) < len(known) else 'all layers'
-    fig.suptitle(f'How weights and inputs fit their grids: {of}, in the order of execution')
-    for ax in axes[-1]: ax.set_xlabel('value / step', fontsize=9)
-    fig.supylabel('density', fontsize=10)
-    _layers_legend(fig)
+    _label_layers(fig, axes, len(names), len(known))
     return fig
 
 # %% ../../nbs/4_deploy/13_report.ipynb #g602
@@ -198,9 +224,10 @@ def plot_sensitivity(alone:dict,    # of `sensitivity`
     fig, ax = plt.subplots(figsize=(max(6, .4*len(names) + 2), 4), layout='constrained')
     ax.bar(range(len(names)), lost, color=['C3' if v > 0 else 'C2' for v in lost])
     ax.axhline(0, c='k', lw=.8)
-    ax.set_xticks(range(len(names)), names, rotation=60, ha='right', rotation_mode='anchor'); ax.grid(axis='y', alpha=.3)
+    ax.set_xticks(range(len(names)), names, rotation=60, ha='right', rotation_mode='anchor')
+    ax.grid(axis='y', alpha=.3)
+    ax.set_axisbelow(True)
     ax.set(ylabel=f'{what} lost, {unit}' if unit else f'{what} lost')
     floats = f'{scale*alone[""]:.4g} {unit}'.strip()
     ax.set_title(f'What each layer takes when it alone is quantized ({what} with all in floats: {floats})')
-    ax.set_axisbelow(True)
     return fig

@@ -36,18 +36,23 @@ PROFILES = dict(
     integers=Profile('integers that ONNX Runtime computes as such, the same on every processor', exact=True),
     vnni=Profile('8-bit weights as signed bytes: faster, and exact only on processors with VNNI and on ARM '
                  '(on other x86 sums saturate)'),
-    packed=Profile('weights of up to 4 bits as int4, half a byte each, computed in floats', exact=True, int4=True, opset=21),
-    symmetric=Profile('signed bytes with zero-point 0 everywhere, as TensorRT has them (8-bit weights as in vnni)', symmetric=True),
-    openvino=Profile('integers that OpenVINO computes as such where weights have 7 bits or fewer', exact=True, again=True),
+    packed=Profile('weights of up to 4 bits as int4, half a byte each, computed in floats',
+                   exact=True, int4=True, opset=21),
+    symmetric=Profile('signed bytes with zero-point 0 everywhere, as TensorRT has them (8-bit weights as in vnni)',
+                      symmetric=True),
+    openvino=Profile('integers that OpenVINO computes as such where weights have 7 bits or fewer',
+                     exact=True, again=True),
     floats=Profile('the same network without any rounding of activations, to compare speed with', rounded=False))
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n002
 def import_onnx():
     "The onnx package; an error that says where it comes from if it is missing"
     try: import onnx
-    except ImportError: raise ImportError("writing ONNX files needs the package onnx: pip install 'repq[export]'") from None
+    except ImportError:
+        raise ImportError("writing ONNX files needs the package onnx: pip install 'repq[export]'") from None
     return onnx
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #b071
 class _Nodes:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile:Profile):
@@ -116,6 +121,7 @@ def largest_pair(w, # integers of a byte
     rows = np.abs(np.moveaxis(w.astype(int), axis, 0).reshape(w.shape[axis], -1))
     return 255*int(np.sort(rows, 1)[:, -2:].sum(1).max())
 
+# %% ../../nbs/4_deploy/11_onnx_writer.ipynb #b88d
 def _stored(p, profile) -> tuple: # integers, zero-point, what one of them means
     "The weight of a layer as a file holds it"
     if profile.int4 and p['bits'] <= 4:
@@ -174,7 +180,8 @@ def _layer(g, s, x):
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o808
 @ONNX.writes('add')
 def _add(g, s, a, b):
-    if s.grid is None or not g.profile.rounded: return as_result(g, g.op('Add', as_floats(g, a), as_floats(g, b)), s)
+    if s.grid is None or not g.profile.rounded:
+        return as_result(g, g.op('Add', as_floats(g, a), as_floats(g, b)), s)
     fa, fb, shift = sum_factors(a.grid, b.grid, s.grid)
     y = g.op('Add', as_floats(g, a, fa/2**shift), as_floats(g, b, fb/2**shift))
     return on_grid(g, y, replace(s.grid, step=1.), s.name)
@@ -203,8 +210,8 @@ def _clip(g, s, x):
 @ONNX.writes('maxpool')
 def _maxpool(g, s, x):
     p = s.params
-    return g.op('MaxPool', x.handle, name=s.name, kernel_shape=p['kernel_size'], strides=p['stride'], pads=[*p['padding']]*2,
-                dilations=p['dilation'], ceil_mode=int(p['ceil_mode']))
+    return g.op('MaxPool', x.handle, name=s.name, kernel_shape=p['kernel_size'], strides=p['stride'],
+                pads=[*p['padding']]*2, dilations=p['dilation'], ceil_mode=int(p['ceil_mode']))
 
 @ONNX.writes('flatten')
 def _flatten(g, s, x): return g.op('Flatten', x.handle, axis=1, name=s.name)
@@ -231,7 +238,8 @@ def _concat(g, s, *values): return g.op('Concat', *(v.handle for v in values), a
 _IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10} # opset -> version of the format that has it
 
 def _described(v:Value, prefix='', fixed=False):
-    "A value that comes in or goes out, as ONNX describes it: the number of images is open, and the size of maps unless it is fixed"
+    """A value that comes in or goes out, as ONNX describes it: the number of images is open, and the size of maps
+    unless it is fixed"""
     onnx = import_onnx()
     rest = v.shape[2:]
     if len(v.shape) == 4 and not fixed: rest = f'{prefix}height', f'{prefix}width'
@@ -244,10 +252,12 @@ def _ends(net, values) -> tuple: # inputs, outputs, as ONNX has them
     return [_described(values[i], '', net.fixed) for i in net.inputs], outs
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q584
-def onnx_model(net:IntegerNetwork, x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
+def onnx_model(net:IntegerNetwork,
+               x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
                profile='integers' # a key of `PROFILES`
               ): # an ONNX ModelProto
-    "The ONNX model of an integer network; the number of images stays open, height and width too where no step holds numbers of them"
+    """The ONNX model of an integer network; the number of images stays open, height and width too where no step holds
+    numbers of them"""
     onnx, g = import_onnx(), OnnxGraph(PROFILES[profile])
     joined = IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
     values = ONNX.write(joined, g, x)

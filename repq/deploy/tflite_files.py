@@ -12,7 +12,8 @@ __all__ = ['SCHEMA', 'TYPES', 'UNION', 'OPERATORS', 'import_flatbuffers', 'encod
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t006
 _SCHEMA = '''
-Model: version uint32, operator_codes [OperatorCode], subgraphs [SubGraph], description string, buffers [Buffer], -, metadata [Metadata], signature_defs [SignatureDef]
+Model: version uint32, operator_codes [OperatorCode], subgraphs [SubGraph], description string, buffers [Buffer], -,
+    metadata [Metadata], signature_defs [SignatureDef]
 OperatorCode: deprecated_builtin_code int8, -, version int32, builtin_code int32
 SubGraph: tensors [Tensor], inputs [int32], outputs [int32], operators [Operator], name string
 Tensor: shape [int32], type int8, buffer uint32, name string, quantization Quantization
@@ -22,8 +23,13 @@ Buffer: data bytes
 Metadata: name string, buffer uint32
 SignatureDef: inputs [TensorMap], outputs [TensorMap], signature_key string, -, subgraph_index uint32
 TensorMap: name string, tensor_index uint32
+'''
+
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b44f
+_OPTIONS = '''
 Conv2DOptions: padding int8, stride_w int32, stride_h int32, activation int8, dilation_w int32, dilation_h int32
-DepthwiseConv2DOptions: padding int8, stride_w int32, stride_h int32, depth_multiplier int32, activation int8, dilation_w int32, dilation_h int32
+DepthwiseConv2DOptions: padding int8, stride_w int32, stride_h int32, depth_multiplier int32, activation int8,
+    dilation_w int32, dilation_h int32
 Pool2DOptions: padding int8, stride_w int32, stride_h int32, filter_w int32, filter_h int32, activation int8
 FullyConnectedOptions: activation int8, weights_format int8, keep_num_dims bool
 ConcatenationOptions: axis int32, activation int8
@@ -38,12 +44,17 @@ DepthToSpaceOptions: block_size int32
 BatchMatMulOptions: adj_x bool, adj_y bool
 '''
 
-def _table(line) -> tuple: # name, list of (place, field, kind)
-    name, fields = line.split(': ')
-    parts = [f.split() for f in fields.split(', ')]
-    return name, [(i, *p) for i, p in enumerate(parts) if len(p) == 2]
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b133
+def _tables(text) -> dict: # name -> list of (place, field, kind)
+    "The tables of a schema that is written as above"
+    res = {}
+    for line in re.sub(r'\n +', ' ', text).strip().splitlines():
+        name, fields = line.split(': ')
+        parts = [f.split() for f in fields.split(', ')]
+        res[name] = [(i, *p) for i, p in enumerate(parts) if len(p) == 2]
+    return res
 
-SCHEMA = dict(map(_table, _SCHEMA.strip().splitlines()))
+SCHEMA = _tables(_SCHEMA) | _tables(_OPTIONS)
 TYPES = dict(float32=0, int32=2, int8=9) # of tensors
 UNION = dict(Conv2DOptions=1, DepthwiseConv2DOptions=2, Pool2DOptions=5, FullyConnectedOptions=8, # of options
              ConcatenationOptions=10, AddOptions=11, MulOptions=21, GatherOptions=23, ReducerOptions=27, SubOptions=28,
@@ -51,38 +62,48 @@ UNION = dict(Conv2DOptions=1, DepthwiseConv2DOptions=2, Pool2DOptions=5, FullyCo
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t008
 _OPERATORS = '''
-ADD 0 1 AddOptions, CONCATENATION 2 2 ConcatenationOptions, CONV_2D 3 3 Conv2DOptions, DEPTHWISE_CONV_2D 4 3 DepthwiseConv2DOptions,
-DEPTH_TO_SPACE 5 2 DepthToSpaceOptions, DEQUANTIZE 6 2, FULLY_CONNECTED 9 4 FullyConnectedOptions, MAX_POOL_2D 17 2 Pool2DOptions,
-MUL 18 1 MulOptions, RELU 19 1, RELU_N1_TO_1 20 1, RESHAPE 22 1, PAD 34 2, GATHER 36 2 GatherOptions, TRANSPOSE 39 2, SUB 41 1 SubOptions,
-DIV 42 1 DivOptions, CAST 53 1 CastOptions, PRELU 54 1, MEAN 40 2 ReducerOptions, MAXIMUM 55 2, MINIMUM 57 2, PADV2 60 2,
-SLICE 65 2, SUM 74 1 ReducerOptions, REDUCE_MAX 82 2 ReducerOptions,
-QUANTIZE 114 1, BATCH_MATMUL 126 2 BatchMatMulOptions
+ADD 0 1 AddOptions, CONCATENATION 2 2 ConcatenationOptions, CONV_2D 3 3 Conv2DOptions,
+DEPTHWISE_CONV_2D 4 3 DepthwiseConv2DOptions, DEPTH_TO_SPACE 5 2 DepthToSpaceOptions, DEQUANTIZE 6 2,
+FULLY_CONNECTED 9 4 FullyConnectedOptions, MAX_POOL_2D 17 2 Pool2DOptions, MUL 18 1 MulOptions, RELU 19 1,
+RELU_N1_TO_1 20 1, RESHAPE 22 1, PAD 34 2, GATHER 36 2 GatherOptions, TRANSPOSE 39 2, SUB 41 1 SubOptions,
+DIV 42 1 DivOptions, CAST 53 1 CastOptions, PRELU 54 1, MEAN 40 2 ReducerOptions, MAXIMUM 55 2, MINIMUM 57 2,
+PADV2 60 2, SLICE 65 2, SUM 74 1 ReducerOptions, REDUCE_MAX 82 2 ReducerOptions, QUANTIZE 114 1,
+BATCH_MATMUL 126 2 BatchMatMulOptions
 '''
-OPERATORS = {name: (int(code), int(version), *options) # name -> number, version, name of the table of options if it has one
+OPERATORS = {name: (int(code), int(version), *options) # name -> number, version, name of the table of options if any
              for name, code, version, *options in map(str.split, _OPERATORS.split(','))}
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t010
 def import_flatbuffers():
     "The flatbuffers package; an error that says where it comes from if it is missing"
     try: import flatbuffers
-    except ImportError: raise ImportError("writing .tflite files needs the package flatbuffers: pip install 'repq[tflite]'") from None
+    except ImportError:
+        raise ImportError("writing .tflite files needs the package flatbuffers: pip install 'repq[tflite]'") from None
     return flatbuffers
 
 def _flags(kind): return getattr(import_flatbuffers().number_types, f'{kind.capitalize()}Flags')
 
+def _is_number(kind): return kind == 'bool' or bool(re.fullmatch(r'u?int\d+', kind))
+
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b0e6
 def _vector(b, data:bytes, count, size, alignment) -> int: # its place
+    "`data`, of so many items of a size, in the builder `b`"
     b.StartVector(size, count, alignment)
     b.head -= len(data)
     b.Bytes[b.head:b.head + len(data)] = data
     return b.EndVector()
 
-def _put(b, kind, value) -> int: # the place of what is no number
+def _numbers(b, item, values) -> int: # its place
+    a = np.asarray(values, np.dtype(item).newbyteorder('<'))
+    return _vector(b, a.tobytes(), a.size, a.itemsize, a.itemsize)
+
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b45c
+def _put(b, kind, value) -> int: # its place
+    "What is no number: text, bytes, a table, or a vector of numbers or tables"
     if kind == 'string': return b.CreateString(value)
     if kind == 'bytes': return _vector(b, value, len(value), 1, 16)
     item = kind.strip('[]')
-    if item not in SCHEMA:
-        a = np.asarray(value, np.dtype(item).newbyteorder('<'))
-        return _vector(b, a.tobytes(), a.size, a.itemsize, a.itemsize)
+    if item not in SCHEMA: return _numbers(b, item, value)
     if kind == item: return _put_table(b, item, value)
     places = [_put_table(b, item, v) for v in value]
     b.StartVector(4, len(places), 4)
@@ -90,13 +111,12 @@ def _put(b, kind, value) -> int: # the place of what is no number
     return b.EndVector()
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t011
-def _is_number(kind): return kind == 'bool' or bool(re.fullmatch(r'u?int\d+', kind))
-
 def _put_table(b, name, values:dict) -> int: # its place
-    fields = [(i, f, k) for i, f, k in SCHEMA[name] if values.get(f) is not None]
-    kinds = {f: values['options'] if k == 'union' else k for i, f, k in fields}
+    "A table; ValueError for a field that it does not have"
     unknown = set(values) - {f for _, f, _ in SCHEMA[name]} - {'options'}
     if unknown: raise ValueError(f'{name} has no {", ".join(unknown)}')
+    fields = [(i, f, k) for i, f, k in SCHEMA[name] if values.get(f) is not None]
+    kinds = {f: values['options'] if k == 'union' else k for _, f, k in fields}
     places = {f: _put(b, kinds[f], values[f]) for _, f, _ in fields if not _is_number(kinds[f])}
     b.StartObject(SCHEMA[name][-1][0] + 1)
     for i, f, _ in fields:
@@ -105,14 +125,17 @@ def _put_table(b, name, values:dict) -> int: # its place
         b.Slot(i)
     return b.EndObject()
 
-def encode_tflite(model:dict) -> bytes:
-    "A file of the tables in `model`, as `SCHEMA` has them; `options` beside a table of options is its name"
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b4ce
+def encode_tflite(model:dict # its tables, as `SCHEMA` has them; `options` beside a table of options is its name
+                 ) -> bytes:
+    "A file of the tables in `model`"
     b = import_flatbuffers().Builder(1 << 16)
     b.Finish(_put_table(b, 'Model', model), b'TFL3')
     return bytes(b.Output())
 
 # %% ../../nbs/4_deploy/11c_tflite_files.ipynb #t013
-def _get(t, kind, at): # the value of a field, in the table `t` at `at`
+def _get(t, kind, at):
+    "The value of a field, in the table `t` at `at`"
     if _is_number(kind): return t.Get(_flags(kind), at + t.Pos)
     if kind == 'string': return t.String(at + t.Pos).decode()
     item, new = kind.strip('[]'), type(t)
@@ -122,7 +145,11 @@ def _get(t, kind, at): # the value of a field, in the table `t` at `at`
     if item in SCHEMA: return [_get_table(new(t.Bytes, t.Indirect(start + 4*i)), item) for i in range(n)]
     return np.frombuffer(t.Bytes, np.dtype(item).newbyteorder('<'), n, start).tolist()
 
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #b2b3
+_NAMES = {number: name for name, number in UNION.items()}
+
 def _get_table(t, name) -> dict:
+    "The fields of a table that are there; which options there are, a number beside them says"
     res = {}
     for i, f, kind in SCHEMA[name]:
         if not (at := t.Offset(4 + 2*i)): continue
@@ -130,8 +157,7 @@ def _get_table(t, name) -> dict:
         res[f] = _get(t, kind, at)
     return res
 
-_NAMES = {number: name for name, number in UNION.items()}
-
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #bb67
 def decode_tflite(data:bytes) -> dict:
     "The tables of a file that `encode_tflite` wrote; ValueError where it is none"
     table = import_flatbuffers().table.Table
@@ -141,7 +167,9 @@ def decode_tflite(data:bytes) -> dict:
     except Exception as e: # of numpy and struct, of many kinds
         raise ValueError(f'no .tflite file that repq made, or it is damaged ({type(e).__name__})') from None
 
-def operator_names(model:dict) -> list:
+# %% ../../nbs/4_deploy/11c_tflite_files.ipynb #bacc
+def operator_names(model:dict # as `decode_tflite` gives it
+                  ) -> list:
     "The operators of a decoded file, in their order"
     names, codes = {code: name for name, (code, *_) in OPERATORS.items()}, model['operator_codes']
     return [names[codes[o['opcode_index']]['builtin_code']] for o in model['subgraphs'][0]['operators']]
