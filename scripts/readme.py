@@ -42,6 +42,7 @@ def output(o, figures, alt=''):
             figures[path] = lines(data[mime]).encode() if ext == 'svg' else base64.b64decode(lines(data[mime]))
             return f'![{alt}]({path})'
     if 'text/markdown' in data: return relink(lines(data['text/markdown']).strip())
+    if 'text/html' in data and o['output_type'] == 'display_data': return '' # a progress bar, of a machine that was slow
     return text_block(lines(data.get('text/plain', '')))
 
 def joined(outputs):
