@@ -280,7 +280,7 @@ def test_images_that_the_measure_cannot_take(tmp_path):
 def state_of(path): return torch.load(path, weights_only=True)
 
 @pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]), lambda s: s['optimizer'].update(state=[], hypers=[]), lambda s: s['optimizer'].update(state=[{}]*999, hypers=[{}]),
-                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan')), lambda s: s.update(batch=s['batch'] + 1),
+                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s['callbacks']['history'].update(rows=5), lambda s: s['callbacks']['history']['rows'].append('9'), lambda s: s['callbacks']['history'].update(rows=s['callbacks']['history']['rows']*2), lambda s: s['callbacks']['skip_non_finite'].update(skipped=3), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan')), lambda s: s.update(batch=s['batch'] + 1),
                                     lambda s: s.update(step=s['step'] + 6, batch=s['batch'] + 6), lambda s: s.update(epoch=s['epoch'] + 1), lambda s: s.update(pct_train=.9)])
 def test_a_wrong_but_readable_checkpoint(runs, tmp_path, change):
     "The one before it is tried, and the run ends with the same weights"
@@ -457,15 +457,19 @@ def test_an_error_between_two_moves_of_a_report(runs, tmp_path, monkeypatch):
     assert res.exit_code == 1 and 'history.png' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['notes.txt']
 
 def test_a_table_of_coverage_goes_on(tmp_path, monkeypatch):
-    "With what is there, if it is such a table, and of the same bits"
+    "With what is there, if it is such a table, and made alike"
     monkeypatch.chdir(tmp_path)
     command = 'bench', 'coverage', 'torchvision:alexnet', '--timeout', '.01', '--json', 'table.json'
     assert run(*command).exit_code == 0 and run(*command, 'torchvision:vgg11').exit_code == 0
     rows = json.loads(Path('table.json').read_text())['rows']
     assert [r['network'] for r in rows] == ['torchvision:alexnet', 'torchvision:vgg11'] and all('took longer' in r['failed'] for r in rows)
     whole = dict(network='torchvision:alexnet', bits=8, convolutions=1., islands=0, differing=0, island_error=None)
-    for rows, words in ([dict(failed='x')], 'rows.0.network'), ([3], 'rows.0'), (3, 'rows'), ([dict(network='x')], 'rows.0 has no convolutions'), ([whole | dict(bits=4)], 'has rows of 4 bits, and 8 are asked for'):
+    for rows, words in ([dict(failed='x')], 'rows.0.network'), ([3], 'rows.0'), (3, 'rows'), ([dict(network='x')], 'rows.0 has no convolutions'), ([whole | dict(bits=4)], 'was made with --bits 4, and this is with --bits 8'):
         Path('table.json').write_text(text := json.dumps(dict(made='made by repq', rows=rows)))
+        res = run(*command)
+        assert res.exit_code == 1 and words in str(res.exception) and Path('table.json').read_text() == text, res.exception
+    for settings, words in (dict(candidates=8), 'was made with --candidates 8, and this is without --candidates'), (dict(size=32), 'with --size 32, and this is with --size 64'), (dict(candidates='8'), 'candidates: '), (dict(size=0), 'size: '):
+        Path('table.json').write_text(text := json.dumps(dict(made='made by repq', rows=[whole], **settings)))
         res = run(*command)
         assert res.exit_code == 1 and words in str(res.exception) and Path('table.json').read_text() == text, res.exception
     Path('table.json').write_text(text := json.dumps(dict(rows=[whole])))

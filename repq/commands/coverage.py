@@ -203,28 +203,38 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
     if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
     for n in names: check_network(n)
     names = list(dict.fromkeys(names)) or networks()
-    rows = {r['network']: r for r in _rows(file, bits)}
+    asked = dict(size=size, bits=bits, candidates=candidates)
+    rows = {r['network']: r for r in _rows(file, asked)}
     todo = [n for n in names if n not in rows or again and 'failed' in rows[n]]
     server = _Server()
     try:
         for i, n in enumerate(todo, 1):
-            rows[n] = server.ask(n, size, bits, candidates, timeout=timeout)
+            rows[n] = server.ask(n, *asked.values(), timeout=timeout)
             say(f'{i} of {len(todo)}: {line_of(rows[n])}')
-            if file is not None: write_json(file, dict(made='made by repq', **environment(), candidates=candidates, rows=list(rows.values())), True)
+            if file is not None: write_json(file, dict(made='made by repq', **environment(), **asked, rows=list(rows.values())), True)
     finally: server.stop()
     return [rows[n] for n in names]
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q904
-def _rows(file, bits) -> list:
+def _check_alike(file, table, asked):
+    "ValueError where a table, or a row of it, was made with other settings than are `asked`; what it doesn't say is left open"
+    said = [table, *(dict(bits=r['bits']) for r in table['rows'] if 'bits' in r)] # a row's size is the one that its network takes
+    for k, v in asked.items():
+        if other := [s[k] for s in said if s.get(k, v) != v]:
+            was, now = (f'without --{k}' if o is None else f'with --{k} {o}' for o in (other[0], v))
+            raise ValueError(f'{file} was made {was}, and this is {now}: ask for the same, or give another file')
+
+def _rows(file, asked:dict) -> list:
     "The rows of a table that is there"
     if file is None: return []
     check_output(file, True)
     if not Path(file).exists(): return []
-    rows = read_json(file, COVERAGE)['rows']
+    table = read_json(file, COVERAGE)
+    rows = table['rows']
     for i, r in enumerate(rows):
         if missing := {'convolutions', 'islands', 'differing', 'island_error'} - r.keys():
             if 'failed' not in r: raise ValueError(f'{file} cannot be used: rows.{i} has no {min(missing)}')
-        if r.get('bits', bits) != bits: raise ValueError(f'{file} has rows of {r["bits"]} bits, and {bits} are asked for: give another file')
+    _check_alike(file, table, asked)
     return rows
 
 def line_of(r:dict) -> str:

@@ -18,7 +18,8 @@ except ImportError: fcntl = None # Windows
 
 # %% auto #0
 __all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
-           'checked', 'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
+           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room',
+           'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -150,6 +151,14 @@ class _Optimizer(TypedDict):
     __pydantic_config__ = _STRICT
     state: list[dict[str, Any]]; hypers: list[dict[str, float]]
 
+class _History(TypedDict): rows: Annotated[list[str], Field(min_length=1)]
+class _Skipped(TypedDict): skipped: list[str]
+
+class _Callbacks(TypedDict):
+    "What callbacks keep"
+    __pydantic_config__ = _STRICT
+    history: NotRequired[_History]; skip_non_finite: NotRequired[_Skipped]
+
 class _State(TypedDict):
     "A checkpoint of training"
     __pydantic_config__ = _STRICT
@@ -158,7 +167,7 @@ class _State(TypedDict):
     passes: Annotated[int, Field(ge=-1, le=2**31)]
     seconds: NotRequired[_Size]
     smooth_loss: tuple[_Count, Union[Tensor, float]]
-    model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: dict[str, dict[str, Any]]
+    model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: _Callbacks
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v008
 class _Grid(TypedDict):
@@ -194,6 +203,7 @@ class _Covered(TypedDict):
 
 class _Coverage(TypedDict):
     __pydantic_config__ = _STRICT
+    size: NotRequired[_Positive]; bits: NotRequired[_Bits]; candidates: NotRequired[Optional[_Positive]]
     rows: list[_Covered]
 
 _Rows, _Epochs = (Annotated[list[t], Field(min_length=1)] for t in (_Row, _Epoch))
@@ -233,10 +243,8 @@ def _check_header(names, path):
         if not n.strip(): raise ValueError(f'{path}: a column has no name')
         if n in names[:i]: raise ValueError(f'{path}: the first line names a column twice: {n}')
 
-def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
-    "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
-    try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8 (byte {e.start})') from None
+def csv_rows(lines, path, schema:TypeAdapter=None) -> list: # path: what they are called
+    "The rows in lines of CSV, the first of which names the columns"
     try: rows = list(csv.DictReader(lines))
     except csv.Error as e: raise ValueError(f'{path} is no CSV file ({e})') from None
     for i, r in enumerate(rows, 2):
@@ -246,6 +254,13 @@ def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for
     _check_header(next(csv.reader(lines)), path)
     if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
     return rows
+
+def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
+    "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
+    try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8 (byte {e.start})') from None
+    return csv_rows(lines, path, schema)
+
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w036
 def check_whole(name:str, v, least:int=1, most:int=None):

@@ -16,9 +16,8 @@ from ..method.blocks import Block
 from ..method.published import RepVGGBlock
 from ..method.layers import QUANTIZERS, RepQLayer, copy_quantizer, is_deployed
 from .liveness import constant_nodes, live_nodes, readers
-from .graphs import trace_graph
 from .readers import module_of, operation_of, moves
-from .graphs import BatchNorm
+from .graphs import BatchNorm, trace_graph
 from .recording import remember_sizes
 from .sites import find_sites, is_composite, is_linear, registered, survey
 from .adoption import adopt as adopt_blocks
@@ -30,7 +29,7 @@ __all__ = ['reparametrize', 'merge', 'train_merged', 'quantize', 'deploy', 'para
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #c035
 def _called(block) -> str: # a class, a function, or a `partial` of one
-    return getattr(getattr(block, 'func', block), '__name__', str(block))
+    return getattr(getattr(block, 'func', block), '__name__', f'a {type(block).__name__}')
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #h700
 def _new_block(conv, block) -> Block:
@@ -39,8 +38,7 @@ def _new_block(conv, block) -> Block:
     try: new = block(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), g.stride, g.padding, g.dilation,
                      conv.groups, g.padding_mode)
     except TypeError as e:
-        said = ' '.join(str(e).split())
-        raise TypeError(f'block must be called as RepVGGBlock is; {_called(block)} says: {said}') from e
+        raise TypeError(f'block must be called as RepVGGBlock is; {_called(block)} says: {" ".join(str(e).split())}') from e
     if not isinstance(new, Block):
         raise TypeError(f'block must be called as RepVGGBlock is and give a Block; {_called(block)} gave {type(new).__name__}')
     return new.to(conv.weight)
@@ -64,6 +62,8 @@ def _as_block(conv, bn, block, init) -> tuple: # (block, the batch norm that it 
     new = _new_block(conv, block)
     if not _has_bn(new): bn = None
     target = Kernel.of(conv) if bn is None else Kernel.of(conv).affine(*fold(bn, *running_stats(bn)))
+    values = target.weight if target.bias is None else target.weight.sum() + target.bias.sum()
+    if not (values.is_meta or values.isfinite().all()): raise ValueError('its weight, or its batch norm, is not finite')
     if init == 'preserve': new.add_rest()
     has_bias = new.kernel().bias is not None
     if (target.bias is not None and not has_bias) or (init == 'preserve' and has_bias and new._holder() is None): new.add_bias()
@@ -190,7 +190,7 @@ def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits),
     for n, b in res.items():
         if n not in names:
             raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are "
-                             f"{', '.join(get_close_matches(n, names, 3, 0))}")
+                             f"{', '.join(get_close_matches(str(n), names, 3, 0))}")
         if b is None: continue
         if len(b) != 2: raise ValueError(f"layer_bits: '{n}' takes bits, or (weight bits, input bits), got {b}")
         for v in b: naming_layer(n, check_bits, v)
@@ -329,7 +329,8 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
 # %% ../../nbs/2_networks/05_surgery.ipynb #c075
 def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch optimizer
     "Two parameter groups: weights with `weight_decay`; steps, batch norms and biases without"
-    plain = {id(p) for m in model.modules() if isinstance(m, (BatchNorm, LSQ)) for p in m.parameters(recurse=False)}
+    if not 0 <= weight_decay < float('inf'): raise ValueError(f'weight_decay must be finite and at least 0, got {weight_decay!r}')
+    plain = {id(p) for m in working_copy(model, True).modules() if isinstance(m, (BatchNorm, LSQ)) for p in m.parameters(recurse=False)}
     bias = lambda n: n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned and parametrized ones too
     free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
     ids = {id(p) for p in free}
