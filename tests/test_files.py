@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from helpers import KW, TINY, cut, same_state
 from repq import files
-from repq.checkpoints import to_official
+from repq.checkpoints import to_official, write_checkpoint
 from repq.networks import files as network_files
 from repq.training import packed, run_folders as folders, runs as runs_module
 from repq.cli import app
@@ -47,6 +47,12 @@ def test_files_of_a_run_are_not_overwritten(runs, tmp_path, name, overwrite):
         res = run(*args, tmp_path/'fp'/name, *extra)
         assert res.exit_code == 1 and seen(tmp_path) == before, (args, res.exception)
         assert 'exists' in str(res.exception) or 'belongs to the run' in str(res.exception) or 'the name must end' in str(res.exception)
+
+def test_a_checkpoint_is_not_written_over_a_run(runs, tmp_path):
+    shutil.copytree(runs/'fp', tmp_path/'fp')
+    before = seen(tmp_path)
+    with pytest.raises(FileExistsError, match='belongs to the run'): write_checkpoint(tmp_path/'fp'/'model.safetensors', {'a': torch.ones(2)}, overwrite=True)
+    assert seen(tmp_path) == before
 
 def test_every_export_asks(runs, tmp_path):
     for f, format, profile in (('a.onnx', 'onnx', 'packed'), ('a.safetensors', 'safetensors', 'integers'), ('a.pt2', 'pt2', 'integers')):
