@@ -1,5 +1,5 @@
 "Nothing that exists is lost: places that are taken, folders shared by two commands, full disks, files of others, kills at the end."
-import json, os, resource, shutil, signal, subprocess, sys, tarfile, time
+import json, os, resource, shutil, signal, subprocess, sys, tarfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import pytest, torch
@@ -481,6 +481,26 @@ def test_a_table_of_coverage_goes_on(tmp_path, monkeypatch):
     Path('table.json').write_text(text := json.dumps(dict(rows=[whole])))
     res = run(*command)
     assert res.exit_code == 1 and 'not made by repq' in str(res.exception) and Path('table.json').read_text() == text
+
+@pytest.mark.parametrize('text', ['', 'made by r', 'made by repq: process 1 on x, since 2020-01-01'])
+def test_a_lock_that_a_kill_left_is_taken_over(tmp_path, text):
+    "Without a word, wherever the writing of its file was cut off"
+    (lock := network_files._key(tmp_path/'x')).write_text(text)
+    files.check_unlocked(tmp_path/'x')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with locked(tmp_path/'x'): assert lock.read_text().startswith(f'made by repq: process {os.getpid()} ')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('args', [['train', 'repvgg_a0_tiny', '--dry-run', '--out', '~/x'], ['quantize', 'fp', '--ptq', '--out', '~'], ['report', 'fp', '--out', '~/x'], ['bench', 'peers', '--json', '~/x.json'], ['convert', 'fp/model.safetensors', '~/x.pth', '--model', 'repvgg_a0_tiny']])
+def test_a_home_that_the_shell_left(runs, tmp_path, monkeypatch, args):
+    shutil.copytree(runs/'fp', tmp_path/'fp'); monkeypatch.chdir(tmp_path)
+    res = run(*args)
+    assert res.exit_code == 1 and 'would be made in a folder named ~' in str(res.exception) and [p.name for p in tmp_path.iterdir()] == ['fp'], res.exception
+
+def test_an_export_whose_name_is_no_text(runs, tmp_path):
+    place = os.fsdecode(os.fsencode(tmp_path) + b'/m\xff.onnx')
+    assert 'equals the integer reference' in export_run(runs/'w4', place) and os.listdir(os.fsencode(tmp_path)) == [b'm\xff.onnx']
 
 def test_the_file_of_a_benchmark_is_held(tmp_path):
     with locked(tmp_path/'a.json'):

@@ -22,7 +22,7 @@ from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
 from . import onnx_operations
 from .targets import cannot_run
 from ..networks.guests import first_line
-from ..networks.schemas import check_whole, regular
+from ..networks.schemas import check_whole, read_bytes, regular
 
 WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
 
@@ -117,8 +117,9 @@ def onnx_session(path, threads:int=1, # 0: all cores
     if not optimize: opts.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized: opts.optimized_model_filepath = str(optimized)
     if profile: opts.enable_profiling, opts.profile_file_prefix = True, str(profile)
-    regular(path)
-    try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+    model = str(regular(path))
+    if not model.isprintable(): model = read_bytes(path) # a name that is no text, which the runtime does not take
+    try: return ort.InferenceSession(model, opts, providers=['CPUExecutionProvider'])
     except Exception as e: raise cannot_run(path, 'ONNX Runtime', e) from None # it has kinds of its own
 
 def run_onnx(session, x:Tensor) -> Tensor:
