@@ -12,6 +12,7 @@ from repq.checkpoints import to_official, write_checkpoint
 from repq.networks import files as network_files
 from repq.training import packed, run_folders as folders, runs as runs_module
 from repq.cli import app
+from repq.commands.app import error_line
 from repq.data import list_images, read_shards
 from repq.deployed import load_deployed
 from repq.deployment import export_run, post_training
@@ -20,6 +21,7 @@ from repq.files import SIGNATURE, locked, making, replacing, writing
 from repq.models import create_model
 from repq.plans import plan
 from repq.recipes import get_recipe
+from repq.resume import read_state
 from repq.runs import eval_run, load_run, train
 
 @pytest.fixture(scope='module')
@@ -526,6 +528,28 @@ def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
             files.check_file(tmp_path/'x.json', overwrite=True)
         assert len(list(tmp_path.glob('other.*.tmp'))) == 1
     assert sorted(f.name for f in tmp_path.iterdir()) == ['other', 'x.json', 'x.json.old.tmp', 'x.json.tmp']
+
+@pytest.mark.parametrize('args', [['bench', 'data', '{0}', '--images', 4, '--rounds', 1, '--size', 8, '--batch-size', 2, '--workers', 2], ['demo', '--quick', '--jobs', 2, '--model', 'repvgg_a0_tiny', '--out', '{0}/demo']])
+def test_few_open_files(tmp_path, args):
+    "Processes that could not get theirs are not begun: torch's loader hangs with 20, and prints tracebacks with 24"
+    for split in 'train', 'val':
+        for c in 'ab':
+            (tmp_path/split/c).mkdir(parents=True)
+            for i in range(4): Image.new('RGB', (12, 12), (i*20, 90, 200 if c == 'a' else 20)).save(tmp_path/split/c/f'{i}.png')
+    p = shell(*(str(a).format(tmp_path) for a in args), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)))
+    said = p.communicate(timeout=300)[1].strip().splitlines()
+    assert p.returncode == 1 and len(said) == 1 and 'need 48 open files' in said[0] and 'ulimit -n' in said[0], said
+    assert not (tmp_path/'demo').exists()
+
+def test_no_more_threads():
+    assert 'ulimit -u' in error_line(RuntimeError("can't start new thread"))
+
+def test_a_checkpoint_that_may_not_be_read(tmp_path, monkeypatch):
+    "It may be whole: nobody is told to delete it"
+    (tmp_path/'step-0000000001.pt').write_bytes(b'x')
+    def forbidden(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(torch, 'load', forbidden)
+    with pytest.raises(OSError, match='step-0000000001.pt cannot be read .Permission denied.$'): read_state(tmp_path)
 
 # Numbers and messages
 

@@ -251,6 +251,7 @@ def error_line(e) -> str:
     line = ' '.join(str(e).split())
     if isinstance(e, MemoryError) or "can't allocate memory" in line or 'out of memory' in line:
         return f'there is not enough memory: smaller batches (--batch-size, --accumulate) or images need less ({line[:200]})'
+    if "can't start new thread" in line: return 'the system lets this user start no more threads or processes: end some, or allow more (ulimit -u)'
     if isinstance(e, OSError) and e.errno is not None: return _in_a_line(f'{e.filename or "a file"} cannot be used ({e.strerror})')
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return _in_a_line(str(e))
     return f'unexpected {type(e).__name__}: {line[:300] or "without a word"} (REPQ_TRACEBACK=1 shows where; please report it)'
@@ -317,8 +318,7 @@ def _report(line):
 def settle():
     "Warnings in a line, freed memory kept, any name shown: in a process that runs a command, or a part of one"
     warnings.filterwarnings('ignore', category=FutureWarning)
-    # one line, not where in the source
-    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n'
+    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line
     for stream in sys.stdout, sys.stderr: # names of files may be of any bytes, and a terminal of few letters
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     keep_freed_memory()

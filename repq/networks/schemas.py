@@ -18,8 +18,8 @@ except ImportError: fcntl = None # Windows
 
 # %% auto #0
 __all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
-           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room',
-           'unusable']
+           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_files',
+           'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -281,6 +281,14 @@ def check_memory(need:float, what:str, help:str): # bytes; what needs them; what
     except (AttributeError, ValueError, OSError): return # not known on this system
     if need <= .8*have: return
     raise ValueError(f'{what} need {need/2**30:,.1f} GiB in memory, the machine has {have/2**30:,.1f}: {help}')
+
+def check_files(need:int, what:str, help:str): # as for `check_memory`
+    "Raise rather than fail halfway: so many more files must be allowed to be open at a time"
+    try: from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    except ImportError: return # Windows
+    most, there = getrlimit(RLIMIT_NOFILE)[0], len(os.listdir('/dev/fd')) if os.path.isdir('/dev/fd') else 0
+    if most == RLIM_INFINITY or there + need <= most: return
+    raise OSError(f'{what} need {need} open files, {most - there} of {most} are left: {help}, or allow more (ulimit -n)')
 
 def check_room(path, need:float): # bytes
     "Raise unless the disk of `path`, or of the nearest folder above it that there is, has room"

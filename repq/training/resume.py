@@ -39,6 +39,7 @@ def read_state(folder,
                 check(state)
                 if f.stem != f'step-{state["step"]:010}': raise ValueError(f'it is of step {state["step"]}')
             return state
+        except PermissionError as e: raise OSError(f'{f} cannot be read ({e.strerror})') from None # it may be whole
         except Exception as e: # damage has many kinds
             warnings.warn(f'{f} cannot be read ({first_line(e)[:220]}): the checkpoint before it is taken')
     if files:
