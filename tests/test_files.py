@@ -453,6 +453,12 @@ def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     res = run('report', runs/'w4', '--no-alone', '--out', tmp_path/'r')
     assert res.exit_code == 1 and 'was not made by repq' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['.report.part', 'thesis.tex']
 
+def test_a_report_without_room_for_its_marker(runs, tmp_path, monkeypatch):
+    def full(*a): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(folders, 'mark', full)
+    res = run('report', runs/'fp', '--out', tmp_path/'r')
+    assert res.exit_code == 1 and not list(tmp_path.iterdir()), res.exception
+
 def test_an_error_between_two_moves_of_a_report(runs, tmp_path, monkeypatch):
     "What was there stays, and of what is new all or nothing"
     (tmp_path/'r').mkdir(); (tmp_path/'r'/'notes.txt').write_text('mine')
