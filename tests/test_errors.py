@@ -10,10 +10,12 @@ from repq.orepa import OREPA, OREPA1x1, OREPALargeKernel
 from repq.kernels import Geometry, Kernel, impulse_response
 from repq.layers import RepQLayer
 from repq.quantizers import LSQ, fake_quantize, grid, min_error_step
-from repq.surgery import adapt_statistics, calibrate, deploy, merge, quantize, reparametrize
+import repq
+from repq.surgery import adapt_statistics, calibrate, deploy, merge, param_groups, quantize, reparametrize
 
 quiet = dict(verbose=False)
 conv, bn, seq = nn.Conv2d, nn.BatchNorm2d, nn.Sequential
+IMAGES = torch.ones(2, 3, 8, 8)
 def model(): return seq(conv(3, 4, 3), bn(4), nn.ReLU(), conv(4, 2, 3))
 def started(*a, **kw): m = quantize(model(), *a, **quiet, **kw); m(torch.randn(2, 3, 8, 8)); return m
 def fake(step, v=torch.zeros(3, 2)): return fake_quantize(v, step, -8, 7)
@@ -101,6 +103,20 @@ CASES = {
     'a sum with a tensor':      (lambda: Kernel(torch.zeros(2, 2, 3, 3)) + torch.zeros(2, 2, 3, 3), 'Kernel'),
     'a tensor for batches':     (lambda: adapt_statistics(seq(RepVGGBlock(3, 3)), torch.randn(2, 3, 5, 5)), 'batches'),
     'no batches to adapt to':   (lambda: adapt_statistics(seq(RepVGGBlock(3, 3)), []), 'batch'),
+    'nan in a later batch':     (lambda: calibrate(quantize(model(), 4, 4, **quiet), [IMAGES, IMAGES*torch.nan]), "'1'", 'not finite'),
+    'nan to adapt to':          (lambda: adapt_statistics(seq(RepVGGBlock(3, 3)), [IMAGES, IMAGES*torch.nan]), "'0'", 'not finite'),
+    'a decay that is none':     (lambda: param_groups(model(), float('nan')), 'weight_decay', 'nan'),
+    'a decay below zero':       (lambda: param_groups(model(), -1), 'weight_decay', '-1'),
+    'groups of no model':       (lambda: param_groups(None, .1), 'None'),
+    'bits by a number':         (lambda: quantize(model(), layer_bits={0: 4}), "'0'"),
+    'a block that is made':     (lambda: reparametrize(model(), RepVGGBlock(3, 4)), 'a RepVGGBlock'),
+    'the cost of no model':     (lambda: repq.cost('fp', IMAGES), "'fp'"),
+    'integers of no model':     (lambda: repq.check_integers(None), 'None'),
+    'authors of no model':      (lambda: repq.to_official({}), '{}'),
+    'images that are none':     (lambda: repq.to_integer(started(4, 4), 'images'), "'images'"),
+    'a checkpoint of nothing':  (lambda: repq.write_checkpoint('x.pth', None), 'None'),
+    'a checkpoint of words':    (lambda: repq.write_checkpoint('x.safetensors', {'a': 'b'}), "'a'", "'b'"),
+    'a checkpoint without values': (lambda: repq.write_checkpoint('x.pth', {'a': torch.ones(2, device='meta')}), 'a', 'meta'),
     'a map below the kernel':   (lambda: get_statistics('corrected')(torch.randn(1, 2, 2, 2), Kernel(torch.zeros(2, 2, 5, 5))), '5', '2'),
 }
 
@@ -122,6 +138,16 @@ def test_nothing_changed(call):
     m = model(); before, text = states(m), repr(m)
     with pytest.raises(ValueError): call(m)
     same_state(states(m), before); assert repr(m) == text
+
+@pytest.mark.parametrize('f,make', [(adapt_statistics, lambda: seq(RepVGGBlock(3, 3), RepVGGBlock(3, 3))), (calibrate, model)])
+def test_statistics_that_are_not_finite_spoil_nothing(f, make):
+    m = make(); before = states(m)
+    with pytest.raises(ValueError, match='not finite'): f(m, [IMAGES, IMAGES*torch.nan])
+    same_state(states(m), before)
+
+def test_a_batch_norm_of_negative_variance_is_left(capsys):
+    m = model(); m[1].running_var.fill_(-1)
+    assert type(reparametrize(m)[0]) is conv and 'not finite' in capsys.readouterr().out
 
 def test_quantize_in_place_all_or_nothing(capsys):
     m = seq(conv(3, 4, 3), conv(4, 4, 2, padding='same')); text, even = repr(m), m[1]

@@ -1,5 +1,5 @@
 "Nothing that exists is lost: places that are taken, folders shared by two commands, full disks, files of others, kills at the end."
-import json, os, resource, shutil, signal, subprocess, sys, tarfile, time
+import json, os, resource, shutil, signal, subprocess, sys, tarfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import pytest, torch
@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from helpers import KW, TINY, cut, same_state
 from repq import files
-from repq.checkpoints import to_official
+from repq.checkpoints import to_official, write_checkpoint
 from repq.networks import files as network_files
 from repq.training import packed, run_folders as folders, runs as runs_module
 from repq.cli import app
+from repq.commands.app import error_line
 from repq.data import list_images, read_shards
 from repq.deployed import load_deployed
 from repq.deployment import export_run, post_training
@@ -20,6 +21,7 @@ from repq.files import SIGNATURE, locked, making, replacing, writing
 from repq.models import create_model
 from repq.plans import plan
 from repq.recipes import get_recipe
+from repq.resume import read_state
 from repq.runs import eval_run, load_run, train
 
 @pytest.fixture(scope='module')
@@ -47,6 +49,12 @@ def test_files_of_a_run_are_not_overwritten(runs, tmp_path, name, overwrite):
         res = run(*args, tmp_path/'fp'/name, *extra)
         assert res.exit_code == 1 and seen(tmp_path) == before, (args, res.exception)
         assert 'exists' in str(res.exception) or 'belongs to the run' in str(res.exception) or 'the name must end' in str(res.exception)
+
+def test_a_checkpoint_is_not_written_over_a_run(runs, tmp_path):
+    shutil.copytree(runs/'fp', tmp_path/'fp')
+    before = seen(tmp_path)
+    with pytest.raises(FileExistsError, match='belongs to the run'): write_checkpoint(tmp_path/'fp'/'model.safetensors', {'a': torch.ones(2)}, overwrite=True)
+    assert seen(tmp_path) == before
 
 def test_every_export_asks(runs, tmp_path):
     for f, format, profile in (('a.onnx', 'onnx', 'packed'), ('a.safetensors', 'safetensors', 'integers'), ('a.pt2', 'pt2', 'integers')):
@@ -280,7 +288,7 @@ def test_images_that_the_measure_cannot_take(tmp_path):
 def state_of(path): return torch.load(path, weights_only=True)
 
 @pytest.mark.parametrize('change', [lambda s: s.pop('rng'), lambda s: s.update(epoch=10**12), lambda s: s.update(epoch='1'), lambda s: s['model'].popitem(), lambda s: s['rng'].update(torch=torch.zeros(3)), lambda s: s['optimizer'].update(hypers=[{'lr': 'x'}]), lambda s: s['optimizer'].update(state=[], hypers=[]), lambda s: s['optimizer'].update(state=[{}]*999, hypers=[{}]),
-                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan')), lambda s: s.update(batch=s['batch'] + 1),
+                                    lambda s: next(iter(s['model'].values())).fill_(float('nan')), lambda s: s['callbacks'].pop('history'), lambda s: s['callbacks']['history'].update(rows=5), lambda s: s['callbacks']['history']['rows'].append('9'), lambda s: s['callbacks']['history'].update(rows=s['callbacks']['history']['rows']*2), lambda s: s['callbacks']['skip_non_finite'].update(skipped=3), lambda s: s.update(model={k: v.double() for k, v in s['model'].items()}), lambda s: s.update(pct_train=float('nan')), lambda s: s.update(batch=s['batch'] + 1),
                                     lambda s: s.update(step=s['step'] + 6, batch=s['batch'] + 6), lambda s: s.update(epoch=s['epoch'] + 1), lambda s: s.update(pct_train=.9)])
 def test_a_wrong_but_readable_checkpoint(runs, tmp_path, change):
     "The one before it is tried, and the run ends with the same weights"
@@ -445,6 +453,12 @@ def test_a_report_is_whole_or_not_there(runs, tmp_path, monkeypatch):
     res = run('report', runs/'w4', '--no-alone', '--out', tmp_path/'r')
     assert res.exit_code == 1 and 'was not made by repq' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['.report.part', 'thesis.tex']
 
+def test_a_report_without_room_for_its_marker(runs, tmp_path, monkeypatch):
+    def full(*a): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(folders, 'mark', full)
+    res = run('report', runs/'fp', '--out', tmp_path/'r')
+    assert res.exit_code == 1 and not list(tmp_path.iterdir()), res.exception
+
 def test_an_error_between_two_moves_of_a_report(runs, tmp_path, monkeypatch):
     "What was there stays, and of what is new all or nothing"
     (tmp_path/'r').mkdir(); (tmp_path/'r'/'notes.txt').write_text('mine')
@@ -457,20 +471,44 @@ def test_an_error_between_two_moves_of_a_report(runs, tmp_path, monkeypatch):
     assert res.exit_code == 1 and 'history.png' in str(res.exception) and [f.name for f in (tmp_path/'r').rglob('*')] == ['notes.txt']
 
 def test_a_table_of_coverage_goes_on(tmp_path, monkeypatch):
-    "With what is there, if it is such a table, and of the same bits"
+    "With what is there, if it is such a table, and made alike"
     monkeypatch.chdir(tmp_path)
     command = 'bench', 'coverage', 'torchvision:alexnet', '--timeout', '.01', '--json', 'table.json'
     assert run(*command).exit_code == 0 and run(*command, 'torchvision:vgg11').exit_code == 0
     rows = json.loads(Path('table.json').read_text())['rows']
     assert [r['network'] for r in rows] == ['torchvision:alexnet', 'torchvision:vgg11'] and all('took longer' in r['failed'] for r in rows)
     whole = dict(network='torchvision:alexnet', bits=8, convolutions=1., islands=0, differing=0, island_error=None)
-    for rows, words in ([dict(failed='x')], 'rows.0.network'), ([3], 'rows.0'), (3, 'rows'), ([dict(network='x')], 'rows.0 has no convolutions'), ([whole | dict(bits=4)], 'has rows of 4 bits, and 8 are asked for'):
+    for rows, words in ([dict(failed='x')], 'rows.0.network'), ([3], 'rows.0'), (3, 'rows'), ([dict(network='x')], 'rows.0 has no convolutions'), ([whole | dict(bits=4)], 'was made with --bits 4, and this is with --bits 8'):
         Path('table.json').write_text(text := json.dumps(dict(made='made by repq', rows=rows)))
+        res = run(*command)
+        assert res.exit_code == 1 and words in str(res.exception) and Path('table.json').read_text() == text, res.exception
+    for settings, words in (dict(candidates=8), 'was made with --candidates 8, and this is without --candidates'), (dict(size=32), 'with --size 32, and this is with --size 64'), (dict(candidates='8'), 'candidates: '), (dict(size=0), 'size: '):
+        Path('table.json').write_text(text := json.dumps(dict(made='made by repq', rows=[whole], **settings)))
         res = run(*command)
         assert res.exit_code == 1 and words in str(res.exception) and Path('table.json').read_text() == text, res.exception
     Path('table.json').write_text(text := json.dumps(dict(rows=[whole])))
     res = run(*command)
     assert res.exit_code == 1 and 'not made by repq' in str(res.exception) and Path('table.json').read_text() == text
+
+@pytest.mark.parametrize('text', ['', 'made by r', 'made by repq: process 1 on x, since 2020-01-01'])
+def test_a_lock_that_a_kill_left_is_taken_over(tmp_path, text):
+    "Without a word, wherever the writing of its file was cut off"
+    (lock := network_files._key(tmp_path/'x')).write_text(text)
+    files.check_unlocked(tmp_path/'x')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with locked(tmp_path/'x'): assert lock.read_text().startswith(f'made by repq: process {os.getpid()} ')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('args', [['train', 'repvgg_a0_tiny', '--dry-run', '--out', '~/x'], ['quantize', 'fp', '--ptq', '--out', '~'], ['report', 'fp', '--out', '~/x'], ['bench', 'peers', '--json', '~/x.json'], ['convert', 'fp/model.safetensors', '~/x.pth', '--model', 'repvgg_a0_tiny']])
+def test_a_home_that_the_shell_left(runs, tmp_path, monkeypatch, args):
+    shutil.copytree(runs/'fp', tmp_path/'fp'); monkeypatch.chdir(tmp_path)
+    res = run(*args)
+    assert res.exit_code == 1 and 'would be made in a folder named ~' in str(res.exception) and [p.name for p in tmp_path.iterdir()] == ['fp'], res.exception
+
+def test_an_export_whose_name_is_no_text(runs, tmp_path):
+    place = os.fsdecode(os.fsencode(tmp_path) + b'/m\xff.onnx')
+    assert 'equals the integer reference' in export_run(runs/'w4', place) and os.listdir(os.fsencode(tmp_path)) == [b'm\xff.onnx']
 
 def test_the_file_of_a_benchmark_is_held(tmp_path):
     with locked(tmp_path/'a.json'):
@@ -496,6 +534,28 @@ def test_what_a_killed_writer_leaves_is_taken_away(tmp_path, finished):
             files.check_file(tmp_path/'x.json', overwrite=True)
         assert len(list(tmp_path.glob('other.*.tmp'))) == 1
     assert sorted(f.name for f in tmp_path.iterdir()) == ['other', 'x.json', 'x.json.old.tmp', 'x.json.tmp']
+
+@pytest.mark.parametrize('args', [['bench', 'data', '{0}', '--images', 4, '--rounds', 1, '--size', 8, '--batch-size', 2, '--workers', 2], ['demo', '--quick', '--jobs', 2, '--model', 'repvgg_a0_tiny', '--out', '{0}/demo']])
+def test_few_open_files(tmp_path, args):
+    "Processes that could not get theirs are not begun: torch's loader hangs with 20, and prints tracebacks with 24"
+    for split in 'train', 'val':
+        for c in 'ab':
+            (tmp_path/split/c).mkdir(parents=True)
+            for i in range(4): Image.new('RGB', (12, 12), (i*20, 90, 200 if c == 'a' else 20)).save(tmp_path/split/c/f'{i}.png')
+    p = shell(*(str(a).format(tmp_path) for a in args), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)))
+    said = p.communicate(timeout=300)[1].strip().splitlines()
+    assert p.returncode == 1 and len(said) == 1 and 'need 48 open files' in said[0] and 'ulimit -n' in said[0], said
+    assert not (tmp_path/'demo').exists()
+
+def test_no_more_threads():
+    assert 'ulimit -u' in error_line(RuntimeError("can't start new thread"))
+
+def test_a_checkpoint_that_may_not_be_read(tmp_path, monkeypatch):
+    "It may be whole: nobody is told to delete it"
+    (tmp_path/'step-0000000001.pt').write_bytes(b'x')
+    def forbidden(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(torch, 'load', forbidden)
+    with pytest.raises(OSError, match='step-0000000001.pt cannot be read .Permission denied.$'): read_state(tmp_path)
 
 # Numbers and messages
 

@@ -171,6 +171,8 @@ def error_line(e) -> str:
     if _no_memory(e, line):
         return ('there is not enough memory: smaller batches (--batch-size, --accumulate) or images need less '
                 f'({line[:200]})')
+    if "can't start new thread" in line:
+        return 'the system lets this user start no more threads or processes: end some, or allow more (ulimit -u)'
     if isinstance(e, OSError) and e.errno is not None:
         return _in_a_line(f'{e.filename or "a file"} cannot be used ({e.strerror})')
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return _in_a_line(str(e))
@@ -240,8 +242,7 @@ def _failed(text):
 def settle():
     "Warnings in a line, freed memory kept, any name shown: in a process that runs a command, or a part of one"
     warnings.filterwarnings('ignore', category=FutureWarning)
-    # one line, not where in the source
-    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n'
+    warnings.formatwarning = lambda message, category, *args: f'{category.__name__}: {message}\n' # one line
     for stream in sys.stdout, sys.stderr: # names of files may be of any bytes, and a terminal of few letters
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     keep_freed_memory()

@@ -239,21 +239,30 @@ class _Server:
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q904
 _FIGURES = {'convolutions', 'islands', 'differing', 'island_error'} # which `in_words` adds up
 
-def _check_row(file, i, row, bits):
+def _check_row(file, i, row):
     missing = _FIGURES - row.keys()
     if missing and 'failed' not in row:
         raise ValueError(f'{file} cannot be used: rows.{i} has no {min(missing)}')
-    if row.get('bits', bits) != bits:
-        raise ValueError(f'{file} has rows of {row["bits"]} bits, and {bits} are asked for: give another file')
 
-def _rows(file, bits) -> list:
+def _check_alike(file, table, asked):
+    """ValueError where a table, or a row of it, was made with other settings than are `asked`;
+    what it doesn't say is left open"""
+    rows = [dict(bits=r['bits']) for r in table['rows'] if 'bits' in r] # a row's size is the one that its network takes
+    for name, now in asked.items():
+        other = [s[name] for s in (table, *rows) if s.get(name, now) != now]
+        if not other: continue
+        was, now = (f'without --{name}' if v is None else f'with --{name} {v}' for v in (other[0], now))
+        raise ValueError(f'{file} was made {was}, and this is {now}: ask for the same, or give another file')
+
+def _rows(file, asked:dict) -> list:
     "The rows of a table that is there"
     if file is None: return []
     check_output(file, True)
     if not Path(file).exists(): return []
-    rows = read_json(file, COVERAGE)['rows']
-    for i, r in enumerate(rows): _check_row(file, i, r, bits)
-    return rows
+    table = read_json(file, COVERAGE)
+    for i, r in enumerate(table['rows']): _check_row(file, i, r)
+    _check_alike(file, table, asked)
+    return table['rows']
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #b620
 def line_of(r:dict) -> str: # as `measure` gives it, or with `failed`
@@ -274,8 +283,8 @@ def _check_arguments(names, size, bits, timeout, candidates):
     if not 0 < timeout <= 1e6: raise ValueError(f'timeout must be above 0 and at most 1e6 seconds, not {timeout:g}')
     for n in names: check_network(n)
 
-def _write(file, rows, candidates):
-    write_json(file, dict(made='made by repq', **environment(), candidates=candidates, rows=rows), True)
+def _write(file, rows, asked):
+    write_json(file, dict(made='made by repq', **environment(), **asked, rows=rows), True)
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #q903
 def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; empty: `networks`
@@ -290,14 +299,15 @@ def coverage(names=(),           # 'torchvision:resnet18', 'timm:repvgg_a0'; emp
     "Measure networks, one after another in a process of their own"
     _check_arguments(names, size, bits, timeout, candidates)
     names = list(dict.fromkeys(names)) or networks()
-    rows = {r['network']: r for r in _rows(file, bits)}
+    asked = dict(size=size, bits=bits, candidates=candidates)
+    rows = {r['network']: r for r in _rows(file, asked)}
     todo = [n for n in names if n not in rows or again and 'failed' in rows[n]]
     server = _Server()
     try:
         for i, n in enumerate(todo, 1):
-            rows[n] = server.ask(n, size, bits, candidates, timeout=timeout)
+            rows[n] = server.ask(n, *asked.values(), timeout=timeout)
             say(f'{i} of {len(todo)}: {line_of(rows[n])}')
-            if file is not None: _write(file, list(rows.values()), candidates)
+            if file is not None: _write(file, list(rows.values()), asked)
     finally: server.stop()
     return [rows[n] for n in names]
 

@@ -21,7 +21,8 @@ from .sizes import as_inputs
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
 from . import onnx_operations
 from .targets import cannot_run
-from ..networks.schemas import regular
+from ..networks.guests import first_line
+from ..networks.schemas import check_whole, read_bytes, regular
 
 WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
 
@@ -113,6 +114,7 @@ def _import_onnxruntime():
 
 def _session_options(ort, threads, optimized, profile, optimize, exact):
     "Options of a session, of the arguments of `onnx_session`"
+    check_whole('threads', threads, 0, 1024)
     opts = ort.SessionOptions()
     opts.intra_op_num_threads, opts.log_severity_level = threads, 3
     if exact: opts.add_session_config_entry('session.x64quantprecision', '1')
@@ -130,13 +132,18 @@ def onnx_session(path, threads:int=1, # 0: all cores
     "An ONNX Runtime session on the CPU; `exact` costs speed with signed 8-bit weights, so time files without it"
     ort = _import_onnxruntime()
     opts = _session_options(ort, threads, optimized, profile, optimize, exact)
-    regular(path)
-    try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+    model = str(regular(path))
+    if not model.isprintable(): model = read_bytes(path) # a name that is no text, which the runtime does not take
+    try: return ort.InferenceSession(model, opts, providers=['CPUExecutionProvider'])
     except Exception as e: raise cannot_run(path, 'ONNX Runtime', e) from None # it has kinds of its own
 
 def run_onnx(session, x:Tensor) -> Tensor:
     "The output of a session for float32 `x`"
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0])
+    if not isinstance(x, Tensor): raise TypeError(f'images must be a tensor, got {type(x).__name__}')
+    try: y = session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0]
+    except Exception as e: # it has kinds of its own
+        raise ValueError(f'ONNX Runtime cannot compute images of shape {tuple(x.shape)} ({first_line(e)})') from None
+    return torch.from_numpy(y)
 
 # %% ../../nbs/4_deploy/12_export.ipynb #q727
 def optimized_ops(path, folder # for the optimized file

@@ -18,7 +18,7 @@ from ..networks.graphs import graph_module, is_norm, norm_rest, BatchNorm
 from ..networks.recording import with_sizes
 from ..networks.convolutions import SameBorder
 from ..networks.sites import find_sites
-from ..networks.changes import modes_kept, obstacles, replace_modules
+from ..networks.changes import modes_kept, obstacles, replace_modules, working_copy
 from ..networks.surgery import deploy, quantize
 from ..networks.calibration import calibrate
 from .integer_grids import Grid, from_grid, moved, to_grid
@@ -309,7 +309,7 @@ def check_integers(model:nn.Module,          # in any form: as it is, quantized 
                    example_input:Tensor=None
                   ) -> list: # of `Obstacle`; empty where nothing speaks against integers
     "What of `model` will not become integers, with the line of its code and what would do"
-    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in model.modules()):
+    if not any(isinstance(m, RepQLayer) and m.stage != 'merged' for m in working_copy(model, True).modules()):
         model = quantize(model, verbose=False, example_input=example_input)
     unset = any(isinstance(m, LSQ) and not m.initialized for m in model.modules())
     model = _around(model)

@@ -16,7 +16,10 @@ __all__ = ['as_inputs', 'shape_of', 'numbers_for_sizes']
 # %% ../../nbs/4_deploy/05b_sizes.ipynb #i505
 def as_inputs(x) -> tuple: # of tensors
     "The inputs of a model: a tensor, or several in a tuple or list"
-    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    res = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    odd = [v for v in res if not isinstance(v, Tensor)]
+    if odd or not res: raise TypeError(f'images must be a tensor, or several in a tuple, got {odd[0] if odd else x!r:.60}')
+    return res
 
 def shape_of(v):
     "The shape of a tensor, shapes in the place of tensors, other values as they are"

@@ -129,18 +129,24 @@ def adapt_statistics(model:nn.Module,
     evaluation mode computes what it did, and training mode starts from there"""
     return _adapt(model, batches, forward)
 
+def _check_statistics(name, *values):
+    "Raise rather than spoil a network by a batch with nan or infinity in it"
+    if all(v.is_meta or v.isfinite().all() for v in values): return
+    raise ValueError(f"'{name}': the statistics of these batches are not finite: is there nan or infinity in one of them?")
+
 def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone
     _check_batches(batches)
     n = 0
     # statistics are those that training will see: of quantized inputs once there are steps
     steps = all(m.initialized for m in model.modules() if isinstance(m, LSQ))
     quantizers = nullcontext() if steps else unquantized(model)
-    with modes_kept(working_copy(model, True)), quantizers, _noting(_watched(model)) as seen:
+    with modes_kept(working_copy(model, True)), quantizers, _noting(names := _watched(model)) as seen:
         model.eval()
         for n, b in enumerate(batches, 1): feed(model, b, forward)
     if not n: raise ValueError('adapt_statistics needs at least one batch')
-    for layer, (sums, calls) in seen.items():
-        new = {bn: v/calls for bn, v in sums.items() if bn not in kept}
+    news = {m: {bn: v/calls for bn, v in sums.items() if bn not in kept} for m, (sums, calls) in seen.items()}
+    for layer, new in news.items(): _check_statistics(names[layer][0], *new.values())
+    for layer, new in news.items():
         if new: layer.rebase(new)
     return model
 
@@ -255,4 +261,6 @@ def calibrate(model:nn.Module,
                 begin_anew()
             feed(model, b, forward)
         if not n: raise ValueError('calibrate needs at least one batch, and an iterator that was read before has none')
+        for name, m in model.named_modules():
+            if m in norms: _check_statistics(name, m.running_mean, m.running_var)
     return model

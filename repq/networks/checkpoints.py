@@ -22,7 +22,7 @@ from .surgery import deploy
 from .models import ResNet18, create_model, plain_twin, task
 from .registry import list_models
 from .official import LAYOUTS, entries_of
-from .changes import some
+from .changes import some, working_copy
 
 # %% auto #0
 __all__ = ['Origin', 'identify', 'load_official', 'to_official', 'from_official', 'convert']
@@ -218,7 +218,7 @@ def to_official(module:nn.Module,   # as for `load_official`
                 layout:str=None,    # a key of `LAYOUTS`; None: the authors' own
                ) -> dict:           # official key -> tensor
     "The state dict of `module` as its authors' code would save it"
-    known, name = _known(module), type(module).__name__
+    known, name = _known(working_copy(module, True)), type(module).__name__
     if layout is None: layout = next(iter(known))
     if layout not in known:
         raise ValueError(f'layout must be one of {", ".join(known)} for this {name}, got {layout!r}')

@@ -8,7 +8,7 @@ import torch, torch.nn as nn
 from torch import Tensor
 from ..method.layers import IntegerKernel, RepQLayer
 from .sites import Site, find_sites
-from .changes import unquantized, copy_model
+from .changes import unquantized, copy_model, working_copy
 from .packing import packed_bytes
 
 # %% auto #0
@@ -64,7 +64,7 @@ def layer_costs(model:nn.Module,
     if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
         given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f'x must be a batch of one image or more, got {given}')
-    sites = _distinct(find_sites(model)[0])
+    sites = _distinct(find_sites(working_copy(model, True))[0])
     seen = _positions(model, x, [s.name for s in sites])
     return [_row(s, seen[s.name], _absorbed(model, s) is not None) for s in sites]
 

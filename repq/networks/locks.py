@@ -61,14 +61,17 @@ def still_named(fd:int, file) -> bool:
 def holder(fd:int) -> str: # '' where nobody has written yet; None: not a lock of ours
     "Who holds a lock, as its file says"
     os.lseek(fd, 0, os.SEEK_SET)
-    text = os.read(fd, 4096).decode(errors='replace').lstrip('\0')
-    if text and not text.startswith('made by repq'): return None
+    text, ours = os.read(fd, 4096).decode(errors='replace').lstrip('\0'), 'made by repq'
+    if not (text.startswith(ours) or ours.startswith(text)): return None # or cut off while it was written
     return text.partition(': ')[2].strip()
 
 # %% ../../nbs/2_networks/10b_locks.ipynb #s011
 def check_parent(path, made:bool):
     """Raise unless a file or folder can be made in the folder of `path`;
     where parents will be `made`, in the nearest that there is"""
+    if Path(path).parts[:1] == ('~',):
+        raise ValueError(f'{path} would be made in a folder named ~: a shell leaves ~ alone behind =, '
+                         'so put a space there, or write the place in full')
     folder = Path(os.path.abspath(path)).parent
     while made and not os.path.lexists(folder): folder = folder.parent
     if not os.path.lexists(folder): raise FileNotFoundError(f'there is no folder {Path(path).parent}: make it first')

@@ -22,7 +22,7 @@ __all__ = ['absorbable_norm', 'reparametrize', 'merge', 'train_merged']
 
 # %% ../../nbs/2_networks/04g_reparametrization.ipynb #c035
 def _called(block) -> str: # a class, a function, or a `partial` of one
-    return getattr(getattr(block, 'func', block), '__name__', str(block))
+    return getattr(getattr(block, 'func', block), '__name__', f'a {type(block).__name__}')
 
 # %% ../../nbs/2_networks/04g_reparametrization.ipynb #h700
 def _new_block(conv, block) -> Block:
@@ -63,6 +63,8 @@ def _as_block(conv, bn, block, init) -> tuple: # (block, the batch norm that it 
     new, target = _new_block(conv, block), Kernel.of(conv)
     if not norms_inside(new): bn = None
     if bn is not None: target = target.affine(*fold(bn, *running_stats(bn)))
+    values = target.weight if target.bias is None else target.weight.sum() + target.bias.sum()
+    if not (values.is_meta or values.isfinite().all()): raise ValueError('its weight, or its batch norm, is not finite')
     if init == 'preserve': new.add_rest()
     if _needs_bias(new, target, init): new.add_bias()
     new = _take_over(new, conv, bn)

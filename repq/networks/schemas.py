@@ -18,7 +18,8 @@ except ImportError: fcntl = None # Windows
 
 # %% auto #0
 __all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
-           'checked', 'read_json', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_room', 'unusable']
+           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_files',
+           'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -151,6 +152,14 @@ class _Optimizer(TypedDict):
     __pydantic_config__ = _STRICT
     state: list[dict[str, Any]]; hypers: list[dict[str, float]]
 
+class _History(TypedDict): rows: Annotated[list[str], Field(min_length=1)]
+class _Skipped(TypedDict): skipped: list[str]
+
+class _Callbacks(TypedDict):
+    "What callbacks keep"
+    __pydantic_config__ = _STRICT
+    history: NotRequired[_History]; skip_non_finite: NotRequired[_Skipped]
+
 class _State(TypedDict):
     "A checkpoint of training"
     __pydantic_config__ = _STRICT
@@ -159,7 +168,7 @@ class _State(TypedDict):
     passes: Annotated[int, Field(ge=-1, le=2**31)]
     seconds: NotRequired[_Size]
     smooth_loss: tuple[_Count, Union[Tensor, float]]
-    model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: dict[str, dict[str, Any]]
+    model: dict[str, Tensor]; rng: _Generators; optimizer: _Optimizer; callbacks: _Callbacks
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v008
 class _Grid(TypedDict):
@@ -196,6 +205,7 @@ class _Covered(TypedDict):
 
 class _Coverage(TypedDict):
     __pydantic_config__ = _STRICT
+    size: NotRequired[_Positive]; bits: NotRequired[_Bits]; candidates: NotRequired[Optional[_Positive]]
     rows: list[_Covered]
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #s006
@@ -247,13 +257,17 @@ def _rows_of(path, lines) -> list: # of dicts
     _check_header(next(csv.reader(lines)), path)
     return rows
 
+def csv_rows(lines, path, schema:TypeAdapter=None) -> list: # path: what they are called
+    "The rows in lines of CSV, the first of which names the columns"
+    rows = _rows_of(path, lines)
+    if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
+    return rows
+
 def read_csv(path, schema:TypeAdapter=None) -> list: # of dicts of texts, '' for nothing
     "The rows of a CSV file whose first line names the columns; a ValueError names the file and the line or field"
     try: lines = read_bytes(path).decode('utf-8-sig').splitlines()
     except UnicodeDecodeError as e: raise ValueError(f'{path} is no text in UTF-8 (byte {e.start})') from None
-    rows = _rows_of(path, lines)
-    if schema is not None: checked([{k: v.strip() or None for k, v in r.items()} for r in rows], schema, path)
-    return rows
+    return csv_rows(lines, path, schema)
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w036
 def check_whole(name:str, v, least:int=1, most:int=None):
@@ -279,6 +293,14 @@ def check_memory(need:float, # bytes
     except (AttributeError, ValueError, OSError): return # not known on this system
     if need <= .8*have: return
     raise ValueError(f'{what} need {need/2**30:,.1f} GiB in memory, the machine has {have/2**30:,.1f}: {help}')
+
+def check_files(need:int, what:str, help:str): # as for `check_memory`
+    "Raise rather than fail halfway: so many more files must be allowed to be open at a time"
+    try: from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    except ImportError: return # Windows
+    most, there = getrlimit(RLIMIT_NOFILE)[0], len(os.listdir('/dev/fd')) if os.path.isdir('/dev/fd') else 0
+    if most == RLIM_INFINITY or there + need <= most: return
+    raise OSError(f'{what} need {need} open files, {most - there} of {most} are left: {help}, or allow more (ulimit -n)')
 
 def check_room(path, need:float): # bytes
     "Raise unless the disk of `path`, or of the nearest folder above it that there is, has room"

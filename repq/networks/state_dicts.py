@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from .schemas import regular
-from .files import SIGNATURE, sign_archive, writing
+from .files import SIGNATURE, check_output, sign_archive, writing
 from .changes import some
 
 # %% auto #0
@@ -117,12 +117,22 @@ def apart(state:dict) -> dict: # name -> tensor
         seen.add(place)
     return res
 
+def _check_named(state):
+    "Raise unless these are tensors with values, under names"
+    if not isinstance(state, Mapping): raise TypeError(f'a state dict has names and tensors, got {state!r:.60}')
+    for k, v in state.items():
+        if not isinstance(k, str) or not isinstance(v, Tensor): raise TypeError(f'a state dict has names and tensors, got {k!r}: {v!r:.60}')
+        if v.is_meta or v.layout != torch.strided: raise ValueError(f'{k} holds no values that a file could have ({"meta" if v.is_meta else "sparse"})')
+
 def write_checkpoint(path, state:dict,
                      overwrite:bool=False): # a file that repq made?
     "Write a state dict to .safetensors, or to .pth or .pt in torch's format, whole or not at all"
-    path, state = Path(path), apart(state)
+    path = Path(path)
     if path.suffix not in ('.safetensors', '.pth', '.pt'):
         raise ValueError(f'{path}: the name must end in .safetensors, .pth or .pt')
+    _check_named(state)
+    check_output(path, overwrite)
+    state = apart(state)
     with writing(path, overwrite) as part:
         if path.suffix == '.safetensors': return save_file(state, part, dict(format='pt', made_by=SIGNATURE))
         with open(part, 'wb') as f: torch.save(state, f)

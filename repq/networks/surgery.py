@@ -83,7 +83,7 @@ def _check_layer_bits(name, bits, names):
     "ValueError where `name` is none of the layers, or `bits` no pair that a grid can have"
     if name not in names:
         raise ValueError(f"layer_bits: there is no layer '{name}' to quantize; the nearest are "
-                         f"{', '.join(get_close_matches(name, names, 3, 0))}")
+                         f"{', '.join(get_close_matches(str(name), names, 3, 0))}")
     if bits is None: return
     if len(bits) != 2: raise ValueError(f"layer_bits: '{name}' takes bits, or (weight bits, input bits), got {bits}")
     for v in bits: naming_layer(name, check_bits, v)
@@ -280,7 +280,10 @@ def deploy(model:nn.Module, inplace=False, verbose=True) -> nn.Module:
 # %% ../../nbs/2_networks/05_surgery.ipynb #c075
 def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch optimizer
     "Two parameter groups: weights with `weight_decay`; steps, batch norms and biases without"
-    plain = {id(p) for m in model.modules() if isinstance(m, (BatchNorm, LSQ)) for p in m.parameters(recurse=False)}
+    if not 0 <= weight_decay < float('inf'):
+        raise ValueError(f'weight_decay must be finite and at least 0, got {weight_decay!r}')
+    free_modules = [m for m in working_copy(model, True).modules() if isinstance(m, (BatchNorm, LSQ))]
+    plain = {id(p) for m in free_modules for p in m.parameters(recurse=False)}
     def bias(n): return n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned ones too
     free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
     ids = {id(p) for p in free}

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..networks.schemas import check_memory, check_whole
+from ..networks.schemas import check_files, check_memory, check_whole
 from ..networks.files import replacing
 from .loader import ImageArray, ImageDL, embedded_digits, holdout
 from .images import ImageFiles, UNREADABLE, centre_crop, open_rgb, quiet, source_of, tolerate
@@ -284,6 +284,7 @@ def get_dls(
         raise ValueError(f'bs={bs} is more than the {len(train)} training images: there would be no full batch')
     if not len(val): raise ValueError(f'valid={valid} holds out no image of {len(train)}: give a larger fraction')
     if num_workers is None: num_workers = 0 if isinstance(train, ImageArray) else min(8, _cores())
+    if num_workers: check_files(16 + 16*num_workers, f'{num_workers} processes that load images', 'take fewer')
     dl = ImageDL(train, bs, augment, _stats(normalize, train), seed, shuffle=True, drop_last=True,
                  num_workers=num_workers, pin_memory=device.type=='cuda')
     dls = DataLoaders(dl, dl.new(val, bs=valid_bs or bs, augment=False, shuffle=False, drop_last=False), device=device)

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback, CancelEpochException, CancelStepExcep
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib, to_device
 from ..networks.guests import first_line
-from ..networks.schemas import STATE, checked, regular, unusable
+from ..networks.schemas import HISTORY, STATE, checked, csv_rows, regular, unusable
 from ..networks.files import replacing
 
 # %% auto #0
@@ -39,6 +39,7 @@ def read_state(folder,
                 check(state)
                 if f.stem != f'step-{state["step"]:010}': raise ValueError(f'it is of step {state["step"]}')
             return state
+        except PermissionError as e: raise OSError(f'{f} cannot be read ({e.strerror})') from None # it may be whole
         except Exception as e: # damage has many kinds
             warnings.warn(f'{f} cannot be read ({first_line(e)[:220]}): the checkpoint before it is taken')
     if files:
@@ -77,6 +78,12 @@ def epoch_length(state, epochs:int) -> int: # batches
     return n
 
 # %% ../../nbs/3_training/10_resume.ipynb #h551
+def _check_history(state):
+    "ValueError where the rows of the history are not those of the epochs that are done"
+    rows = state['callbacks'].get('history', {}).get('rows', [])
+    if rows[1:]: csv_rows(rows, 'its history', HISTORY)
+    if rows and len(rows) != 1 + state['epoch']: raise ValueError(f'its history has {len(rows) - 1} rows after {state["epoch"]} epochs')
+
 def check_state(state, model, epochs:int):
     "ValueError where `state` is not a checkpoint of this `model` and so many epochs"
     checked(state, STATE, 'it')
@@ -85,6 +92,7 @@ def check_state(state, model, epochs:int):
             or unusable(_averages(state), lambda n: False) or _other_optimizer(state['optimizer'], model))
     if text: raise ValueError(text)
     epoch_length(state, epochs)
+    _check_history(state)
     _check_rng(state['rng'])
 
 # %% ../../nbs/3_training/10_resume.ipynb #h552

@@ -325,10 +325,10 @@ def making_report(out, names=(),        # of the files that will be made
         free = _moved(part)
         for n in names: check_output(out/n, overwrite or n in free)
         _empty(part, marker=False)
-        part.mkdir(exist_ok=True)
-        _mark_report(part, free)
         _reports[key] = free
         try:
+            part.mkdir(exist_ok=True)
+            _mark_report(part, free)
             yield part
             _move_report(part, out, free, overwrite)
         finally:
