@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ
@@ -59,7 +60,11 @@ _CONVOLUTIONS = ('convolution',)
 
 def _macs(f) -> tuple: # of convolutions, of all
     "Multiply-adds of what `f` computes"
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad(): f()
+    finally: torch.backends.mha.set_fastpath_enabled(fast)
     counts = {str(k): v/2 for k, v in counter.get_flop_counts().get('Global', {}).items()}
     return sum(v for k, v in counts.items() if any(c in k for c in _CONVOLUTIONS)), sum(counts.values())
 

@@ -4,12 +4,12 @@
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q002
 from __future__ import annotations
-import inspect, linecache, re, sys
+import inspect, linecache, re, sys, zlib
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
 import torch, torch.nn as nn
 from ..method.operations import computes, hooked
-from .graphs import BatchNorm, norm_rest, trace_graph
+from .graphs import OWN_LINE, BatchNorm, norm_rest, trace_graph
 from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
@@ -27,7 +27,7 @@ def _merged_elsewhere(self, *args, **kwargs):
 
 def _compiled(source, names, what):
     "The function `forward` of generated code, with lines that a traceback can show"
-    file, scope = f'<adopted {what}>', {n: sys.modules[v[1]] if isinstance(v, tuple) else v for n, v in names}
+    file, scope = f'<adopted {what} {zlib.crc32(source.encode()):08x}>', {n: sys.modules[v[1]] if isinstance(v, tuple) else v for n, v in names}
     linecache.cache[file] = len(source), None, source.splitlines(True), file
     exec(compile(source, file, 'exec'), scope)
     return scope['forward']
@@ -61,12 +61,20 @@ def is_adopted(m) -> bool:
     return '_made_of' in vars(type(m))
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q012
+_SETS = re.compile(r'(?:^ +|;  )(\w+)(?: : .+?)? = ')
+
+def _with_lines(source, graph) -> str:
+    "Generated code, behind each line that of the model's code that it is made of, which messages name"
+    own = {n.name: n.meta['line'] for n in graph.nodes if n.meta.get('line')}
+    def of(line): return next((f'{OWN_LINE}{own[n]}' for n in _SETS.findall(line) if n in own), '')
+    return '\n'.join(line + of(line) for line in source.splitlines())
+
 def _sources(graphs) -> tuple: # (code of each, names that they use)
     names = {}
     codes = [g.python_code('self') for g in graphs]
     for c in codes:
         for n, v in c.globals.items(): names[n] = ('module', v.__name__) if inspect.ismodule(v) else v
-    sources = tuple(dict.fromkeys(c.src.strip() + '\n' for c in codes))
+    sources = tuple(dict.fromkeys(_with_lines(c.src.strip(), g) + '\n' for c, g in zip(codes, graphs)))
     return sources, tuple(names.items())
 
 def _base(m) -> type: return type(m)._made_of[0] if is_adopted(m) else type(m)
