@@ -43,7 +43,7 @@ def windows(x): b, c, h, w = x.shape; x = x.view(b, c, h//4, 4, w//4, 4).permute
 def stacked(x): return torch.stack([x, x.flip(3)], 2).amax(2)
 def tokens(x): return x.flatten(2).transpose(1, 2).mean(1)[:, :, None, None]
 
-@pytest.mark.parametrize('f', [se, shuffled, swapped, parts, windows, stacked, tokens, lambda x: x.roll((1, -2), (2, 3)), lambda x: F.pad(x, (1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.ChannelShuffle(4),
+@pytest.mark.parametrize('f', [se, shuffled, swapped, parts, windows, stacked, tokens, lambda x: x.roll((1, -2), (2, 3)), lambda x: F.pad(x, (1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.ChannelShuffle(4), nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 3), 3),
                                lambda x: x[:, :, ::2, 1:], lambda x: F.adaptive_avg_pool2d(x, (5, 7)), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AvgPool2d(3, 2, ceil_mode=True), nn.AdaptiveMaxPool2d(1),
                                lambda x: F.interpolate(x, scale_factor=2, mode='bilinear'), lambda x: F.interpolate(x, size=11, mode='bicubic'), lambda x: F.interpolate(x, size=(5, 17), mode='bilinear', antialias=True),
                                lambda x: x[:, :, None].expand(-1, -1, 1, -1, -1).mean((2, 3), keepdim=True).squeeze(3), lambda x: F.interpolate(x, size=x.shape[-1] + 5), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)), lambda x: x.mean(3, keepdim=True), lambda x: x - x.flip(2)])

@@ -114,7 +114,8 @@ def measure(name:str, size:int=64, bits:int=8, candidates:int=None) -> dict:
     net = to_integer(q, x); clock('integers')
     proto = onnx_model(net, x); clock('onnx')
     values = net.values(x)
-    whole, floats = _macs(lambda: copy_model(model)(x)), _island_macs(net, values)
+    plain = copy_model(model).requires_grad_(False) # a counter of torch wants gradients of parameters that modules are given
+    whole, floats = _macs(lambda: plain(x)), _island_macs(net, values)
     row |= dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed, file_kb=round(proto.ByteSize()/1e3))
     row |= dict(islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))
     fresh = torch.cat([torch.randn_like(x), x[:1]]) # three images: their number is open
