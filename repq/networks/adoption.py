@@ -15,6 +15,7 @@ from ..method.layers import FullyConnected, RepQLayer, is_deployed
 from .liveness import constant_nodes
 from .guests import first_line
 from .graphs import is_layer, trace_graph
+from .readers import operation_of
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
@@ -149,11 +150,13 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v012
 def _is_sequence(m) -> bool:
-    "Does `m` compute one thing after the other, no value of two? Then a method to merge has batch norms to fold, no branches"
+    "Does `m` compute one thing after the other, no value of two but products? Then a method to merge has batch norms to fold, no branches"
     try: graph = trace_graph(m, True)
     except Exception: return False
     constants = constant_nodes(graph)
-    return not any(len(set(n.all_input_nodes) - constants) > 1 for n in graph.nodes if n.op.startswith('call') and n not in constants)
+    def is_gate(n): return (o := operation_of(n, m)) is not None and o.kind == 'mul'
+    joins = [n for n in graph.nodes if n.op.startswith('call') and len(set(n.all_input_nodes) - constants) > 1]
+    return all(n in constants or is_gate(n) for n in joins)
 
 def merges_itself(model) -> list: # of (name, method, number of layers)
     "The smallest modules that have a method of their own to merge, and branches of more than one layer to do it with"
@@ -171,7 +174,8 @@ def _warn(left, itself):
     for kind, stay in dict(parallel='parallel convolutions stay branches', sequential='convolutions in sequence stay apart', mergeable='convolutions stay as they are').items():
         found = [(n, why, k) for n, why, (how, k) in left if how == kind]
         if found: warnings.warn(f'{sum(k for *_, k in found)} {stay}, each a layer of its own: ' + some([f'{n} ({why})' for n, why, _ in found]), stacklevel=3)
-    if itself: warnings.warn(f'{plural(len(itself), "module")} with a method to merge stay as they are, {sum(k for *_, k in itself)} layers: ' + some([f'{n} ({f})' for n, f, _ in itself]), stacklevel=3)
+    stay = 'stays as it is' if len(itself) == 1 else 'stay as they are'
+    if itself: warnings.warn(f'{plural(len(itself), "module")} with a method to merge {stay}, {sum(k for *_, k in itself)} layers: ' + some([f'{n} ({f})' for n, f, _ in itself]), stacklevel=3)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v013
 def _snapshot(model) -> dict:
