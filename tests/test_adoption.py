@@ -350,7 +350,20 @@ def test_growth_is_asked_for():
     assert isinstance(new[0], Block) and len(registered(new)) == 1
     same(model, new, x)
 
-@pytest.mark.parametrize('name,layers', [('repvgg_a0', 23), ('mobileone_s0', 44), ('repvit_m0_9', 105), ('fastvit_t8', 53), ('repghostnet_050', 96)])
+def test_a_gate_is_no_branch():
+    "One convolution and its norm with squeeze and excitation after it (MobileOne-s4 has one) has nothing to merge, whatever its methods are called"
+    class Single(nn.Module):
+        def __init__(self, c): super().__init__(); self.conv, self.fc1, self.fc2 = ConvNorm(c, c, 1), nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1)
+        def forward(self, x): x = self.conv(x); return torch.relu(x*self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid())
+        def reparameterize(self): pass
+    class Branched(Single):
+        def forward(self, x): return super().forward(x) + self.fc2(self.fc1(x).relu())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        adopt(net(Single(8)))
+    with pytest.warns(UserWarning, match='1 module with a method to merge stays as it is, 3 layers: 2 .reparameterize'): adopt(net(Branched(8)))
+
+@pytest.mark.parametrize('name,layers', [('repvgg_a0', 23), ('mobileone_s0', 44), ('repvit_m0_9', 104), ('fastvit_t8', 53), ('repghostnet_050', 96)])
 def test_timm(name, layers):
     timm = pytest.importorskip('timm')
     model = randomize(timm.create_model(name, num_classes=10)).eval()

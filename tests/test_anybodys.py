@@ -1,10 +1,10 @@
 "Networks that combine what nobody thought of: two inputs, named outputs, shared blocks, from `prepare` to a file."
-import collections, dataclasses, sys, warnings
+import collections, copy, dataclasses, functools, operator, sys, warnings
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 import repq
-from repq.integers import check_integers
+from repq.integers import check_integers, to_integer
 from repq.surgery import adopt, calibrate, quantize, registered
 
 class Branches(nn.Module):
@@ -204,3 +204,119 @@ def test_computed_factors_are_named():
         def __init__(self): super().__init__(None); self.w = nn.Parameter(torch.zeros(3))
         def forward(self, x): x = self.stem(x); w = self.w.softmax(0); return sum(w[i]*b(x) for i, b in enumerate(self.bs))
     with pytest.warns(UserWarning, match='computed of parameters'): adopt(Weighted(), verbose=False)
+
+# ---- RepVGG in six hands, and names, lines and forms that strangers have
+
+class Style(nn.Module):
+    "A block after a stem; all of it is two layers"
+    def __init__(self, c=8): super().__init__(); self.stem = nn.Conv2d(3, c, 3, 2, 1); self.make(c)
+    def forward(self, x): return self.block(self.stem(x).relu())
+
+class Inline(Style):
+    "A sum in place, an identity that is a norm, its own names"
+    def make(self, c): self.dense, self.one, self.skip, self.act = conv_bn(c, c), conv_bn(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)
+    def block(self, x):
+        y = self.dense(x)
+        y += self.one(x)
+        if self.skip is not None: y += self.skip(x)
+        return self.act(y)
+
+class NormAfter(Style):
+    "One norm after the sum, the identity as it is"
+    def make(self, c): self.k3, self.k1, self.bn = nn.Conv2d(c, c, 3, 1, 1), nn.Conv2d(c, c, 1), nn.BatchNorm2d(c)
+    def block(self, x): return F.relu(self.bn(self.k3(x) + self.k1(x) + x))
+
+class Alphas(Style):
+    "Branches in dictionaries, each with its factor, added up as a stack"
+    def make(self, c):
+        self.br = nn.ModuleDict({'3': nn.Conv2d(c, c, 3, 1, 1, bias=False), '1': nn.Conv2d(c, c, 1, bias=False)})
+        self.bns = nn.ModuleDict({k: nn.BatchNorm2d(c) for k in self.br})
+        self.alpha, self.beta = nn.ParameterDict({k: nn.Parameter(torch.rand(1) + .5) for k in self.br}), nn.Parameter(torch.rand(1, c, 1, 1))
+    def block(self, x): return torch.stack([*(self.alpha[k]*self.bns[k](b(x)) for k, b in self.br.items()), self.beta*x]).sum(dim=0).clamp(min=0)
+
+class PadBefore(Style):
+    "A border of its own, before a convolution without one"
+    def make(self, c): self.c3, self.b3, self.c1, self.b1, self.id = nn.Conv2d(c, c, 3, bias=False), nn.BatchNorm2d(c), nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c), nn.BatchNorm2d(c)
+    def block(self, x):
+        y = self.b3(self.c3(F.pad(x, [1, 1, 1, 1]))) + self.b1(self.c1(x))
+        if self.id: y = y + self.id(x)
+        return y.relu()
+
+class Gated(Inline):
+    "Squeeze and excitation between the sum and the activation: two layers more"
+    def make(self, c): super().make(c); self.act, self.fc1, self.fc2 = nn.SiLU(inplace=True), nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1)
+    def block(self, x):
+        y = self.dense(x) + self.one(x) + self.skip(x)
+        return self.act(y*torch.sigmoid(self.fc2(F.relu(self.fc1(y.mean([2, 3], keepdim=True)), inplace=True))))
+
+class Many(Style):
+    "Three of a kind in a list, asymmetric ones, an average after a 1×1, by `functools.reduce`; a sequence of one's own class"
+    class Pair(nn.Sequential):
+        def __init__(self, c): super().__init__(nn.Conv2d(c, c, 3, 1, 1, bias=False), nn.BatchNorm2d(c))
+    def make(self, c):
+        self.k3, self.bn = nn.ModuleList(Many.Pair(c) for _ in range(3)), nn.BatchNorm2d(c)
+        self.tall, self.wide, self.pool = nn.Conv2d(c, c, (3, 1), 1, (1, 0)), nn.Conv2d(c, c, (1, 3), 1, (0, 1)), nn.Sequential(nn.Conv2d(c, c, 1, bias=False), nn.AvgPool2d(3, 1, 1))
+    def block(self, x): return self.bn(functools.reduce(operator.add, [m(x) for m in self.k3], self.tall(x) + self.wide(x) + self.pool(x))).relu_()
+
+@pytest.mark.parametrize('kind', [Inline, NormAfter, Alphas, PadBefore, Gated, Many])
+def test_repvgg_in_six_hands(kind, tmp_path):
+    "One layer for each block, the same values in both modes, a file of integers"
+    torch.manual_seed(0)
+    net, x = kind().eval(), torch.randn(4, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        adopted = adopt(net, x, verbose=False)
+    torch.testing.assert_close(adopted(x), net(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(copy.deepcopy(adopted).train()(x), copy.deepcopy(net).train()(x), atol=1e-4, rtol=1e-3)
+    assert len(registered(to_file(net, x, tmp_path))) == (4 if kind is Gated else 2)
+
+class Meta(nn.Module):
+    "A layer by a name that torch's graphs have use for"
+    def __init__(self, name): super().__init__(); self.stem, self.name = nn.Conv2d(3, 8, 3), name; self.add_module(name, nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8)))
+    def forward(self, x, y): return self.stem(x)*torch.sigmoid(getattr(self, self.name)(y))[:, :, None, None]
+
+def test_names_that_torch_has_use_for(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8), torch.randn(4, 5)
+    q = calibrate(quantize(Meta('meta'), 8, 8, verbose=False), [x])
+    assert not check_integers(q, x) and not check_integers(copy.deepcopy(q), x)
+    pytest.importorskip('onnxruntime')
+    repq.export(q, tmp_path/'net.onnx', [x])
+    q = calibrate(quantize(Meta('graph'), 8, 8, verbose=False), [x])
+    with pytest.raises(ValueError, match="'graph' in Meta needs another name"): repq.export(q, tmp_path/'other.onnx', [x])
+
+def test_lines_of_adopted_code():
+    "Where a forward pass is written anew, messages name the model's own line"
+    class Sorted(Inline):
+        def forward(self, x): return super().forward(x).sort(1)[0] # its own line
+    torch.manual_seed(0)
+    found = check_integers(Sorted(), torch.randn(4, 3, 16, 16))
+    assert found and all('its own line' in o.line and 'test_anybodys.py' in o.line for o in found), found
+
+def test_torchscript_is_refused():
+    net = nn.Sequential(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)), nn.Conv2d(4, 2, 1))
+    for verb in quantize, adopt, lambda m: repq.prepare(m, [torch.randn(2, 3, 8, 8)]):
+        with pytest.raises(ValueError, match="'0' is TorchScript, whose layers cannot be replaced"): verb(net)
+
+class Predicts(nn.Module):
+    "A detector's head: boxes are assigned into parts of the prediction"
+    def __init__(self): super().__init__(); self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 18, 1); self.register_buffer('anchors', torch.rand(3, 2)*4)
+    def forward(self, x):
+        p = self.head(self.stem(x).relu())
+        n, _, h, w = p.shape
+        y = p.view(n, 3, 6, h, w).permute(0, 1, 3, 4, 2).sigmoid()
+        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+        y[..., 0:2] = (y[..., 0:2]*2 - .5 + torch.stack((columns, rows), -1))*2
+        y[..., 2:4] *= self.anchors.view(1, 3, 1, 1, 2)
+        y[..., 4].mul_(.5)
+        return y.reshape(n, -1, 6)
+
+def test_parts_that_are_assigned(tmp_path):
+    torch.manual_seed(0)
+    m, x = Predicts(), torch.randn(4, 3, 16, 16)
+    q = calibrate(quantize(m, 16, 16, first_last_bits=16, verbose=False), [x])
+    torch.testing.assert_close(q.eval()(x), m(x), atol=.05, rtol=.02)
+    q = calibrate(quantize(m, 8, 8, verbose=False), [x]).eval()
+    assert (to_integer(q, x)(x) - q(x)).abs().max() < .02*q(x).abs().max()
+    pytest.importorskip('onnxruntime')
+    repq.export(q, tmp_path/'net.onnx', x)

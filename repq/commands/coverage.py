@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ
@@ -66,7 +67,11 @@ def check_network(name:str):
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i707
 def _macs(f) -> tuple: # of convolutions, of all
     "Multiply-adds of what `f` computes"
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad(): f()
+    finally: torch.backends.mha.set_fastpath_enabled(fast)
     counts = {str(k): v/2 for k, v in counter.get_flop_counts().get('Global', {}).items()}
     return sum(v for k, v in counts.items() if 'convolution' in k), sum(counts.values())
 
@@ -127,7 +132,8 @@ def _converted(model, x, bits, candidates, clock) -> tuple: # layers that became
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710p1
 def _in_integers(model, net, proto, x) -> dict:
     "How much of `model` is in integers in `net`, and what is left in floating point"
-    whole, floats = _macs(lambda: copy_model(model)(x)), _island_macs(net, net.values(x))
+    plain = copy_model(model).requires_grad_(False) # torch's counter wants gradients of parameters that modules are given
+    whole, floats = _macs(lambda: plain(x)), _island_macs(net, net.values(x))
     return dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed,
                 file_kb=round(proto.ByteSize()/1e3),
                 islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))

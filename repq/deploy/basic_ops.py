@@ -4,14 +4,16 @@
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o232
 from __future__ import annotations
+from dataclasses import replace
 from math import prod
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..networks.readers import moves
 from .integer_grids import Grid, add_integers, apply_layer, layer_constants, per_channel, round_on
 from .integer_ops import OPERATIONS, FloatOp, IntegerOp, operation
 
 # %% auto #0
-__all__ = []
+__all__ = ['OnMaps']
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o211
 @operation('layer')
@@ -47,9 +49,29 @@ def steps(self:_Layer, n, inputs, grid, b):
     y = b.add(f'{n.name}/layer', 'layer', [rows], grid, **constants)
     return b.add(n.name, 'reshape', [y], grid, shape=list(n.shape))
 
+# %% ../../nbs/4_deploy/03_basic_ops.ipynb #o16b
+_EVERY = [None, None, None] # what a slice takes of a dimension
+
+class OnMaps(IntegerOp):
+    "An operation on maps (batch, channels, h, w), and with the parameter `signal` on (batch, channels, length)"
+    def on_map(self, n, inputs, grid, b): return super().steps(n, inputs, grid, b)
+
+    def settle(self, n, nodes, shapes):
+        before, signal = shapes.get(n.inputs[0]), n.params.get('signal')
+        if before is None or len(before) == (3 if signal else 4): return n.kind
+        raise ValueError(f"on {before}: only on (batch, channels, {'length' if signal else 'h, w'})")
+
+    def steps(self, n, inputs, grid, b):
+        if not n.params.get('signal'): return self.on_map(n, inputs, grid, b)
+        x = b.on(inputs[0], grid) if moves(n) or grid is None else b.integer(inputs[0])
+        x = b.add(f'{n.name}/map', 'slice', [x], b.grids[x], index=[_EVERY, _EVERY, ['new']])
+        params = {k: v for k, v in n.params.items() if k != 'signal'}
+        y = self.on_map(replace(n, name=f'{n.name}/of_map', params=params), [x], grid, b)
+        return b.add(n.name, 'slice', [y], grid, index=[_EVERY, _EVERY, 0])
+
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o212
 @operation('average')
-class _Average(IntegerOp):
+class _Average(OnMaps):
     "Average pooling as a depthwise convolution of ones"
     def constants(self, n, b):
         channels, p = b.shape(n)[1], n.params
@@ -59,7 +81,7 @@ class _Average(IntegerOp):
         return dict(weight=ones, bits=8, room=1, scale=torch.full((channels,), 1/(kh*kw)),
                     bias=torch.zeros(channels, dtype=torch.int32), **geometry)
 
-    def steps(self, n, inputs, grid, b):
+    def on_map(self, n, inputs, grid, b):
         return b.add(n.name, 'layer', [b.integer(inputs[0])], grid, **self.constants(n, b))
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #o214
@@ -87,6 +109,12 @@ class _Mean(IntegerOp):
         n, g = x.shape[2]*x.shape[3], grids[0]
         acc = (x - g.zero).sum((2, 3), keepdim=True).float()
         return round_on(acc*(torch.tensor(g.step)/(torch.tensor(s.grid.step)*n)), s.grid)
+
+    def settle(self, n, nodes, shapes): # of more dimensions, it is one over any of them
+        if len(shapes.get(n.inputs[0], ())) in (0, 4): return n.kind
+        n.params = dict(dims=[2, 3], keepdim=not n.params.get('flat'), mean=True)
+        OPERATIONS['axes'].settle(n, nodes, shapes)
+        return 'axes'
 
     def constants(self, n, b): return {}
     def steps(self, n, inputs, grid, b):
@@ -120,7 +148,7 @@ class _Clip(IntegerOp):
 
 # %% ../../nbs/4_deploy/03_basic_ops.ipynb #q509
 @operation('maxpool')
-class _MaxPool(IntegerOp):
+class _MaxPool(OnMaps):
     "The largest value of each window"
     def compute(self, s, x, grids): return F.max_pool2d(x.float(), **s.params).to(x.dtype)
 
@@ -144,8 +172,12 @@ class _Take(IntegerOp):
     def constants(self, n, b): return dict(index=torch.arange(b.shape(n)[1]).repeat_interleave(n.params['repeats']))
 
 @operation('enlarge')
-class _Enlarge(IntegerOp):
+class _Enlarge(OnMaps):
     "Each pixel several times"
+    def settle(self, n, nodes, shapes):
+        if len(shapes.get(n.inputs[0], ())) == 3: n.params = dict(scale=[1, n.params['scale'][0]], signal=True)
+        return super().settle(n, nodes, shapes)
+
     def compute(self, s, x, grids):
         down, across = s.params['scale']
         return x.repeat_interleave(down, 2).repeat_interleave(across, 3)

@@ -163,6 +163,7 @@ def read_nodes(graph:fx.Graph, model,
     live, constants, sizes = live_nodes(graph), constant_nodes(graph), shape_nodes(graph)
     values, shapes, nodes, refused = dict(values), dict(shapes), [], []
     for n in graph.nodes:
+        if n.op == 'output' and 'unclear' in n.meta: refused.append(Refusal('output', n.meta['unclear'], n.meta['line']))
         if n.op in ('placeholder', 'output'): continue
         try:
             if n in constants: nodes.append(_island(n, _constant(n, model, values), n.name))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import io, warnings
 from dataclasses import replace
+from unittest.mock import patch
 import numpy as np
 import torch, torch.nn as nn
 from ..networks.guests import first_line
@@ -156,11 +157,22 @@ def _torch_export(f, examples, inputs, outputs, opset): # an ONNX ModelProto
                    dynamic_axes={n: {0: 'batch'} for n in (*inputs, *outputs)})
     torch.backends.mha.set_fastpath_enabled(False) # which has no form in ONNX
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), patch.object(torch._C, '_jit_onnx_log', lambda *said: None):
             warnings.simplefilter('ignore')
             torch.onnx.export(_Region(f).eval(), tuple(examples), data, dynamo=False, **options)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return import_onnx().load_from_string(data.getvalue())
+
+# %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #o16e
+_LAST_OPSET = 20 # that torch's exporter of traces has
+
+def _first_export(f, examples, inputs, outputs, opset): # an ONNX ModelProto
+    "`_torch_export` at the first opset, from `opset` on, that has all of its operations"
+    while True:
+        try: return _torch_export(f, examples, inputs, outputs, min(opset, _LAST_OPSET))
+        except torch.onnx.errors.UnsupportedOperatorError as e:
+            if opset >= _LAST_OPSET or 'was added in version' not in str(e): raise
+            opset += 1
 
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #q819
 def _renamed(onnx, node, rename, prefix):
@@ -195,7 +207,7 @@ def _exported(g, s, f, values, outputs) -> dict: # name -> handle
     inputs = [f'in{i}' for i in range(len(values))]
     handles = {n: as_floats(g, v) for n, v in zip(inputs, values)}
     names = [f'out{i}' for i in range(len(outputs))]
-    try: model = _torch_export(f, [_example(v) for v in values], inputs, names, max(g.opset, 17))
+    try: model = _first_export(f, [_example(v) for v in values], inputs, names, max(g.opset, 17))
     except Exception as e: raise ValueError(f"'{s.name}' cannot be written to ONNX: torch's exporter says {first_line(e)}") from None
     g.needs(model.opset_import[0].version)
     made = _join(g, model, s.name, handles)

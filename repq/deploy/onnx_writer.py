@@ -252,15 +252,22 @@ def _ends(net, values) -> tuple: # inputs, outputs, as ONNX has them
     return [_described(values[i], '', net.fixed) for i in net.inputs], outs
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q584
+def _written(net, x, profile) -> tuple: # graph, values
+    """The steps of `net` as nodes of one opset: where one takes a later one, what torch exported before it
+    is written for that too"""
+    g = OnnxGraph(profile)
+    values = ONNX.write(net, g, x)
+    as_planned = g.opset == profile.opset or all(s.op != 'island' for s in net.steps)
+    return (g, values) if as_planned else _written(net, x, replace(profile, opset=g.opset))
+
 def onnx_model(net:IntegerNetwork,
                x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
                profile='integers' # a key of `PROFILES`
               ): # an ONNX ModelProto
     """The ONNX model of an integer network; the number of images stays open, height and width too where no step holds
     numbers of them"""
-    onnx, g = import_onnx(), OnnxGraph(PROFILES[profile])
-    joined = IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
-    values = ONNX.write(joined, g, x)
+    onnx, joined = import_onnx(), IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
+    g, values = _written(joined, x, PROFILES[profile])
     graph = onnx.helper.make_graph(g.nodes, 'repq', *_ends(joined, values), g.constants)
     opsets = [onnx.helper.make_opsetid('', g.opset)]
     model = onnx.helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=_IR[g.opset])

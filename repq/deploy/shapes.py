@@ -7,7 +7,9 @@ from __future__ import annotations
 from math import prod
 import torch, torch.nn.functional as F
 from torch import Tensor
+from ..networks.readers import row
 from .integer_grids import Grid, round_on
+from .basic_ops import OnMaps
 from .integer_ops import IntegerOp, operation
 
 # %% auto #0
@@ -85,6 +87,20 @@ class _Stack(IntegerOp):
         for i, x in enumerate(inputs): parts.append(b.add(f'{n.name}/{i}', 'slice', [b.on(x, grid)], grid, index=index))
         return b.add(n.name, 'concat', parts, grid, dim=dim)
 
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #o16f
+@operation('unshuffle')
+class _PixelUnshuffle(IntegerOp):
+    "Pixels to channels"
+    def steps(self, n, inputs, grid, b):
+        x, f, channels = b.on(inputs[0], grid), n.params['factor'], b.shape(n)[1]
+        every, parts = [None, None, None], []
+        for i in range(f*f):
+            index = [every, every, [i//f, None, f], [i % f, None, f]]
+            parts.append(b.add(f'{n.name}/{i}', 'slice', [x], grid, index=index))
+        y = b.add(f'{n.name}/parts', 'concat', parts, grid)
+        order = torch.arange(f*f*channels).view(f*f, channels).T.flatten()
+        return b.add(n.name, 'take', [y], grid, index=order)
+
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i310
 def border_value(s):
     "What a constant border is filled with: an integer of the grid, or a float"
@@ -138,39 +154,63 @@ class _Largest(IntegerOp):
     def constants(self, n, b): return dict(dims=_dims(n, b), keepdim=n.params['keepdim'])
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i313
-_UNITS = 128 # of a weight of an interpolation
+_UNITS = 256 # of a weight of an interpolation, at most
 
 def _called(p, x):
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in p['args'].items()}
     return getattr(F, p['function'])(x, **args)
 
-def _along(p, h, w, dim) -> Tensor: # (places of the result, h or w), whole numbers
-    "With which factors places of the result add up rows (dim 2) or columns (3) of a value (h, w)"
+def _along(p, h, w, dim) -> Tensor: # (places of the result, h or w)
+    "With which weights places of the result add up rows (dim 2) or columns (3) of a value (h, w): shares, or ones where each counts alike"
     size = (h, w)[dim - 2]
     line = (size, 1) if dim == 2 else (1, size) # a map with ones in one row, or one column, for each
     lines = torch.eye(size, dtype=torch.float64).view(size, 1, *line).expand(size, 1, h, w)
     y = _called(p, lines).sum(5 - dim)[:, 0].T
     y = y/y.abs().sum(1, keepdim=True).clamp_min(1e-12)
-    if p['function'] == 'interpolate': return (y*_UNITS).round()
-    return (y > 0).double() # an average: each counts alike
+    return y if p['function'] == 'interpolate' else (y > 0).double()
+
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #o16b
+def _reach(rows, columns) -> float:
+    "The largest sum of bytes"
+    return 255*float(rows.abs().sum(1).max()*columns.abs().sum(1).max())
+
+def _whole(p, rows, columns) -> tuple: # rows, columns
+    "Weights as whole numbers; ValueError where float32 could not add up the sums"
+    shares = p['function'] == 'interpolate'
+    for units in range(_UNITS, _UNITS//2 - 1, -1) if shares else [1]:
+        res = (rows*units).round(), (columns*units).round()
+        if _reach(*res) < 2**24: return res
+    raise ValueError(f'sums of up to {_reach(*res):,.0f}, and float32 counts to {2**24:,}')
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #q789
 def resampling(p:dict, h:int, w:int) -> tuple: # (out h, h), (out w, w), (out h, out w)
     "Rows, columns and factors of a pool or an interpolation of a value (h, w); ValueError where float32 could not add up the sums"
-    rows, columns = _along(p, h, w, 2), _along(p, h, w, 3)
-    reach = 255*rows.abs().sum(1).max()*columns.abs().sum(1).max()
-    if reach >= 2**24: raise ValueError(f'sums of up to {reach:,.0f}, and float32 counts to {2**24:,}')
+    rows, columns = _whole(p, _along(p, h, w, 2), _along(p, h, w, 3))
     total = rows.sum(1).view(-1, 1)*columns.sum(1)
     ones = _called(p, torch.ones(1, 1, h, w, dtype=torch.float64))[0, 0]
     return rows.float(), columns.float(), (ones/total).float()
+
+# %% ../../nbs/4_deploy/03c_shapes.ipynb #o16i
+def _rounded_by(p:dict, h:int, w:int, rows, columns) -> float: # in steps of what is read
+    "By how much whole weights may move a value of bytes"
+    def shares(v): return v.double()/v.double().sum(1, keepdim=True)
+    def most(v): return v.abs().sum(1).max()
+    r, c = (shares(_along(p, h, w, dim)) for dim in (2, 3))
+    return float(255*(most(shares(rows) - r)*most(c) + most(shares(rows))*most(shares(columns) - c)))
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i313p0
 def place_factors(s, grid:Grid) -> Tensor: # float32, (out h, out w)
     "By what the sum of integers of `grid` is multiplied at each place"
     return s.params['factors']*(torch.tensor(grid.step)/torch.tensor(s.grid.step))
 
+def _of_map(p) -> dict:
+    "An interpolation of signals as that of maps of height 1"
+    args = {k: row(v) if k in ('size', 'scale_factor') and v is not None else v for k, v in p['args'].items()}
+    if args['mode'] == 'linear': args['mode'] = 'bilinear'
+    return dict(p, args=args, signal=True)
+
 @operation('resample')
-class _Resample(IntegerOp):
+class _Resample(OnMaps):
     "Rows and columns added up, each place with one factor"
     on_floats, fixed = False, True
     def compute(self, s, x, grids):
@@ -178,11 +218,18 @@ class _Resample(IntegerOp):
         acc = p['rows'].double() @ (x - grids[0].zero).double() @ p['columns'].double().T
         return round_on(acc.float()*place_factors(s, grids[0]), s.grid)
 
+    def slack(self, s, like, grids): return s.params.get('off', 0.)*grids[0].step/s.grid.step
+    def to_file(self, s): return {k: v for k, v in s.params.items() if k != 'off'} # for a comparison with the model
+
     def settle(self, n, nodes, shapes):
         before = shapes.get(n.inputs[0])
         if before is None: raise ValueError('what sizes it has is seen on images: give example_input')
-        if len(before) != 4: raise ValueError(f'on {before}: only on (batch, channels, h, w)')
-        n.params = dict(zip(('rows', 'columns', 'factors'), resampling(n.params, *before[2:])))
+        if len(before) == 3 and n.params['function'] == 'interpolate': n.params = _of_map(n.params)
+        super().settle(n, nodes, shapes)
+        size = before[2:] if len(before) == 4 else (1, before[2])
+        made = dict(zip(('rows', 'columns', 'factors'), resampling(n.params, *size)))
+        made['off'] = _rounded_by(n.params, *size, made['rows'], made['columns'])
+        n.params = dict(made, signal=True) if len(before) == 3 else made
         return n.kind
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #i316

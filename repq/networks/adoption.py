@@ -15,6 +15,7 @@ from ..method.layers import RepQLayer
 from .liveness import constant_nodes
 from .guests import first_line
 from .graphs import is_layer, trace_graph
+from .readers import operation_of
 from .recording import remember_sizes
 from .sites import registered
 from .changes import modes_kept, plural, replace_modules, report_change, some, tied, working_copy
@@ -182,12 +183,14 @@ def _adopt_part(model, name, searches, grow) -> tuple: # ({module: what takes it
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v012
 def _is_sequence(m) -> bool:
-    "Does `m` compute one thing after the other, no value of two? Then its method to merge folds norms, no branches"
+    """Does `m` compute one thing after the other, no value of two but products?
+    Then its method to merge folds norms, no branches"""
     try: graph = trace_graph(m, True)
     except Exception: return False
     constants = constant_nodes(graph)
-    calls = [n for n in graph.nodes if n.op.startswith('call') and n not in constants]
-    return all(len(set(n.all_input_nodes) - constants) < 2 for n in calls)
+    def is_gate(n): return (o := operation_of(n, m)) is not None and o.kind == 'mul'
+    joins = [n for n in graph.nodes if n.op.startswith('call') and len(set(n.all_input_nodes) - constants) > 1]
+    return all(n in constants or is_gate(n) for n in joins)
 
 def _merger(m) -> str: # None where there is none
     "The method that `m` has to merge itself"
@@ -217,8 +220,8 @@ def _warn(left, itself):
         warnings.warn(f'{count} {stay}, each a layer of its own: {said}', stacklevel=3)
     if not itself: return
     count, said = sum(k for *_, k in itself), some([f'{n} ({f})' for n, f, _ in itself])
-    modules = plural(len(itself), 'module')
-    warnings.warn(f'{modules} with a method to merge stay as they are, {count} layers: {said}', stacklevel=3)
+    modules, stay = plural(len(itself), 'module'), 'stays as it is' if len(itself) == 1 else 'stay as they are'
+    warnings.warn(f'{modules} with a method to merge {stay}, {count} layers: {said}', stacklevel=3)
 
 # %% ../../nbs/2_networks/04f_adoption.ipynb #v013
 def _snapshot(model) -> dict:

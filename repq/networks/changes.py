@@ -61,10 +61,13 @@ def copy_model(model:nn.Module) -> nn.Module:
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c028
 def working_copy(model, inplace:bool) -> nn.Module:
-    "What to work on: `model` or a copy; TypeError for what is no model, ValueError for a lazy one"
+    "What to work on: `model` or a copy; TypeError for what is no model, ValueError for what is lazy or TorchScript"
     if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     lazy = next((n for n, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
+    scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ValueError(f"'{scripted or 'model'}' is TorchScript, whose layers cannot be replaced: give the module that it was made from")
     return model if inplace else copy_model(model)
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h472

@@ -8,7 +8,7 @@ import inspect
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor, fx
 from ..method.kernels import pair
-from .readers import Operation, reads, register_kind
+from .readers import Operation, reads, register_kind, row
 
 # %% auto #0
 __all__ = ['TABLES', 'table']
@@ -226,6 +226,12 @@ def _adaptive_max(input, output_size, return_indices=False):
         raise ValueError(f'adaptive maximum pooling to {output_size}')
     return _kept('amax', input, dims=[2, 3], keepdim=True)
 
+@reads('adaptive_max_pool1d', nn.AdaptiveMaxPool1d)
+def _adaptive_max1d(input, output_size, return_indices=False):
+    if return_indices or output_size not in (1, (1,), [1]):
+        raise ValueError(f'adaptive maximum pooling to {output_size}')
+    return _kept('amax', input, dims=[2], keepdim=True)
+
 # %% ../../nbs/2_networks/02b_further_readers.ipynb #n012
 @reads('channel_shuffle', nn.ChannelShuffle)
 def _channel_shuffle(input, groups): return _kept('channel_shuffle', input, groups=groups)
@@ -291,3 +297,16 @@ def _upsample(input, size=None, scale_factor=None, mode='nearest', align_corners
                 recompute_scale_factor=recompute_scale_factor, antialias=antialias)
     keeps = mode != 'bicubic' # which overshoots
     return Operation('resample', [input], dict(function='interpolate', args=args), keeps=keeps)
+
+# %% ../../nbs/2_networks/02b_further_readers.ipynb #o16d
+@reads('adaptive_avg_pool1d', nn.AdaptiveAvgPool1d)
+def _adaptive1d(input, output_size):
+    if output_size in (1, (1,), [1]): return _kept('axes', input, dims=[2], keepdim=True, mean=True)
+    args = dict(output_size=row(output_size))
+    return _kept('resample', input, function='adaptive_avg_pool2d', args=args, signal=True)
+
+@reads('avg_pool1d', nn.AvgPool1d)
+def _avgpool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+    o = _avgpool(input, row(kernel_size), row(stride or kernel_size), row(padding, 0), ceil_mode, count_include_pad)
+    o.params['signal'] = True
+    return o

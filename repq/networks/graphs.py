@@ -16,11 +16,12 @@ from ..method.operations import computes
 from ..method.blocks import Block
 from ..method.layers import QUANTIZERS, RepQLayer
 from .guests import asks_kind, unchanged
+from .in_place import OPERATORS, resolve_in_place
 from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
-__all__ = ['BatchNorm', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'is_single', 'changes',
-           'resolve_in_place', 'trace_graph', 'graph_module', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'OWN_LINE', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'is_single',
+           'trace_graph', 'Traced', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -89,8 +90,6 @@ def _pieces(node) -> int: # None where that is not known
     return len(given) if isinstance(given, (list, tuple)) else None
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #n009
-_OPERATORS = 'add sub mul truediv floordiv mod pow and or xor matmul lshift rshift'.split()
-
 class _Proxy(fx.Proxy):
     "A stand-in that can be changed in place, and is a tensor where the model's code asks"
     _is_param = _is_buffer = False
@@ -105,7 +104,7 @@ def _in_place(name):
     def f(self, other): return self.tracer.create_proxy('call_function', operation, (self, other), {})
     return f
 
-for _name in _OPERATORS: setattr(_Proxy, f'__i{_name}__', _in_place(f'{_name}'))
+for _name in OPERATORS: setattr(_Proxy, f'__i{_name}__', _in_place(f'{_name}'))
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a013
 _TORCH = str(Path(torch.__file__).parent)
@@ -125,13 +124,16 @@ def _models_frame(frame):
     return frame
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #n010
+OWN_LINE = '  # of ' # what generated code has before the line of the model's code that it is made of
+
 def code_line() -> str:
     "file:number: the innermost line of the model's code"
     code = (frame := _models_frame(sys._getframe(1))).f_code
     if code is _Tracer.trace.__code__ or code.co_name == 'run_recorded': return '' # a container of torch's called it
     path, number = Path(code.co_filename), frame.f_lineno
-    name = 'cell' if 'ipykernel' in str(path) else path.name
-    return f'{name}:{number}: {linecache.getline(str(path), number).strip()}'
+    name, text = 'cell' if 'ipykernel' in str(path) else path.name, linecache.getline(str(path), number).strip()
+    own = text.partition(OWN_LINE)[2] if name.startswith('<') else ''
+    return own or f'{name}:{number}: {text}'
 
 def holds() -> bool: # or None, where the model's code is at no assertion
     "The value that lets the assertion hold at which the model's code is"
@@ -178,72 +180,6 @@ class _Tracer(fx.Tracer):
         if node.op.startswith('call'): node.meta['line'] = code_line()
         return node
 
-# %% ../../nbs/2_networks/01_graphs.ipynb #a020
-_IN_PLACE = {operator.setitem, operator.iconcat, *(getattr(operator, f'i{n}') for n in _OPERATORS)}
-
-def _argument(node, name):
-    "What the function of `node` was called with as `name`, None where it has no such parameter"
-    if name in node.kwargs: return node.kwargs[name]
-    signature = _signature(node.target)
-    try: return signature and signature.bind(*node.args, **node.kwargs).arguments.get(name)
-    except TypeError: return None
-
-@lru_cache(1024)
-def _signature(f): # None of torch's builtins, of which none has `inplace`
-    try: return inspect.signature(f)
-    except (TypeError, ValueError): return None
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #n017
-def _changes_first(node, model) -> bool:
-    "Does a call change its first argument?"
-    if node.op == 'call_module': return getattr(model.get_submodule(node.target), 'inplace', False) is True
-    if node.op == 'call_method':
-        name = node.target
-        return name.endswith('_') and not name.endswith('__') or name.startswith('__i') or name == '__setitem__'
-    named = node.target in _IN_PLACE or getattr(node.target, '__name__', '').endswith('_')
-    return node.op == 'call_function' and (named or _argument(node, 'inplace') is True)
-
-def changes(node, model) -> fx.Node: # or None
-    "The node whose value this one changes in place"
-    if isinstance(node.kwargs.get('out'), fx.Node): return node.kwargs['out']
-    first = next(iter(node.args), node.kwargs.get('input'))
-    return first if isinstance(first, fx.Node) and _changes_first(node, model) else None
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #a022
-_VIEWS = set('''view reshape flatten squeeze unsqueeze permute transpose getitem chunk split narrow expand expand_as
-    view_as reshape_as unflatten select tensor_split unbind swapaxes movedim t diagonal unfold as_strided
-    split_with_sizes ravel real getattr T hsplit vsplit moveaxis swapdims adjoint'''.split())
-_PASSES_ON = set('''identity contiguous detach to float type_as dropout dropout1d dropout2d dropout3d alphadropout
-    stochastic_depth requires_grad_ positive nan_to_num cpu cuda'''.split())
-
-def _called(node, model) -> str:
-    "A lower-case name for what a node calls"
-    if node.op == 'call_module': return type(model.get_submodule(node.target)).__name__.lower()
-    return node.target if node.op == 'call_method' else getattr(node.target, '__name__', '')
-
-def _shares(node, model) -> fx.Node: # or None
-    "The argument that the value of `node` may share memory with"
-    if not node.op.startswith('call') or not node.all_input_nodes: return None
-    return node.all_input_nodes[0] if _called(node, model) in _VIEWS | _PASSES_ON else None
-
-# %% ../../nbs/2_networks/01_graphs.ipynb #a023
-def resolve_in_place(graph:fx.Graph, model:nn.Module):
-    "Let nodes read what they see after changes in place; where that is no node's value, `meta['unclear']` says why"
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    same, memory = {}, {}   # node -> the first node that is the same tensor, and the first that owns its memory
-    for node in graph.nodes:
-        target = changes(node, model)
-        same[node] = same.get(target, node)
-        memory[node] = memory.get(target or _shares(node, model), node)
-        if target is not None: _take_effect(node, target, order, same, memory)
-
-def _take_effect(node, target, order, same, memory):
-    "Whoever reads what `node` changed reads `node` from now on"
-    for other in [n for n in memory if memory[n] is memory[target] and n is not node]:
-        for reader in [r for r in other.users if order[r] > order[node]]:
-            if same[other] is same[target]: reader.replace_input_with(other, node)
-            else: reader.meta['unclear'] = f"reads '{other.name}', a view of what '{node.name}' changes in place"
-
 # %% ../../nbs/2_networks/01_graphs.ipynb #a016
 def _trace(model, training, defaults, buffers, leaf):
     "What fx makes of `model`, with buffers as values or as constants"
@@ -278,10 +214,20 @@ def trace_graph(model:nn.Module, training:bool,
     return graph
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #n024
+class Traced(fx.GraphModule):
+    "A graph as a module, of whose layers one may be called `meta`, a name that fx has use for itself"
+    def __setattr__(self, name, value):
+        if name != 'meta' or name not in vars(self).get('_modules', ()): super().__setattr__(name, value)
+
+def _refuse_names(model):
+    held = [n for n in ('graph', 'code') if n in model._modules or n in model._parameters or n in model._buffers]
+    if held: raise ValueError(f"'{held[0]}' in {type(model).__name__} needs another name: torch keeps this one for a graph of its own")
+
 def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
     "`graph` as a module with the layers and parameters of `model`, of which it was traced"
+    _refuse_names(model)
     for n, t in graph.constants.items(): model.register_buffer(n, t)
-    try: return fx.GraphModule(model, graph)
+    try: return Traced(model, graph)
     finally:
         for n in graph.constants: delattr(model, n)
 
@@ -346,6 +292,6 @@ def _is_own_norm(node, m) -> bool:
 def _as_sequence(m, graph) -> nn.Module:
     "The graph as a `Sequential` of children of `m` where it is one, otherwise as a module of its own"
     calls = [n for n in graph.nodes if n.op not in ('placeholder', 'output')]
-    if any(n.op != 'call_module' or n.kwargs for n in calls): return fx.GraphModule(m, graph).train(m.training)
+    if any(n.op != 'call_module' or n.kwargs for n in calls): return Traced(m, graph).train(m.training)
     children = OrderedDict((n.target.replace('.', '_'), m.get_submodule(n.target)) for n in calls)
     return nn.Sequential(children).train(m.training)

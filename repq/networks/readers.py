@@ -14,8 +14,8 @@ from ..method.layers import QUANTIZERS
 from .graphs import is_norm, rest_graph, BatchNorm
 
 # %% auto #0
-__all__ = ['KINDS', 'Operation', 'reads', 'node_name', 'read', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer', 'moves',
-           'stays_float', 'operation_of', 'module_of']
+__all__ = ['KINDS', 'Operation', 'reads', 'row', 'node_name', 'read', 'nonnegative', 'Kind', 'register_kind', 'why_not_integer',
+           'moves', 'stays_float', 'operation_of', 'module_of']
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a030
 @dataclass
@@ -86,11 +86,26 @@ def _cat(tensors, dim=0, *, out=None):
 @reads('pixel_shuffle', nn.PixelShuffle)
 def _shuffle(input, upscale_factor): return Operation('shuffle', [input], dict(factor=upscale_factor), keeps=True)
 
+@reads('pixel_unshuffle', nn.PixelUnshuffle)
+def _unshuffle(input, downscale_factor): return Operation('unshuffle', [input], dict(factor=downscale_factor), keeps=True)
+
 @reads('repeat_interleave')
 def _repeat(input, repeats, dim=None, *, output_size=None):
     channels = dim in (1, -3) and isinstance(repeats, int)
     lacks = '' if channels else 'repeat_interleave along another dimension than channels, 1, or by several numbers'
     return Operation('take', [input], dict(repeats=repeats), keeps=True, lacks=lacks)
+
+# %% ../../nbs/2_networks/02_readers.ipynb #o16b
+def row(v, of_height=1) -> tuple:
+    "A number of a pool over signals, as one over maps of height 1 has it"
+    return of_height, v[0] if isinstance(v, (tuple, list)) else v
+
+@reads('max_pool1d', nn.MaxPool1d)
+def _maxpool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    sizes = row(kernel_size), row(stride or kernel_size), row(padding, 0), row(dilation)
+    o = _maxpool(input, *sizes, ceil_mode, return_indices)
+    o.params['signal'] = True
+    return o
 
 # %% ../../nbs/2_networks/02_readers.ipynb #a038
 def _is_batch(size, input) -> bool:
@@ -209,7 +224,7 @@ def register_kind(name:str, moves:bool=False, floats=None):
     "Add a kind of operations, with the fields of `Kind`, to those that integers know"
     KINDS[name] = Kind(moves, floats)
 
-for _name in ('clip', 'maxpool', 'flatten', 'shuffle', 'take', 'enlarge', 'concat', 'same', 'reshape', 'corner'):
+for _name in ('clip', 'maxpool', 'flatten', 'shuffle', 'unshuffle', 'take', 'enlarge', 'concat', 'same', 'reshape', 'corner'):
     register_kind(_name, moves=True, floats=all)
 register_kind('prelu', floats=all)
 register_kind('add', floats=any)
