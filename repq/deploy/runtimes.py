@@ -162,7 +162,8 @@ def _pt2e(case) -> nn.Module:
     pt2e = need('torchao.quantization.pt2e.quantize_pt2e')
     x86 = need('torchao.quantization.pt2e.quantizer.x86_inductor_quantizer')
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    floats = torch.export.export(torch_graph(case.net, case.images, False), (case.batches[0],)).module()
+    graph, image = torch_graph(case.net, case.images, False), (case.batches[0],)
+    floats = torch.export.export(graph, image, strict=True).module() # strictly, which notes of what function a node is
     model = pt2e.prepare_pt2e(floats, quantizer)
     with torch.no_grad():
         for x in case.batches:

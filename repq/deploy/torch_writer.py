@@ -237,14 +237,14 @@ def _affine(g, s, x):
     return _divided(g, g.call(torch.add, g.call(torch.mul, _meant(g, x), scale), bias), s.grid, rank)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x210
-def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w): an image of it tells shapes
+def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
                 rounded:bool=True      # False: the same network without any rounding of activations
-               ) -> fx.GraphModule:
-    "The graph of torch of an integer network of one input and one output"
-    if len(net.inputs) > 1 or len(net.outputs) > 1:
-        raise ValueError(f'{len(net.inputs)} inputs and {len(net.outputs)} outputs: '
-                         'a graph of torch is written for one of each')
+               ) -> fx.GraphModule: # gives a tensor, or a tuple where the network has several outputs
+    "The graph of torch of an integer network"
     g = TorchGraph(rounded)
-    values = TORCH.write(net, g, x, g.graph.placeholder('x'))
-    g.graph.output(values[net.outputs[0]].handle)
+    inputs = {n: g.graph.placeholder(f'x{i or ""}') for i, n in enumerate(net.inputs)}
+    made = TORCH.write(net, g, x, inputs)
+    outputs = tuple(made[n].handle for n in net.outputs)
+    g.graph.output(outputs if len(outputs) > 1 else outputs[0])
     return fx.GraphModule(g.root, g.graph).eval()
+
