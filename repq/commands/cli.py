@@ -137,13 +137,15 @@ def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')
                                                              'faster, and exact only on processors with '
                                                              'VNNI and on ARM.')] = False,
            openvino: Annotated[bool, typer.Option('--openvino',
-                                                  help='ONNX for OpenVINO, which forgets to round before a '
-                                                       'sum unless the file says so.')] = False,
+                                                  help='ONNX for OpenVINO, which is to load it with '
+                                                       'INFERENCE_PRECISION_HINT=f32; with --vnni 8-bit weights '
+                                                       'are bytes there, too.')] = False,
            overwrite: Overwrite = False):
     "Write the deployed network of a run to a file; one of integers is compared with the integer reference first."
     from repq import deployment
     profiles = [n for n, chosen in dict(packed=packed, symmetric=symmetric, vnni=vnni,
                                           openvino=openvino).items() if chosen]
+    if profiles == ['vnni', 'openvino']: profiles = ['openvino_vnni']
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 

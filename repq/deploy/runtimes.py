@@ -115,6 +115,11 @@ def _ov_floats(case): return _openvino(case, openvino_model(case.onnx('floats'),
 @candidate('OpenVINO', 'openvino', exact=True)
 def _ov_integers(case): return _openvino(case, openvino_model(case.onnx('openvino'), case.threads))
 
+@candidate('OpenVINO', 'openvino_vnni', exact=True)
+def _ov_vnni(case):
+    if all(r['safe'] for r in check_saturation(case.onnx('vnni'))): raise ValueError('the same file as openvino')
+    return _openvino(case, openvino_model(case.onnx('openvino_vnni'), case.threads))
+
 @candidate('OpenVINO', 'NNCF')
 def _ov_nncf(case):
     ov, nncf = need('openvino'), need('nncf')
@@ -144,17 +149,19 @@ def _et_floats(case): return _executorch(case, False)
 def _et_integers(case): return _executorch(case, True)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x510
-def _compiled(model):
-    "`model` compiled; what it gives is copied, since the next run writes over it"
+def _compiled(case, model):
+    "`model` compiled, its weights as constants; what it gives is copied, since the next run writes over it"
+    from torch._inductor import config
     run = torch.compile(model)
     def f(x):
         with torch.no_grad(): return run(x).clone()
+    with config.patch(freezing=True): f(case.batches[0]) # compiles
     return f
 
 @candidate('torch.compile', 'float32')
 def _torch_floats(case):
     need('torchao')
-    return _compiled(torch_graph(case.net, case.images, False))
+    return _compiled(case, torch_graph(case.net, case.images, False))
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q702
 def _pt2e(case) -> nn.Module:
@@ -175,11 +182,7 @@ def _torch_pt2e(case):
     made = _pt2e(case)
     if not any('quantize' in str(n.target) for n in made.graph.nodes):
         raise ValueError('its quantizer for x86 takes nothing of this graph, which would run in floats')
-    from torch._inductor import config
-    with config.patch(freezing=True):
-        f = _compiled(made)
-        f(case.batches[0]) # compiles
-    return f
+    return _compiled(case, made)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q700
 @candidate('qonnx', 'QONNX', exact=True, timed=False)
