@@ -131,8 +131,9 @@ _Symmetric = Annotated[bool, typer.Option('--symmetric', help='ONNX with signed 
                                                               'TensorRT has them.')]
 _Vnni = Annotated[bool, typer.Option('--vnni', help='ONNX with 8-bit weights as signed bytes: faster, and exact only '
                                                     'on processors with VNNI and on ARM.')]
-_OpenVino = Annotated[bool, typer.Option('--openvino', help='ONNX for OpenVINO, which forgets to round before a sum '
-                                                            'unless the file says so.')]
+_OpenVino = Annotated[bool, typer.Option('--openvino', help='ONNX for OpenVINO, which is to load it with '
+                                                            'INFERENCE_PRECISION_HINT=f32; with --vnni 8-bit weights '
+                                                            'are bytes there, too.')]
 
 # %% ../../nbs/5_commands/06_cli.ipynb #h943
 @app.command(epilog='Example: repq export runs/w4   and   repq export runs/w4 --to tflite')
@@ -143,6 +144,7 @@ def export(run: Annotated[Path, typer.Argument(help='A finished quantized run.')
     from repq import deployment
     chosen = dict(packed=packed, symmetric=symmetric, vnni=vnni, openvino=openvino)
     profiles = [n for n, wanted in chosen.items() if wanted]
+    if profiles == ['vnni', 'openvino']: profiles = ['openvino_vnni']
     if len(profiles) > 1: raise ValueError(f'--{" and --".join(profiles)} are {len(profiles)} profiles: give one')
     typer.echo(deployment.export_run(run, out, format, *profiles, overwrite=overwrite))
 

@@ -165,7 +165,7 @@ def _export_onnx(model, out, x, profile, overwrite=False) -> str:
     with writing(out, overwrite) as part:
         part.write_bytes(data)
         text = _saturation(part)
-        if profile in ('integers', 'vnni', 'openvino'):
+        if profile in ('integers', 'vnni', 'openvino', 'openvino_vnni'):
             text += _agreement('ONNX Runtime', lambda: _compare_onnx(data, net, x, profile), x)
         text += _islands(net, part, x)
     return text

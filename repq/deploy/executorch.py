@@ -11,6 +11,7 @@ from torch import Tensor
 from ..networks.files import SIGNATURE
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
+from .sizes import as_inputs
 from .targets import cannot_run, write_target
 from .torch_writer import torch_graph
 
@@ -37,18 +38,18 @@ def without_logs():
     finally: logging.disable(before)
 
 # %% ../../nbs/4_deploy/12d_executorch.ipynb #q861
-def executorch_bytes(net:IntegerNetwork, x:Tensor, # (batch, channels, h, w): an image of it tells shapes
-                     rounded:bool=True             # False: the same network without any rounding of activations
+def executorch_bytes(net:IntegerNetwork, x, # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
+                     rounded:bool=True      # False: the same network without any rounding of activations
                     ) -> bytes:
     "The .pte file of an integer network"
     Partitioner, lower = _package()
-    program = torch.export.export(torch_graph(net, x, rounded), (x[:1],))
+    program = torch.export.export(torch_graph(net, x, rounded), tuple(v[:1] for v in as_inputs(x)))
     with without_logs():
         return lower(program, partitioner=[Partitioner()]).to_executorch().buffer + SIGNATURE.encode()
 
 def to_executorch(model:nn.Module,      # quantized, its steps initialised; or deployed
                   path,                 # the file to be written
-                  example_input:Tensor, # (batch, channels, h, w): images as the model takes them; of their size the file is
+                  example_input,        # (batch, channels, h, w), or a tuple of inputs: images as the model takes them; of their size the file is
                   overwrite:bool=True,  # a file that repq made?
                  ) -> IntegerNetwork: # what the file computes
     "Write `model` to an ExecuTorch file for XNNPACK, for one image at a time"
@@ -62,6 +63,9 @@ def executorch_method(path):
     try: return Runtime.get().load_program(regular(path)).load_method('forward')
     except RuntimeError as e: raise cannot_run(path, 'ExecuTorch', e) from None
 
-def run_executorch(method, x:Tensor) -> Tensor:
-    "The output of a loaded method for each image of float32 `x`"
-    return torch.cat([method.execute([v[None].float().contiguous()])[0].clone() for v in x])
+def run_executorch(method, x): # Tensor, (batch, ...); a tuple of them where the file has several outputs
+    "The output of a loaded method for each image of float32 `x`, or of a tuple of inputs"
+    images = zip(*(v.float().contiguous().split(1) for v in as_inputs(x)))
+    rows = [[y.clone() for y in method.execute(list(image))] for image in images] # the next run writes over them
+    res = tuple(map(torch.cat, zip(*rows)))
+    return res if len(res) > 1 else res[0]

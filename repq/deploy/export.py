@@ -19,12 +19,12 @@ from .integer_network import IntegerNetwork
 from .integers import to_integer
 from .sizes import as_inputs
 from .onnx_writer import PROFILES, import_onnx, largest_pair, onnx_model
-from . import onnx_operations
+from . import onnx_operations, openvino_writer
 from .targets import cannot_run
 from ..networks.guests import first_line
 from ..networks.schemas import check_whole, read_bytes, regular
 
-WRITERS = [onnx_operations] # chapters of writers: they are there because they are imported here
+WRITERS = [onnx_operations, openvino_writer] # chapters of writers: they are there because they are imported here
 
 # %% auto #0
 __all__ = ['WRITERS', 'check_saturation', 'onnx_bytes', 'to_onnx', 'onnx_session', 'run_onnx', 'optimized_ops',

@@ -265,10 +265,12 @@ def to_integer(model:nn.Module,    # quantized, its steps initialised; or deploy
     return _lowered(model, _on_cpu(example_input), symmetric)[0]
 
 # %% ../../nbs/4_deploy/07_integers.ipynb #a207
+_NORMS = 'layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm', 'batch norm', 'batchnorm'
+_FUNCTIONS = 'known of conv1d', 'known of conv2d', 'known of linear'
 _INSTEAD = [ # words of a name or a reason, what would do
-    (('layernorm', 'layer_norm', 'groupnorm', 'group_norm', 'instancenorm', 'batch norm', 'batchnorm'), 'a batch norm directly behind a convolution'),
+    (_NORMS, 'a batch norm directly behind a convolution'),
     (('not quantized', 'floating point'), 'quantizing that layer as well'),
-    (('known of conv1d', 'known of conv2d', 'known of linear'), 'a layer of torch.nn that holds the weight'),
+    (_FUNCTIONS, 'a layer of torch.nn that holds the weight'),
     (('',), 'leaving it out; as it is, it is computed in floating point')]
 
 @dataclass

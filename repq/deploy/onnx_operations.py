@@ -17,7 +17,7 @@ from .shapes import axes_factor, border_value, place_factors
 from .tables import product_factor
 
 # %% auto #0
-__all__ = []
+__all__ = ['circle']
 
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i605
 def _whole(g, x) -> str:
@@ -26,7 +26,7 @@ def _whole(g, x) -> str:
 
 def _times(g, y, factor, s) -> str:
     "The whole numbers `y`, times what they mean on the grid of `s`, as the value of `s`"
-    return on_grid(g, g.op('Mul', y, g.constant(factor.numpy())), replace(s.grid, step=1.), s.name)
+    return on_grid(g, g.times(y, factor.numpy()), replace(s.grid, step=1.), s.name)
 
 @ONNX.writes('mul')
 def _mul(g, s, a, b):
@@ -89,9 +89,23 @@ def _reshape(g, s, x): return g.op('Reshape', x.handle, _numbers(g, s.params['sh
 # %% ../../nbs/4_deploy/11b_onnx_operations.ipynb #i607p0
 _MODES = dict(constant='constant', reflect='reflect', replicate='edge')
 
+def circle(g, y:str, axis, before, after) -> str:
+    "The value `y` with what lies at its other end around it, or cropped, along an axis"
+    if min(before, after) < 0:
+        y = _slice(g, y, axis, max(-before, 0), min(after, 0) or _LAST)
+        before, after = max(before, 0), max(after, 0)
+    parts = [_slice(g, y, axis, -before, _LAST)]*(before > 0) + [y] + [_slice(g, y, axis, 0, after)]*(after > 0)
+    return g.op('Concat', *parts, axis=axis) if len(parts) > 1 else y
+
+def _circle(g, s, x) -> str:
+    y, ends, rank = x.handle, s.params['pad'], len(x.shape)
+    for i in range(len(ends)//2): y = circle(g, y, rank - 1 - i, *ends[2*i:2*i + 2])
+    return g.op('Identity', y, name=s.name)
+
 @ONNX.writes('pad')
 def _pad(g, s, x):
     p, rank = s.params, len(x.shape)
+    if p['mode'] == 'circular': return _circle(g, s, x)
     before, after = [0]*rank, [0]*rank
     for i in range(len(p['pad'])//2): before[-1 - i], after[-1 - i] = p['pad'][2*i:2*i + 2]
     ends, mode, value = _numbers(g, before + after), _MODES[p['mode']], []

@@ -14,8 +14,8 @@ from .islands import join_islands
 from .targets import Target, Value
 
 # %% auto #0
-__all__ = ['PROFILES', 'ONNX', 'Profile', 'import_onnx', 'OnnxGraph', 'as_floats', 'on_grid', 'as_result', 'largest_pair',
-           'layer_sums', 'onnx_model']
+__all__ = ['PROFILES', 'ONNX', 'FORMS', 'Profile', 'import_onnx', 'OnnxGraph', 'as_floats', 'on_grid', 'as_result',
+           'largest_pair', 'layer_sums', 'onnx_model']
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #o804
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Profile:
     int4: bool = False      # are weights of up to 4 bits stored as int4?
     symmetric: bool = False # zero-points 0 and float biases?
     rounded: bool = True    # are activations on grids?
-    again: bool = False     # are whole numbers rounded once more before anything but a layer reads them?
     opset: int = 17         # at least
 
     def __str__(self): return self.purpose
@@ -40,8 +39,9 @@ PROFILES = dict(
                    exact=True, int4=True, opset=21),
     symmetric=Profile('signed bytes with zero-point 0 everywhere, as TensorRT has them (8-bit weights as in vnni)',
                       symmetric=True),
-    openvino=Profile('integers that OpenVINO computes as such where weights have 7 bits or fewer',
-                     exact=True, again=True),
+    openvino=Profile('integers for OpenVINO, which computes them as such where weights have 7 bits or fewer, '
+                     'the same on every processor', exact=True),
+    openvino_vnni=Profile('8-bit weights as bytes in OpenVINO, too: exact only on processors with VNNI and on ARM'),
     floats=Profile('the same network without any rounding of activations, to compare speed with', rounded=False))
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n002
@@ -57,6 +57,7 @@ class _Nodes:
     "Nodes and constants of an ONNX graph under construction"
     def __init__(self, profile:Profile):
         self.nodes, self.constants, self.profile, self.opset = [], [], profile, profile.opset
+        self.fixed = False # does a node hold numbers that go with one size of images?
 
     def needs(self, opset:int): self.opset = max(self.opset, opset)
 
@@ -84,6 +85,14 @@ class OnnxGraph(_Nodes):
         if x.grid is None or not self.profile.rounded: return x.handle
         return self.op('DequantizeLinear', x.handle, self.number(step, None), self.number(x.grid.zero, x.grid))
 
+    def read(self, x:Value, step) -> str:
+        "The same, for anything but a layer"
+        return self.as_floats(x, step)
+
+    def times(self, y:str, factor) -> str:
+        "The whole numbers `y` times one factor, or one for each place"
+        return self.op('Mul', y, self.constant(factor))
+
     def on_grid(self, y:str, grid:Grid, name) -> str:
         "The float `y` on `grid`, as the value `name`"
         low, high, ends = grid.low, grid.high, np.iinfo(grid.dtype)
@@ -101,10 +110,7 @@ def as_floats(g:OnnxGraph, x:Value,
               step=None # another than its grid's
              ) -> str:
     "The name of the value `x` as floats"
-    step = x.grid and x.grid.step if step is None else step
-    if not g.profile.again or x.grid is None: return g.as_floats(x, step)
-    y = g.op('Round', g.as_floats(x, 1.))
-    return y if step == 1 else g.op('Mul', y, g.number(step, None))
+    return g.read(x, x.grid and x.grid.step if step is None else step)
 
 def on_grid(g:OnnxGraph, y:str, grid:Grid, name) -> str:
     "The float `y` on `grid`, as the value `name`"
@@ -148,6 +154,7 @@ def _bias(g, p, grid, name) -> str:
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #n006
 ONNX = Target('ONNX')
+FORMS = {} # profile -> (target, kind of graph), where they are others than `ONNX` and `OnnxGraph`
 
 _PAD = dict(zeros='constant', reflect='reflect', replicate='edge', circular='wrap')
 
@@ -195,8 +202,14 @@ def _prelu(g, s, x):
     x = as_floats(g, x)
     return as_result(g, g.op('PRelu', x, g.constant(s.params['slope'].numpy())), s)
 
-@ONNX.writes('quantize', 'requantize', 'dequantize')
+@ONNX.writes('quantize', 'dequantize')
 def _convert(g, s, x): return as_result(g, as_floats(g, x), s)
+
+@ONNX.writes('requantize')
+def _requantize(g, s, x):
+    "ONNX Runtime makes one rounding of two in a row; between these stands a half of twice the value"
+    if not g.profile.rounded: return _convert(g, s, x)
+    return as_result(g, g.op('Mul', as_floats(g, x, 2*x.grid.step), g.number(.5, None)), s)
 
 @ONNX.writes('clip')
 def _clip(g, s, x):
@@ -246,19 +259,19 @@ def _described(v:Value, prefix='', fixed=False):
     images = 'batch' if v.shape[:1] == (1,) else f'{prefix}batch'
     return onnx.helper.make_tensor_value_info(v.handle, onnx.TensorProto.FLOAT, [images, *v.shape[1:2], *rest])
 
-def _ends(net, values) -> tuple: # inputs, outputs, as ONNX has them
-    "The values that come in and go out"
-    outs = [_described(values[o], f'out{i or ""}_', net.fixed) for i, o in enumerate(net.outputs)]
-    return [_described(values[i], '', net.fixed) for i in net.inputs], outs
+def _ends(net, values, fixed) -> tuple: # inputs, outputs, as ONNX has them
+    "The values that come in and go out; `fixed`: of one size?"
+    outs = [_described(values[o], f'out{i or ""}_', fixed) for i, o in enumerate(net.outputs)]
+    return [_described(values[i], '', fixed) for i in net.inputs], outs
 
 # %% ../../nbs/4_deploy/11_onnx_writer.ipynb #q584
-def _written(net, x, profile) -> tuple: # graph, values
+def _written(net, x, profile, target, Graph) -> tuple: # graph, values
     """The steps of `net` as nodes of one opset: where one takes a later one, what torch exported before it
     is written for that too"""
-    g = OnnxGraph(profile)
-    values = ONNX.write(net, g, x)
+    g = Graph(profile)
+    values = target.write(net, g, x)
     as_planned = g.opset == profile.opset or all(s.op != 'island' for s in net.steps)
-    return (g, values) if as_planned else _written(net, x, replace(profile, opset=g.opset))
+    return (g, values) if as_planned else _written(net, x, replace(profile, opset=g.opset), target, Graph)
 
 def onnx_model(net:IntegerNetwork,
                x, # (batch, channels, h, w): images as the network takes them, or a tuple of inputs
@@ -267,8 +280,9 @@ def onnx_model(net:IntegerNetwork,
     """The ONNX model of an integer network; the number of images stays open, height and width too where no step holds
     numbers of them"""
     onnx, joined = import_onnx(), IntegerNetwork(join_islands(net), net.input, net.output, net.fixed)
-    g, values = _written(joined, x, PROFILES[profile])
-    graph = onnx.helper.make_graph(g.nodes, 'repq', *_ends(joined, values), g.constants)
+    g, values = _written(joined, x, PROFILES[profile], *FORMS.get(profile, (ONNX, OnnxGraph)))
+    ends = _ends(joined, values, net.fixed or g.fixed)
+    graph = onnx.helper.make_graph(g.nodes, 'repq', *ends, g.constants)
     opsets = [onnx.helper.make_opsetid('', g.opset)]
     model = onnx.helper.make_model(graph, producer_name='repq', opset_imports=opsets, ir_version=_IR[g.opset])
     onnx.checker.check_model(model, full_check=True)

@@ -115,6 +115,11 @@ def _ov_floats(case): return _openvino(case, openvino_model(case.onnx('floats'),
 @candidate('OpenVINO', 'openvino', exact=True)
 def _ov_integers(case): return _openvino(case, openvino_model(case.onnx('openvino'), case.threads))
 
+@candidate('OpenVINO', 'openvino_vnni', exact=True)
+def _ov_vnni(case):
+    if all(r['safe'] for r in check_saturation(case.onnx('vnni'))): raise ValueError('the same file as openvino')
+    return _openvino(case, openvino_model(case.onnx('openvino_vnni'), case.threads))
+
 @candidate('OpenVINO', 'NNCF')
 def _ov_nncf(case):
     ov, nncf = need('openvino'), need('nncf')
@@ -144,17 +149,19 @@ def _et_floats(case): return _executorch(case, False)
 def _et_integers(case): return _executorch(case, True)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x510
-def _compiled(model):
-    "`model` compiled; what it gives is copied, since the next run writes over it"
+def _compiled(case, model):
+    "`model` compiled, its weights as constants; what it gives is copied, since the next run writes over it"
+    from torch._inductor import config
     run = torch.compile(model)
     def f(x):
         with torch.no_grad(): return run(x).clone()
+    with config.patch(freezing=True): f(case.batches[0]) # compiles
     return f
 
 @candidate('torch.compile', 'float32')
 def _torch_floats(case):
     need('torchao')
-    return _compiled(torch_graph(case.net, case.images, False))
+    return _compiled(case, torch_graph(case.net, case.images, False))
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q702
 def _pt2e(case) -> nn.Module:
@@ -162,7 +169,8 @@ def _pt2e(case) -> nn.Module:
     pt2e = need('torchao.quantization.pt2e.quantize_pt2e')
     x86 = need('torchao.quantization.pt2e.quantizer.x86_inductor_quantizer')
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    floats = torch.export.export(torch_graph(case.net, case.images, False), (case.batches[0],)).module()
+    graph, image = torch_graph(case.net, case.images, False), (case.batches[0],)
+    floats = torch.export.export(graph, image, strict=True).module() # strictly, which notes of what function a node is
     model = pt2e.prepare_pt2e(floats, quantizer)
     with torch.no_grad():
         for x in case.batches:
@@ -174,11 +182,7 @@ def _torch_pt2e(case):
     made = _pt2e(case)
     if not any('quantize' in str(n.target) for n in made.graph.nodes):
         raise ValueError('its quantizer for x86 takes nothing of this graph, which would run in floats')
-    from torch._inductor import config
-    with config.patch(freezing=True):
-        f = _compiled(made)
-        f(case.batches[0]) # compiles
-    return f
+    return _compiled(case, made)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q700
 @candidate('qonnx', 'QONNX', exact=True, timed=False)

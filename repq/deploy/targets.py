@@ -24,10 +24,12 @@ class Value:
     grid: Grid      # None: float32
     shape: tuple    # of one image, (1, channels, h, w) or (1, features)
 
+_OLD = dict(fused_add='a sum of version 0.1.0, rounded as one processor does; what would do: making the integers anew')
+
 class Target:
     "A format of files: which operations it can hold, and how each is written"
     def __init__(self, name:str, hints=()): # operation that it cannot hold -> why, and what would do
-        self.name, self.functions, self.hints = name, {}, dict(hints)
+        self.name, self.functions, self.hints = name, {}, {**_OLD, **dict(hints)}
 
     def writes(self, *operations):
         "Register a function `f(file, step, *values)` that writes steps of these operations and returns the handle of the result"

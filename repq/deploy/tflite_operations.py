@@ -126,10 +126,6 @@ def _float(g, s, *values):
     line = f" ({p['line']})" if p['line'] else ''
     TFLITE.refuse(s, f'torch computes it in floating point: {what}{line}; what would do: leaving it out, or ONNX, which holds it')
 
-@TFLITE.writes('fused_add')
-def _fused_add(g, s, *values):
-    TFLITE.refuse(s, 'a sum of version 0.1.0, rounded as one processor does; what would do: making the integers anew')
-
 # %% ../../nbs/4_deploy/11e_tflite_operations.ipynb #t206
 @TFLITE.writes('table')
 def _table(g, s, x):

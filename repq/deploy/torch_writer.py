@@ -9,7 +9,7 @@ import torch.ao.quantization.fx._decomposed # registers the operations
 from torch import fx
 from ..method.kernels import pair
 from ..networks.further_readers import TABLES
-from .integer_grids import Grid
+from .integer_grids import Grid, layer_factor, sum_factors
 from .integer_network import IntegerNetwork
 from .integer_ops import find_operation
 from .shapes import axes_factor, border_value, place_factors
@@ -91,28 +91,43 @@ def times_factor(g:TorchGraph, y:fx.Node, factor, grid:Grid, rank:int=4) -> fx.N
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x207
 TORCH = Target('torch', dict(float='no grid of integers: give it one by a form that integers know (repq.integers)'))
 
-def _float_bias(s, grid:Grid) -> torch.Tensor:
-    "A float32 bias that becomes the integers of step `s` when it is divided by the scale of its products; ValueError where there is none"
-    unit, b = torch.tensor(grid.step)*s.params['scale'], s.params['bias']
-    res = b.float()*unit
-    if torch.equal((res/unit).round().double(), b.double()): return res
-    TORCH.refuse(s, f'its biases go up to {int(b.abs().max()):,} units, which a float32 does not hold: '
-                    'fewer bits of weights or inputs make units larger')
+def _float_bias(p, grid:Grid) -> torch.Tensor: # None where there is none
+    "A float32 bias that becomes the integers of a layer when it is divided by the scale of its products"
+    unit = torch.tensor(grid.step)*p['scale']
+    res = p['bias'].float()*unit
+    return res if torch.equal((res/unit).round().double(), p['bias'].double()) else None
+
+def _byte_layer(s, grid:Grid): # weight, scale, bias; None where it has none
+    "The constants of the layer `s` in a kernel of bytes"
+    p, signs = s.params, s.params['scale'].sign()
+    zeros = p['weight'].ndim == 2 or p['padding_mode'] == 'zeros' and min(pair(p['padding'])) >= 0
+    w = p['weight'].int()*p['room']*signs.int().view(-1, *[1]*(p['weight'].ndim - 1))
+    bias = _float_bias(p | dict(bias=p['bias']*signs.int(), scale=p['scale'].abs()), grid)
+    if not zeros or (signs == 0).any() or w.max() > 127 or bias is None: return None
+    return w.to(torch.int8), p['scale'].abs(), bias
+
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q674
-def _convolved(g, s, x, w, b) -> fx.Node:
+def _convolved(g, s, x, w, b=None) -> fx.Node:
     p = s.params
     if p['weight'].ndim == 2: return g.call(F.linear, x, w, b)
-    if p['padding_mode'] != 'zeros' or min(pair(p['padding'])) < 0:
-        TORCH.refuse(s, f"a border of {p['padding_mode']} {pair(p['padding'])}: its kernels pad zeros only")
-    return g.call(F.conv2d, x, w, b, pair(p['stride']), pair(p['padding']), pair(p['dilation']), p['groups'])
+    padding, mode = pair(p['padding']), p['padding_mode']
+    if mode != 'zeros' or min(padding) < 0:
+        (h, v), mode = padding, dict(zeros='constant').get(mode, mode)
+        x, padding = g.module(lambda y: F.pad(y, (v, v, h, h), mode), x), (0, 0)
+    return g.call(F.conv2d, x, w, b, pair(p['stride']), padding, pair(p['dilation']), p['groups'])
 
-def _whole(g, s, x) -> fx.Node: # floats
-    "A layer on whole numbers, and its unit at the end"
+def _whole(g, s, x) -> fx.Node:
+    "A layer on whole numbers, and its factor at the end"
     p = s.params
-    y = _convolved(g, s, whole_numbers(g, x), g.constant(p['weight'].float()*p['room']), g.constant(p['bias'].float()))
-    unit = torch.tensor(x.grid.step)*p['scale']
-    return g.call(torch.mul, y, g.constant(unit.view(-1, *[1]*(p['weight'].ndim - 2))))
+    def channels(v): return v.view(-1, *[1]*(p['weight'].ndim - 2))
+    high = p['bias'].float()
+    low = (p['bias'].double() - high.double()).float() # what a float32 does not hold
+    y = _convolved(g, s, whole_numbers(g, x), g.constant(p['weight'].float()*p['room']))
+    for b in ([low, high] if low.any() else [high]): y = g.call(torch.add, y, g.constant(channels(b)))
+    y = g.call(torch.mul, y, g.constant(channels(layer_factor(p, x.grid, s.grid))))
+    return y if s.grid is None else rounded_on(g, y, s.grid, p['weight'].ndim)
+
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q675
 def _unrounded(g, s, x) -> fx.Node:
@@ -125,11 +140,13 @@ def _unrounded(g, s, x) -> fx.Node:
 @TORCH.writes('layer')
 def _layer(g, s, x):
     if not g.rounded: return _unrounded(g, s, x)
-    if s.grid is None: return _whole(g, s, x)
-    p = s.params
-    constants = (p['weight']*p['room']).to(torch.int8), p['scale'], torch.zeros(len(p['weight']), dtype=torch.int64)
+    held = None if s.grid is None else _byte_layer(s, x.grid)
+    if held is None: return _whole(g, s, x)
+    weight, scale, bias = held
+    constants = weight, scale, torch.zeros(len(weight), dtype=torch.int64)
     w = g.call(_OPS.dequantize_per_channel.default, *map(g.constant, constants), 0, *_BYTE)
-    return on_torch_grid(g, _convolved(g, s, as_torch_floats(g, x), w, g.constant(_float_bias(s, x.grid))), s.grid)
+    return on_torch_grid(g, _convolved(g, s, as_torch_floats(g, x), w, g.constant(bias)), s.grid)
+
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x209
 def _floats(*operations):
@@ -140,17 +157,8 @@ def _floats(*operations):
         return f
     return register
 
-@_floats('requantize', 'dequantize')
+@_floats('dequantize')
 def _convert(g, s, x): return x
-
-@_floats('add')
-def _add(g, s, a, b): return g.call(torch.add, a, b)
-
-@_floats('mean')
-def _mean(g, s, x): return g.call(torch.mean, x, [2, 3], True)
-
-@_floats('prelu')
-def _prelu(g, s, x): return g.call(F.prelu, x, g.constant(s.params['slope'].flatten()))
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #q676
 @_floats('maxpool')
@@ -198,6 +206,20 @@ def _mul(g, s, a, b):
 
 def _both(g, *values) -> list: return [as_torch_floats(g, v) for v in values]
 
+@TORCH.writes('add')
+def _add(g, s, a, b):
+    if s.grid is None or not g.rounded: return on_torch_grid(g, g.call(torch.add, *_both(g, a, b)), s.grid)
+    *factors, shift = sum_factors(a.grid, b.grid, s.grid)
+    rank = max(len(a.shape), len(b.shape))
+    parts = [g.call(torch.mul, whole_numbers(g, v), g.beside(f/2**shift, rank)) for v, f in zip((a, b), factors)]
+    return rounded_on(g, g.call(torch.add, *parts), s.grid, rank)
+
+@TORCH.writes('mean')
+def _mean(g, s, x):
+    if not g.rounded: return g.call(torch.mean, x.handle, [2, 3], True)
+    factor = torch.tensor(x.grid.step)/(torch.tensor(s.grid.step)*(x.shape[2]*x.shape[3]))
+    return times_factor(g, g.call(torch.sum, whole_numbers(g, x), [2, 3], True), factor, s.grid)
+
 @TORCH.writes('axes')
 def _axes(g, s, x):
     p = s.params
@@ -223,8 +245,14 @@ def _divided(g, y, grid, rank) -> fx.Node:
     if grid is None or not g.rounded: return on_torch_grid(g, y, grid)
     return rounded_on(g, g.call(torch.div, y, g.beside(grid.step, rank)), grid, rank)
 
-@TORCH.writes('quantize')
-def _first(g, s, x): return _divided(g, x.handle, s.grid, len(x.shape))
+@TORCH.writes('quantize', 'requantize')
+def _onto(g, s, x): return _divided(g, _meant(g, x), s.grid, len(x.shape))
+
+@TORCH.writes('prelu')
+def _prelu(g, s, x): # of rows, too, which XNNPACK's own does not take
+    y, rank = _meant(g, x), len(x.shape)
+    below = g.call(torch.mul, g.call(torch.clamp, y, None, 0.), g.beside(s.params['slope'], rank))
+    return _divided(g, g.call(torch.add, g.call(F.relu, y), below), s.grid, rank)
 
 @TORCH.writes('sub')
 def _sub(g, s, a, b):
@@ -237,14 +265,14 @@ def _affine(g, s, x):
     return _divided(g, g.call(torch.add, g.call(torch.mul, _meant(g, x), scale), bias), s.grid, rank)
 
 # %% ../../nbs/4_deploy/11g_torch_writer.ipynb #x210
-def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w): an image of it tells shapes
+def torch_graph(net:IntegerNetwork, x, # (batch, channels, h, w), or a tuple of inputs: an image of it tells shapes
                 rounded:bool=True      # False: the same network without any rounding of activations
-               ) -> fx.GraphModule:
-    "The graph of torch of an integer network of one input and one output"
-    if len(net.inputs) > 1 or len(net.outputs) > 1:
-        raise ValueError(f'{len(net.inputs)} inputs and {len(net.outputs)} outputs: '
-                         'a graph of torch is written for one of each')
+               ) -> fx.GraphModule: # gives a tensor, or a tuple where the network has several outputs
+    "The graph of torch of an integer network"
     g = TorchGraph(rounded)
-    values = TORCH.write(net, g, x, g.graph.placeholder('x'))
-    g.graph.output(values[net.outputs[0]].handle)
+    inputs = {n: g.graph.placeholder(f'x{i or ""}') for i, n in enumerate(net.inputs)}
+    made = TORCH.write(net, g, x, inputs)
+    outputs = tuple(made[n].handle for n in net.outputs)
+    g.graph.output(outputs if len(outputs) > 1 else outputs[0])
     return fx.GraphModule(g.root, g.graph).eval()
+
