@@ -35,6 +35,7 @@ def _footprints(branches) -> dict: # name -> `Footprint`
     dense = len({dilation for size, _, _, dilation in feet if size != (1, 1)}) > 1
     return {n: branch_footprint(n, flat(b), dense) for n, b in branches.items()}
 
+# %% ../../nbs/1_method/07_blocks.ipynb #s012
 def _common(what, feet, default=None):
     "The one value of a field of all footprints; ValueError where they differ"
     values = {n: getattr(f, what) for n, f in feet.items()}

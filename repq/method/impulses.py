@@ -35,6 +35,7 @@ def _read_kernel(module, x, out, k, groups) -> Kernel:
     parts = [d[:, g*own:(g+1)*own] for g, d in enumerate(dense.chunk(groups))]
     return Kernel(torch.cat(parts).contiguous(), y[-1].clone(), groups)
 
+# %% ../../nbs/1_method/01b_impulses.ipynb #s002
 def _check_measured(module, kernel, x, geo, tol):
     "ValueError unless `module` gives what `kernel` does, on an image of noise like `x`, borders included"
     name, k, size = type(module).__name__, kernel.kernel_size, tuple(x.shape[2:])

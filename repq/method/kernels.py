@@ -187,6 +187,7 @@ def _start(size, groups, own, weights) -> tuple: # (tensor, the number of the we
     first = weights[0]
     return first.new_zeros(len(first), first.shape[1]*own[0]//groups, *size), None
 
+# %% ../../nbs/1_method/01_kernels.ipynb #s011
 class _Sum(torch.autograd.Function):
     """The weights of `kernels`, (groups, weight) each, added in a tensor of that size and groups;
     the gradient of each is a part of the sum's"""
@@ -284,6 +285,7 @@ def _convolved(a, b) -> Tensor: # (gb, o/gb, r, i, kh, kw)
     w = F.conv2d(image, taps, padding=(taps.shape[2]-1, taps.shape[3]-1), groups=gb*r) # (i, gb·r·o/gb, kh, kw)
     return w.view(i, gb, r, o, *w.shape[2:]).permute(1, 3, 2, 0, 4, 5)
 
+# %% ../../nbs/1_method/01_kernels.ipynb #s013
 def _compose(a:Tensor, b:Tensor, ga:int, gb:int) -> Tensor:
     """The weight of `a` (in `ga` groups) followed by `b` (in `gb`), of which one number divides the other;
     channels that never meet are left out"""

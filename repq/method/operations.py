@@ -122,6 +122,7 @@ def _check_step(name, op, foot, stride):
         raise ValueError(f"branch '{name}' cannot be merged: AvgPool2d is a convolution only with "
                          "ceil_mode=False, count_include_pad=True and no divisor_override")
 
+# %% ../../nbs/1_method/06_operations.ipynb #s012
 def branch_footprint(name:str, ops:list,
                      dense=False, # has the merged kernel no dilation, whatever its parts have?
                     ) -> Footprint:

@@ -82,6 +82,7 @@ def _shown(**arguments) -> str: # name -> (value, default)
     odd = {n: v for n, (v, default) in arguments.items() if v not in (default, (default, default))}
     return ''.join(f', {n}={v!r}' for n, v in odd.items())
 
+# %% ../../nbs/1_method/08_published.ipynb #s011
 class ConvBlock(Block):
     "A block that takes the place of `nn.Conv2d`; a subclass lists its branches in `make`"
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1,

@@ -49,6 +49,7 @@ def _candidates(module) -> dict: # layout's name -> entries
     known = {n: entries_of(module, l) for n, l in LAYOUTS.items()}
     return {n: e for n, e in known.items() if e is not None}
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s015
 def _class_names(classes) -> str: return ', '.join(sorted({c.__name__ for c in classes}))
 
 def _no_layout(module) -> str:
@@ -110,6 +111,7 @@ class Origin:
         form = 'deployed' if self.deployed else 'training form'
         return f'{self.model}{scale} ({LAYOUTS[self.layout].text} layout, {form})'
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s017
 def _origins(state:dict):
     "Every known network in every layout, with its keys, in the form and for the task that `state` is of"
     (classes, channels), deployed = _sizes(state), _is_deployed(state)
@@ -139,6 +141,7 @@ def _distance(shapes, optional, state) -> int:
     other = sum(k in state and tuple(state[k].shape) != tuple(s) for k, s in shapes.items())
     return missing + other + sum(k not in shapes for k in state)
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s019
 def _nearest(state) -> str:
     "Which network differs least, and by what; '' if all differ in more than a tenth of their keys"
     found = ((_distance(*o[1:], state), *o) for o in _origins(state)) # and origin, shapes, optional keys
@@ -147,6 +150,7 @@ def _nearest(state) -> str:
     _, origin, shapes, optional = best
     return f'nearest is {origin}, but {differences(shapes, state, optional)}'
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s021
 def _looks_like(state) -> str:
     "Of what a state dict seems to be"
     if origin := identify(state): return f'it looks like {origin}'
@@ -180,6 +184,7 @@ def _decoded(entries, state) -> dict: # our key -> tensor
         res.update(zip(e.ours, e.decode(tensor) if e.decode else (tensor,)))
     return res
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s023
 def load_official(module:nn.Module,   # of `repq.models`, or a block, alone or with what follows it, or merged
                   state_dict:Mapping, # as its authors' code saves it
                  ) -> nn.Module:      # `module`
@@ -281,6 +286,7 @@ def _merged_form(m) -> nn.Module:
     make = deploy if isinstance(m, ResNet18) and 'orepa' in _candidates(m) else merge
     return make(m, verbose=False)
 
+# %% ../../nbs/2_networks/13_checkpoints.ipynb #s026
 def convert(checkpoint, out,      # files
             to:str='repq',        # 'repq', 'authors', or a key of `LAYOUTS`
             deployed:bool=False,  # merge the branches first

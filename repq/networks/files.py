@@ -56,6 +56,7 @@ def _locked_file(path) -> tuple: # (file, file descriptor, None where none is ke
         if try_lock(fd) is not False and still_named(fd, part): return part, fd
         os.close(fd)
 
+# %% ../../nbs/2_networks/11_files.ipynb #s022
 @contextmanager
 def _beside(path:Path):
     "A new file beside `path`, removed at the end; what killed processes left of the same name is taken away"
@@ -99,6 +100,7 @@ def _new_file(path, put): # f(new file, path)
         put(part, path)
         _sync(path.parent)
 
+# %% ../../nbs/2_networks/11_files.ipynb #s026
 def replacing(path):
     """A path to write to, moved to `path` at the end and removed after an error.
     For places that are known to be ours; `writing` asks"""
@@ -188,6 +190,7 @@ def check_folder(path):
             raise FileNotFoundError(f'there is no folder {path.parent}: make it first')
         check_parent(path, True)
 
+# %% ../../nbs/2_networks/11_files.ipynb #s024
 def part_of(out) -> Path:
     "Where the folder `out` is made"
     out = Path(out)
@@ -239,6 +242,7 @@ def _objection(part, out) -> str: # '' where there is none
     others = _not_ours(part)
     return f'holds {others[0].relative_to(part)}, which is not of repq: {away}' if others else ''
 
+# %% ../../nbs/2_networks/11_files.ipynb #s027
 def check_part(out):
     "FileExistsError where OUT.part is not ours to be used: another's, with something of another, or with checkpoints"
     part = part_of(out)

@@ -111,6 +111,7 @@ def _taken(path, file, wait:float) -> int: # a file descriptor
         os.close(fd)
         time.sleep(.05)
 
+# %% ../../nbs/2_networks/10b_locks.ipynb #s020
 @contextmanager
 def _parents(folder):
     "Make a folder and those above; those that were made and are empty at the end are taken away"

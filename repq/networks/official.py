@@ -193,6 +193,7 @@ def _staged(model, stem, stage, head,
             for layer, official in gates.items(): yield f'{ours}.se.{layer}', f'{place}.{official}', 'part'
     yield 'head', head, 'part'
 
+# %% ../../nbs/2_networks/12_official.ipynb #s013
 def _residual(model, stem, stem_kind, after_conv1, shortcut_kind):
     "ResNet-18: the same of a network of residual units"
     yield 'stem', stem, stem_kind
@@ -204,6 +205,7 @@ def _residual(model, stem, stem_kind, after_conv1, shortcut_kind):
             if len(list(unit.shortcut.children())): yield f'{ours}.shortcut', f'{place}.shortcut', shortcut_kind
     yield 'head', 'linear', 'part'
 
+# %% ../../nbs/2_networks/12_official.ipynb #s015
 def _backbone(model):
     "ECBSR: the same of a row of layers"
     for i, unit in enumerate(model.backbone):
@@ -271,6 +273,7 @@ def _part(layout, m, kind) -> list: # None if `layout` does not know it
     official = 'conv' if kind in ('plain', 'conv_bn') else layout.merged(m.kernel_size)
     return [e.moved('', official) for e in _same(m)]
 
+# %% ../../nbs/2_networks/12_official.ipynb #s017
 def _sequence(layout, m, kind) -> list: # or None
     "Entries of what comes first, and of a batch norm and an activation behind it"
     (n, first), *rest = m.named_children()

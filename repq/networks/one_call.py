@@ -38,6 +38,7 @@ def with_blocks(model:nn.Module, block=None, inplace=False, verbose=False,
         if not isinstance(block, str): raise
         raise ValueError(f'{block} is no block: {e}') from e
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s016
 def _can_adapt(norms) -> bool:
     "Can all of them be rebased?"
     return all(m.weight is not None and m.running_mean is not None for m in norms)
@@ -61,6 +62,7 @@ def _other_classes(own, state) -> list: # of keys
     only_rows = all(state[k].shape[1:] == own[k].shape[1:] for k in odd)
     return odd if only_head and only_rows else []
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s019
 def with_own_head(own:dict,  # the network's state dict
                   state:dict, what:str,
                   anew:bool  # may a head of other classes begin anew?
@@ -140,6 +142,7 @@ class _Progress:
     def end(self):
         if self.bar is not None: self.bar.on_iter_end()
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s021
 class _Counted:
     "Batches, which a bar counts as they are done, as often as they are asked for"
     def __init__(self, batches, counts, bar): self.batches, self.counts, self.bar = batches, counts, bar
@@ -157,6 +160,7 @@ def _layer_line(model, blocks:Counter) -> str:
     if blocks: more = f'{blocks.total()} of them blocks ({kinds}): one integer convolution each in the end'
     return f'{plural(n, "layer")} of {type(model).__name__} quantized, {more}'
 
+# %% ../../nbs/2_networks/14_one_call.ipynb #s023
 def _bit_line(model, weight_bits, input_bits, on:dict) -> str: # on: what low bits have switched on
     "The bits that were asked for, layers that have others, and what was done for so few"
     bits = {}

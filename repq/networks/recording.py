@@ -34,6 +34,7 @@ def remember_sizes(model:nn.Module,
     if (sizes := _sizes(batch)) is not None: model.repq_sizes = sizes
     return model
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #s011
 @contextmanager
 def with_sizes(model, batch):
     "`model` remembers the sizes of `batch` meanwhile, if they are not None"
@@ -148,6 +149,7 @@ def record_node(self:_Recording, op, target, args, kwargs) -> fx.Node:
     node.meta |= dict(line=code_line(), nn_module_stack=dict(self.stack))
     return node
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #s013
 _BY_VALUES = 'what it does next is decided by values'
 
 @patch
@@ -186,6 +188,7 @@ def _layer_result(m, args, kwargs) -> Tensor:
     if b.geometry is None: return x.new_ones(*x.shape[:-1], b.out_channels)
     return x.new_ones(*x.shape[:-3], b.out_channels, *b.geometry.out_size(x.shape[-2:], b.kernel_size))
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #s016
 def _record_module(rec, call):
     "What stands for a call of a module meanwhile"
     def record_call(m, *args, **kwargs):
@@ -323,6 +326,7 @@ def _recorded(model, training, leaf, calls) -> fx.Graph:
     graph.lint()
     return graph
 
+# %% ../../nbs/2_networks/01b_recording.ipynb #s017
 def record_graph(model:nn.Module, training:bool, leaf=None
                 ) -> fx.Graph: # as `trace_graph` gives it; None where sizes are not known
     "What `model` computes in one mode on images of the sizes that it remembers"

@@ -32,6 +32,7 @@ _HELP = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
 
 def _help(code) -> str: return f': {_HELP[code]}' if code in _HELP else ''
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s013
 def _why(e) -> str: # None: it is no matter of the disk
     "Why a file could not be written, and what to do about it"
     # torch's writer, which fails again in closing the file
@@ -68,6 +69,7 @@ def regular(path) -> Path:
     if kind != 'file': raise ValueError(f'{path} is a {kind}, not a file')
     return path
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s015
 def read_bytes(path) -> bytes:
     "What is in a file"
     try: return regular(path).read_bytes()
@@ -120,6 +122,7 @@ class _Row(TypedDict):
     environment: NotRequired[dict[str, Any]]
     integer_accuracy: NotRequired[_Share]; integer_psnr: NotRequired[float]
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s017
 class _Epoch(TypedDict):
     "A row of history.csv; what is empty is None"
     __pydantic_config__ = ConfigDict(extra='allow', allow_inf_nan=False) # numbers in words
@@ -246,6 +249,7 @@ def _check_header(names, path):
         if not n.strip(): raise ValueError(f'{path}: a column has no name')
         if n in names[:i]: raise ValueError(f'{path}: the first line names a column twice: {n}')
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s020
 def _rows_of(path, lines) -> list: # of dicts
     "The rows of a table, each with as many fields as the first line names"
     try: rows = list(csv.DictReader(lines))
@@ -319,6 +323,7 @@ def _of_type(name:str, t, whole) -> bool:
     if name.endswith('qrange'): return t.dtype != torch.bool # repq 0.1.0 kept it in whole numbers
     return t.is_floating_point() != bool(whole(name))
 
+# %% ../../nbs/2_networks/10_schemas.ipynb #s022
 def unusable(state:dict,   # name -> tensor
              whole         # f(name): should it hold whole numbers or truth values, as counts and switches do?
             ) -> str:      # '' if nothing is

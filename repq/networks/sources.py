@@ -46,6 +46,7 @@ def _source_of_code(name, place, what) -> Source:
         raise ValueError(f'{name!r} names no model: {place!r} is neither a module nor a file that ends in .py; {_OWN}')
     return Source('module', place, what)
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s021
 def source_of(name:str) -> Source: # None: a model of `repq.models`
     "What a model's name says of its origin"
     if not isinstance(name, str): return None
@@ -80,6 +81,7 @@ def _check_timm(lib, name):
     if not lib.is_model(network) or weights and name not in lib.list_pretrained():
         raise ValueError(_nearest('timm', [*lib.list_models(), *lib.list_pretrained()], name))
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s023
 def _check_torchvision(lib, name, any_task):
     "ValueError where torchvision does not know the network, or for another task"
     classifiers, known = lib.list_models(module=lib), lib.list_models()
@@ -107,6 +109,7 @@ def _of_torchvision(lib, name, in_channels, weights, **kw) -> nn.Module: # kw: n
     if name in ('inception_v3', 'googlenet'): kw |= dict(aux_logits=bool(weights), init_weights=not weights)
     return lib.get_model(name, weights='DEFAULT' if weights else None, **kw)
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s025
 def _of_library(s:Source, num_classes, in_channels,
                 weights=None,   # True for pretrained ones
                 any_task=False) -> nn.Module:
@@ -129,6 +132,7 @@ def _importable(folder):
 
 def _error(e) -> str: return f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s028
 @contextmanager
 def _others(who, folder, failed):
     "Code of others runs, with modules in `folder`: ValueError, `failed`, for whatever it raises but an interruption"
@@ -150,12 +154,14 @@ def _module_of(s:Source):
             if not e.name or not (s.place + '.').startswith(e.name + '.'): raise
             raise _NoModule(f'there is no module {e.name}, here or where Python looks: {_OWN}') from None
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s030
 def _check_file(path):
     "FileNotFoundError, with the nearest names beside it, where there is no such file"
     if path.is_file(): return
     beside = path.parent.glob('*.py') if path.parent.is_dir() else []
     raise FileNotFoundError(f'there is no file {path}' + _meant(path.name, [p.name for p in beside]))
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s032
 def _run_file(path):
     "The module in a file"
     _check_file(path)
@@ -195,6 +201,7 @@ def _given(make, num_classes, in_channels) -> dict:
     if any_name and num_classes is not None: given['num_classes'] = num_classes
     return given
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s034
 def _check_model(s, model):
     "ValueError where what the function gave is no model that can be trained"
     gave = 'nothing' if model is None else f'a {type(model).__name__}'
@@ -229,6 +236,7 @@ def from_source(name:str, num_classes:int=None, in_channels:int=None,
         wanted = f'{num_classes} classes and {in_channels} channels'
         raise ValueError(f'{name} cannot be made for {wanted} ({_error(e)})') from e
 
+# %% ../../nbs/2_networks/08b_sources.ipynb #s036
 def source_size(name:str) -> int: # pixels
     "Height and width of the images that a network is made for"
     s = source_of(name)

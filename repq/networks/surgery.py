@@ -88,6 +88,7 @@ def _check_layer_bits(name, bits, names):
     if len(bits) != 2: raise ValueError(f"layer_bits: '{name}' takes bits, or (weight bits, input bits), got {bits}")
     for v in bits: naming_layer(name, check_bits, v)
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #s023
 def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits), or None
     "Bit-widths of single layers, None for those that stay in floating point; ValueError for what is neither"
     if not isinstance(layer_bits or {}, dict):
@@ -118,6 +119,7 @@ def _bits_of(sites, own, edges, edge_bits, bits) -> dict: # name -> (weight bits
     usual = {s.name: (edge_bits, edge_bits) if s in edges else bits for s in sites}
     return {n: own.get(n) or b for n, b in usual.items()}
 
+# %% ../../nbs/2_networks/05_surgery.ipynb #s025
 def _plan_model(sites, bits, edge_bits, layer_bits, where, **kind) -> _Plan:
     "What to do with each site; those that `layer_bits` or `where` leave out say so"
     todo = [s for s in sites if _unquantized(s)]
