@@ -168,7 +168,8 @@ def train(model: _Model, out: Out, data: _AnyData = None, method: _Method = 'rep
 # %% ../../nbs/5_commands/04_train_commands.ipynb #r907
 def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_published, **overrides):
     "The recipe that the options describe"
-    from repq.training.recipes import get_recipe, parse_fields, parse_layer_bits, recipe_from
+    from repq.training.recipes import get_recipe, recipe_from
+    from repq.training.requests import parse_fields, parse_layer_bits
     if as_published and weight_bits >= 4:
         raise ValueError('--as-published is for less than 4 bits, where recipes add to the paper; '
                          f'--weight-bits is {weight_bits}')
@@ -179,7 +180,7 @@ def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_publi
     return recipe
 
 def _check_effect(recipe, teacher):
-    from repq.training.recipes import check_effect
+    from repq.training.requests import check_effect
     check_effect(recipe, teacher is not None)
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #h680

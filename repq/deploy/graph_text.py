@@ -16,8 +16,8 @@ __all__ = ['encode', 'decode', 'of_torch', 'module_arguments', 'module_text', 'm
            'evaluation_graph', 'graph_text', 'call_text', 'graph_from_text', 'known_call']
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g113
-_OPERATORS = ('add sub mul truediv floordiv mod pow matmul neg pos abs and_ or_ xor invert not_ eq ne lt le gt ge getitem '
-              'iadd isub imul itruediv').split()
+_OPERATORS = ('add sub mul truediv floordiv mod pow matmul neg pos abs and_ or_ xor invert not_ eq ne lt le gt ge '
+              'getitem iadd isub imul itruediv').split()
 _MAKERS = 'zeros ones full arange linspace eye _assert'.split() # of tensors; and an assertion
 _SPACES = { # where functions are -> how a file calls the place
     torch: 'torch', torch.functional: 'torch', F: 'torch.nn.functional', torch.linalg: 'torch.linalg',
@@ -90,6 +90,7 @@ def module_arguments(m:nn.Module) -> dict:
     if 'bias' in own: own['bias'] = own['bias'] is not None and own['bias'] is not False
     return own
 
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #beef
 def module_text(m:nn.Module) -> dict:
     "A module by its class, and for one of torch's its arguments"
     text = dict(type=type(m).__name__)
@@ -107,16 +108,21 @@ def _settings(m) -> dict:
     plain = type(None), bool, int, float, str, tuple, list
     return {k: v for k, v in vars(m).items() if k != 'training' and isinstance(v, plain)}
 
+def _shapes(m) -> dict: return {k: v.shape for k, v in m.state_dict().items()}
+
+def _held(m) -> int:
+    "How many tensors a module holds, also those that a state dict leaves out"
+    return sum(t is not None for o in m.modules() for t in (*o._parameters.values(), *o._buffers.values()))
+
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #b64b
 def check_module(name:str, m:nn.Module):
     "ValueError unless `m` can be made again from its text"
     if not of_torch(m):
-        raise ValueError(f"'{name}' is a {type(m).__name__}, and only torch's own modules can be made without their code")
+        raise ValueError(f"'{name}' is a {type(m).__name__}, and only torch's own modules can be made without "
+                         'their code')
     if m._forward_hooks or m._forward_pre_hooks: raise ValueError(f"'{name}' has hooks")
-    def shapes(o): return {k: v.shape for k, v in o.state_dict().items()}
     twin = module_from_text(module_text(m))
-    tensors = [t for o in m.modules() for t in (*o._parameters.values(), *o._buffers.values())] # also what a state dict leaves out
-    held = sum(t is not None for t in tensors)
-    if _settings(twin) != _settings(m) or shapes(twin) != shapes(m) or held != len(shapes(m)):
+    if _settings(twin) != _settings(m) or _shapes(twin) != _shapes(m) or _held(m) != len(_shapes(m)):
         raise ValueError(f"'{name}' is a {type(m).__name__} with settings that its arguments do not tell")
 
 # %% ../../nbs/4_deploy/03d_graph_text.ipynb #g122
@@ -176,9 +182,11 @@ _CALLS = 'call_method', 'call_module', 'get_attr', 'placeholder', 'output'
 
 def _known_target(op, target):
     "What a node may call; ValueError for everything else"
-    if not _NAME.fullmatch(target) or op == 'placeholder' and not target.isidentifier(): raise ValueError(f'no name: {target!r}')
+    if not _NAME.fullmatch(target) or op == 'placeholder' and not target.isidentifier():
+        raise ValueError(f'no name: {target!r}')
     if op == 'call_function': return _FUNCTIONS[target]
-    if op not in _CALLS or op == 'call_method' and target not in _METHODS: raise ValueError(f'no operation: {op} {target!r}')
+    if op not in _CALLS or op == 'call_method' and target not in _METHODS:
+        raise ValueError(f'no operation: {op} {target!r}')
     return target
 
 def _check_arguments(name, target, args, kwargs):
@@ -186,7 +194,8 @@ def _check_arguments(name, target, args, kwargs):
     if forbidden or any(not isinstance(k, str) or not k.isidentifier() for k in kwargs):
         raise ValueError(f'no arguments of {name!r}: {args[1:]} {kwargs}')
 
-def graph_from_text(text:list) -> fx.Graph:
+# %% ../../nbs/4_deploy/03d_graph_text.ipynb #b174
+def graph_from_text(text:list) -> fx.Graph: # of `graph_text`
     "The graph that `graph_text` wrote; ValueError or KeyError for what it would not have written"
     graph, nodes = fx.Graph(), {}
     for op, name, target, args, kwargs in text:

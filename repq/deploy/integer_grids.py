@@ -121,8 +121,10 @@ def _check_reach(name, w, bias, grid):
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #n056
 def layer_constants(layer, # a deployed `RepQLayer`
-                    name, grid:Grid) -> dict:
-    "What a device stores of a layer that reads `grid`: weight (int8), bits, room (how many times it is enlarged in its byte), scale (float32) of weight·room, bias (int32), geometry; ValueError where int32 could overflow"
+                    name, grid:Grid # what it reads
+                   ) -> dict: # weight (int8), bits, room, scale (float32) of weight·room, bias (int32), geometry
+    """What a device stores of a layer that reads `grid`; `room` is how many times its weight is enlarged in its byte.
+    ValueError where int32 could overflow"""
     w, scale, bias = _weights(layer, name)
     k, room = layer.block, headroom(layer.block.bits)
     w, scale = _fitted(w, scale, bias, grid)
@@ -131,7 +133,8 @@ def layer_constants(layer, # a deployed `RepQLayer`
     g = k.geometry
     res = dict(weight=w.flatten(1) if g is None else w, bits=k.bits, room=room, scale=scale, bias=bias.int())
     if g is None: return res
-    return dict(res, groups=k.groups, stride=g.stride, padding=g.padding, dilation=g.dilation, padding_mode=g.padding_mode)
+    return dict(res, groups=k.groups, stride=g.stride, padding=g.padding, dilation=g.dilation,
+                padding_mode=g.padding_mode)
 
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #o104
 def accumulate(p:dict, # of `layer_constants`
@@ -217,7 +220,8 @@ def _best_factors(tried, shift, a, b, y) -> tuple: # None where processors agree
 # %% ../../nbs/4_deploy/01_integer_grids.ipynb #q478
 @lru_cache(maxsize=None)
 def sum_factors(a:Grid, b:Grid, y:Grid) -> tuple: # whole numbers for a and b, and the shift
-    "`(fa, fb, k)`: a sum on the grid `y` is `zero + round((fa·(qa − za) + fb·(qb − zb))/2^k)`, for all pairs of integers the same in every processor's arithmetic"
+    """`(fa, fb, k)`: a sum on the grid `y` is `zero + round((fa·(qa − za) + fb·(qb − zb))/2^k)`, for all pairs of
+    integers the same in every processor's arithmetic"""
     ratios = a.step/y.step, b.step/y.step
     shift = min(max(21 - floor(log2(max(ratios))), 0), 31)
     exact = [round(r*2**shift) for r in ratios]
@@ -225,8 +229,10 @@ def sum_factors(a:Grid, b:Grid, y:Grid) -> tuple: # whole numbers for a and b, a
         tried = ([max(f + m, 1) for f, m in zip(exact, move)] for move in moves)
         best = _best_factors(tried, shift, a, b, y)
         if best: return (*best, shift)
-    raise ValueError(f'sums of {a} and {b} on {y} would be rounded differently by different processors: other steps would do')
+    raise ValueError(f'sums of {a} and {b} on {y} would be rounded differently by different processors: other steps '
+                     'would do')
 
+# %% ../../nbs/4_deploy/01_integer_grids.ipynb #b519
 def add_integers(qa:Tensor, qb:Tensor, a:Grid, b:Grid, y:Grid) -> Tensor: # int32
     "The sum of integers of the grids `a` and `b` on the grid `y`"
     *factors, shift = sum_factors(a, b, y)

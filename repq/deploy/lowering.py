@@ -48,6 +48,27 @@ class Refusal(ValueError):
         super().__init__(f"'{where}' cannot become integers: {why}" + (f' ({line})' if line else ''))
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n071
+def _read_layer(m): # deployed
+    bits = m.input_quantizer.bits
+    if bits > 8: raise ValueError(f'reads {bits} bits, and bytes have 8')
+    if m.block.bits > 8: raise ValueError(f'weights of {m.block.bits} bits, and bytes have 8')
+    if hooked(m): raise ValueError('has hooks, which may change what it gives: without them it could be read')
+    return 'layer', dict(layer=m)
+
+def _read_quantizer(m): # between layers
+    if not m.initialized: raise Unclear('a quantizer has no step yet: run one batch through the model')
+    if m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8')
+    return 'grid', dict(quantizer=m)
+
+@torch.no_grad()
+def _read_norm(m): # that no layer absorbs
+    if not is_norm(m) or hooked(m):
+        raise ValueError(f'a batch norm ({type(m).__name__}) that is more than one, or has hooks')
+    if m.running_mean is None: raise ValueError('a batch norm without running statistics')
+    scale, bias = fold(m, *running_stats(m))
+    return 'affine', dict(scale=scale.float(), bias=bias.float(), channels=True)
+
+# %% ../../nbs/4_deploy/06_lowering.ipynb #b04e
 def _read_module(m) -> tuple: # kind, parameters; None for modules that have a reader
     "A layer, a grid or a batch norm; ValueError for what certainly has no integers"
     if is_deployed(m) and m.input_quantizer is not None: return _read_layer(m)
@@ -55,30 +76,12 @@ def _read_module(m) -> tuple: # kind, parameters; None for modules that have a r
     if is_layer(m): raise ValueError('is not quantized: quantize the model with all its layers')
     if isinstance(m, BatchNorm): return _read_norm(m)
 
-def _read_layer(m):
-    bits = m.input_quantizer.bits
-    if bits > 8: raise ValueError(f'reads {bits} bits, and bytes have 8')
-    if m.block.bits > 8: raise ValueError(f'weights of {m.block.bits} bits, and bytes have 8')
-    if hooked(m): raise ValueError('has hooks, which may change what it gives: without them it could be read')
-    return 'layer', dict(layer=m)
-
-def _read_quantizer(m):
-    if not m.initialized: raise Unclear('a quantizer has no step yet: run one batch through the model')
-    if m.bits > 8: raise ValueError(f'a quantizer of {m.bits} bits, and bytes have 8')
-    return 'grid', dict(quantizer=m)
-
-@torch.no_grad()
-def _read_norm(m): # that no layer absorbs
-    if not is_norm(m) or hooked(m): raise ValueError(f'a batch norm ({type(m).__name__}) that is more than one, or has hooks')
-    if m.running_mean is None: raise ValueError('a batch norm without running statistics')
-    scale, bias = fold(m, *running_stats(m))
-    return 'affine', dict(scale=scale.float(), bias=bias.float(), channels=True)
-
 # %% ../../nbs/4_deploy/06_lowering.ipynb #n072
 class Unclear(ValueError):
     "What a node computes is not known, so that it cannot be an island either"
 
 def _has_node(v) -> bool:
+    "Is there a node among the settings `v`?"
     if isinstance(v, slice): v = v.start, v.stop, v.step
     if isinstance(v, dict): v = v.values()
     if isinstance(v, (str, Tensor)): return False
@@ -129,6 +132,11 @@ def _call(node, model) -> tuple: # the call, None where there is none; why
     try: return float_call(node, model), ''
     except ValueError as e: return None, str(e)
 
+def _island(node, call, where, why='') -> Node:
+    "A node as a call of torch on floats"
+    return Node(node.name, 'float', call['reads'], call, where, node.meta.get('line', ''), call=call, why=why)
+
+# %% ../../nbs/4_deploy/06_lowering.ipynb #bcc3
 def _read_node(node, model, constants, values) -> Node:
     "What a node does; `Refusal` where that is not known"
     where, line = node.target if node.op == 'call_module' else node.name, node.meta.get('line', '')
@@ -139,10 +147,6 @@ def _read_node(node, model, constants, values) -> Node:
         if isinstance(e, Unclear) or call is None:
             raise Refusal(where, '; '.join(filter(None, (str(e), no_call))), line) from None
         return _island(node, call, where, str(e))
-
-def _island(node, call, where, why='') -> Node:
-    "A node as a call of torch on floats"
-    return Node(node.name, 'float', call['reads'], call, where, node.meta.get('line', ''), call=call, why=why)
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #q436
 def _constant(node, model, values) -> dict:
@@ -174,7 +178,7 @@ def read_nodes(graph:fx.Graph, model,
     for n in nodes: n.shape = shapes.get(n.name)
     return nodes, refused
 
-# %% ../../nbs/4_deploy/06_lowering.ipynb #q440
+# %% ../../nbs/4_deploy/06_lowering.ipynb #b2fa
 def _plain(form):
     "The output of a graph as names in tuples, lists and dictionaries"
     if isinstance(form, fx.Node): return form.name
@@ -184,6 +188,7 @@ def _plain(form):
     if form is None: return None
     raise ValueError(f'the model gives {form!r:.60}, which is no tensor')
 
+# %% ../../nbs/4_deploy/06_lowering.ipynb #baa6
 def _unfolded(n):
     "A named tuple as a tuple, a dataclass as a dictionary"
     if not isinstance(n, fx.Node) or not is_structure(n): return n
@@ -196,11 +201,17 @@ def _unfold(graph):
     for n in reversed(list(graph.nodes)):
         if is_structure(n) and not n.users: graph.erase_node(n)
 
-def trace_deployed(model) -> tuple: # graph, name of its input (several: a tuple), name of its output (several: a form of names)
-    "The graph of a deployed model; ValueError where it cannot be traced, with the line of the model's code"
-    try: graph = trace_graph(model, False)
+# %% ../../nbs/4_deploy/06_lowering.ipynb #q440
+def _traced(model) -> fx.Graph:
+    "The graph of a model; ValueError, with the line of its code, where there is none"
+    try: return trace_graph(model, False)
     except Exception as e:
         raise ValueError(f'the model cannot be traced, which integers need: {type(e).__name__}: {e}') from None
+
+def trace_deployed(model # deployed
+                  ) -> tuple: # graph, name of its input (several: a tuple), name of its output (several: a form)
+    "The graph of a deployed model; ValueError where it cannot be traced, with the line of the model's code"
+    graph = _traced(model)
     _unfold(graph)
     live = live_nodes(graph)
     ins = [n.name for n in graph.nodes if n.op == 'placeholder' and n in live]
@@ -233,19 +244,22 @@ def record_values(model, graph, x) -> dict: # name -> float value
     return rec.seen
 
 # %% ../../nbs/4_deploy/06_lowering.ipynb #o408
+def _settle_node(n, by_name, shapes, is_known):
+    "Let the node be of the kind that it turns out to be, an island where that is none and `shapes` are known"
+    try: kind = find_operation(n.kind).settle(n, by_name, shapes)
+    except ValueError as e:
+        if not is_known or n.call is None: raise Refusal(n.where, str(e), n.line) from None
+        return n.be_island(str(e))
+    if kind != n.kind and n.params and kind in ('same', 'flatten'): n.params = {}
+    n.kind = kind
+
 def _settle(nodes, values):
-    "Let each node be of the kind that it turns out to be, an island where that is none; `Refusal` where it cannot be told"
+    "Let each node be of the kind that it turns out to be; `Refusal` where it cannot be told"
     by_name = {n.name: n for n in nodes}
     shapes = {k: tuple(v.shape) for k, v in values.items() if isinstance(v, Tensor)}
-    for n in nodes:
-        try: kind = find_operation(n.kind).settle(n, by_name, shapes)
-        except ValueError as e:
-            if not values or n.call is None: raise Refusal(n.where, str(e), n.line) from None
-            n.be_island(str(e))
-            continue
-        if kind != n.kind and n.params and kind in ('same', 'flatten'): n.params = {}
-        n.kind = kind
+    for n in nodes: _settle_node(n, by_name, shapes, bool(values))
 
+# %% ../../nbs/4_deploy/06_lowering.ipynb #b67d
 def _drop_nothing(nodes, inputs) -> tuple: # the nodes that are left, name of a node -> name of the value that it is
     "Nodes without those that are nothing; the inputs of the others are renamed"
     names, left = {i: i for i in inputs}, []
@@ -277,7 +291,8 @@ class _Renamed:
     inputs: list
 
 def _floats(nodes, inputs, names, outputs) -> set:
-    "Names of values that stay floats: what moves or sums take from the network's input, islands, and a linear layer at the end"
+    """Names of values that stay floats: what moves or sums take from the network's input, islands, and a linear layer
+    at the end"""
     res, is_read = set(inputs), {names.get(i) for n in nodes for i in n.inputs}
     for n in nodes:
         op, last = find_operation(n.kind), n.name in outputs and n.name not in is_read

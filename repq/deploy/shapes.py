@@ -84,7 +84,8 @@ class _Stack(IntegerOp):
     def steps(self, n, inputs, grid, b):
         dim = n.params['dim'] % (_rank(n, b) + 1)
         index, parts = [[None, None, None]]*dim + [['new']], []
-        for i, x in enumerate(inputs): parts.append(b.add(f'{n.name}/{i}', 'slice', [b.on(x, grid)], grid, index=index))
+        for i, x in enumerate(inputs):
+            parts.append(b.add(f'{n.name}/{i}', 'slice', [b.on(x, grid)], grid, index=index))
         return b.add(n.name, 'concat', parts, grid, dim=dim)
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #o16f
@@ -124,7 +125,8 @@ class _Expand(IntegerOp):
 
     def settle(self, n, nodes, shapes):
         before, after = shapes.get(n.inputs[0]), n.shape
-        if before is None or after is None: raise ValueError('how often it repeats is seen on images: give example_input')
+        if before is None or after is None:
+            raise ValueError('how often it repeats is seen on images: give example_input')
         own = [1]*(len(after) - len(before)) + list(before)
         if any(a == -1 and b == 1 for a, b in zip(after, own)): raise ValueError('repeats a value for each image')
         if len(after) != len(before): raise ValueError('adds dimensions in front')
@@ -183,8 +185,10 @@ def _whole(p, rows, columns) -> tuple: # rows, columns
     raise ValueError(f'sums of up to {_reach(*res):,.0f}, and float32 counts to {2**24:,}')
 
 # %% ../../nbs/4_deploy/03c_shapes.ipynb #q789
-def resampling(p:dict, h:int, w:int) -> tuple: # (out h, h), (out w, w), (out h, out w)
-    "Rows, columns and factors of a pool or an interpolation of a value (h, w); ValueError where float32 could not add up the sums"
+def resampling(p:dict, # `function` of torch.nn.functional, `args`
+               h:int, w:int) -> tuple: # (out h, h), (out w, w), (out h, out w)
+    """Rows, columns and factors of a pool or an interpolation of a value (h, w); ValueError where float32 could not
+    add up the sums"""
     rows, columns = _whole(p, _along(p, h, w, 2), _along(p, h, w, 3))
     total = rows.sum(1).view(-1, 1)*columns.sum(1)
     ones = _called(p, torch.ones(1, 1, h, w, dtype=torch.float64))[0, 0]

@@ -57,7 +57,7 @@ def _template(a, b) -> tuple: # None for what is no tensor, or has another numbe
     if not (isinstance(a, tuple) and a[:1] == ('shape',)) or len(a) != len(b): return None
     return tuple(i if i == j else -1 for i, j in zip(a[1:], b[1:]))
 
-# %% ../../nbs/4_deploy/05b_sizes.ipynb #i507
+# %% ../../nbs/4_deploy/05b_sizes.ipynb #b149
 _RESHAPES = {'view', 'reshape', 'unflatten', 'flatten'}
 _PARTS = {'chunk', 'split', 'unbind', 'tensor_split', 'split_with_sizes'}
 _ASSERTS = {torch._assert}
@@ -68,6 +68,12 @@ def _is_number(v):
 
 def _name(n): return n.target if n.op == 'call_method' else getattr(n.target, '__name__', '')
 
+# %% ../../nbs/4_deploy/05b_sizes.ipynb #i507
+def _is_open(n, shape) -> bool: # a change of shape, by sizes that go with the images
+    x = next(iter(n.args), None)
+    reads = [i for i in n.all_input_nodes if i is not x]
+    return bool(reads and _name(n) in _RESHAPES and isinstance(x, fx.Node) and shape and shape.count(-1) <= 1)
+
 def _with_numbers(n, numbers, templates) -> bool:
     "Let `n` read numbers instead of nodes; was there one?"
     mine = [i for i in n.all_input_nodes if i in numbers]
@@ -76,9 +82,9 @@ def _with_numbers(n, numbers, templates) -> bool:
         v = numbers.get(i, i)
         return tuple(v) if isinstance(v, tuple) else v # torch.Size as well
     n.args, n.kwargs = fx.node.map_arg((n.args, n.kwargs), number)
-    x, shape = next(iter(n.args), None), templates.get(n.name)
-    open_ = [i for i in n.all_input_nodes if i is not x]
-    if open_ and _name(n) in _RESHAPES and isinstance(x, fx.Node) and shape and shape.count(-1) <= 1:
+    shape = templates.get(n.name)
+    if _is_open(n, shape):
+        x = n.args[0]
         n.args, n.kwargs = ((x, *shape) if n.op == 'call_method' else (x, tuple(shape))), {}
     return bool(mine)
 
@@ -94,6 +100,14 @@ def _takes_part(n) -> bool:
     whole, i = n.args
     return isinstance(whole, fx.Node) and _name(whole) in _PARTS and isinstance(i, int)
 
+def _part(graph, whole, i, sizes, dim) -> fx.Node:
+    "Part `i` of what `whole` takes apart, along a dimension"
+    x = whole.args[0]
+    if _name(whole) == 'unbind': return graph.call_method('select', (x, dim, i))
+    ends = [0, *accumulate(s[1 + dim] for s in sizes)]
+    return graph.call_method('narrow', (x, dim, ends[i], ends[i + 1] - ends[i]))
+
+# %% ../../nbs/4_deploy/05b_sizes.ipynb #b8ca
 def _take_parts(graph, shapes, templates):
     "`chunk(x)[i]` becomes a part of x"
     for n in filter(_takes_part, list(graph.nodes)):
@@ -102,18 +116,15 @@ def _take_parts(graph, shapes, templates):
         if not isinstance(dim, int) or not isinstance(sizes, (tuple, list)): continue
         dim, i = dim % (len(shapes[x.name]) - 1), i % len(sizes)
         if dim == 0 and shapes[x.name][1] == -1: continue
-        with graph.inserting_before(n):
-            if _name(whole) == 'unbind': part = graph.call_method('select', (x, dim, i))
-            else:
-                ends = [0, *accumulate(s[1 + dim] for s in sizes)]
-                part = graph.call_method('narrow', (x, dim, ends[i], ends[i + 1] - ends[i]))
+        with graph.inserting_before(n): part = _part(graph, whole, i, sizes, dim)
         part.meta, templates[part.name] = dict(n.meta), templates.get(n.name)
         n.replace_all_uses_with(part)
 
 # %% ../../nbs/4_deploy/05b_sizes.ipynb #i508
 def numbers_for_sizes(model:nn.Module, graph:fx.Graph, x # a tensor, or a tuple of inputs
-                     ) -> tuple: # name -> shape with -1 where it goes with the images, None: unknown; did the graph get numbers that go with the size of images?
-    "Let `graph`, in place, compute with numbers where `model` asks for sizes"
+                     ) -> tuple: # name -> shape, -1 where it goes with the images, None: unknown; numbers of size?
+    """Let `graph`, in place, compute with numbers where `model` asks for sizes; tells whether it got numbers that go
+    with the size of images"""
     two, three = (_shapes(model, graph, x, n) for n in (2, 3))
     templates = {k: _template(v, three[k]) for k, v in two.items()}
     calls = [n for n in graph.nodes if n.op.startswith('call')]

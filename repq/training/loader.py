@@ -47,7 +47,7 @@ def draw_moves(
     pad:int, # pixels that an image may be shifted by, in each direction
     flip:bool, # may it be mirrored?
     gen:torch.Generator,
-) -> Tensor: # (n, 3) int64: top and left of the crop in the padded image, mirrored left to right (probability 1/2) or not
+) -> Tensor: # (n, 3) int64: top and left of the crop in the padded image, mirrored (probability 1/2) or not
     "How each image of a batch is to be moved"
     dy,dx = torch.randint(2*pad+1, (2, n), generator=gen)
     mirrored = torch.rand(n, generator=gen) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)

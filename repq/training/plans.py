@@ -87,6 +87,17 @@ def _random_batch(recipe, n, sr) -> tuple:
     side = recipe.image_size or image_size(recipe.model)
     return torch.rand(n, 3, side, side), torch.randint(1000, (n,))
 
+# %% ../../nbs/3_training/22_plans.ipynb #h650
+def _summary(recipe) -> str:
+    "What a run consists of, and what the paper reports for it"
+    text, paper = f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}', paper_figure(recipe)
+    return f'{text}; the paper: {paper}' if paper else text
+
+def _cost(recipe, rate, measured) -> str:
+    "Hours in words"
+    if rate is None: return 'cost not measured (--measure)'
+    return f'{gpu_hours(recipe, rate):,.0f} h at {rate:.4g} images/s' + (' on this device' if measured else '')
+
 # %% ../../nbs/3_training/22_plans.ipynb #n027
 def recipes_table(pattern='', images_per_second=None, # a training rate known for all of them
                   imagenet='imagenet', div2k=DIV2K,
@@ -100,24 +111,13 @@ def recipes_table(pattern='', images_per_second=None, # a training rate known fo
                          f"{', '.join(list(paper_runs())[:4])}")
     if measure and images_per_second is not None:
         raise ValueError('a rate is given (images_per_second) or measured, not both')
-    rates = {} # of a step, whose work does not depend on bits
-    def rate(r):
+    lines, rates = [], {}
+    for out, (r, init) in runs.items():
         key = r.network, r.method, r.quantized
         if measure and key not in rates: rates[key] = training_rate(r)
-        return rates.get(key, images_per_second)
-    return '\n'.join(f'{command(r, out, init)}\n    {_summary(r)}; {_cost(r, rate(r), measure)}'
-                     for out, (r, init) in runs.items())
-
-# %% ../../nbs/3_training/22_plans.ipynb #h650
-def _summary(recipe) -> str:
-    "What a run consists of, and what the paper reports for it"
-    text, paper = f'{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}', paper_figure(recipe)
-    return f'{text}; the paper: {paper}' if paper else text
-
-def _cost(recipe, rate, measured) -> str:
-    "Hours in words"
-    if rate is None: return 'cost not measured (--measure)'
-    return f'{gpu_hours(recipe, rate):,.0f} h at {rate:.4g} images/s' + (' on this device' if measured else '')
+        cost = _cost(r, rates.get(key, images_per_second), measure)
+        lines += [command(r, out, init), f'    {_summary(r)}; {cost}']
+    return '\n'.join(lines)
 
 # %% ../../nbs/3_training/22_plans.ipynb #n030
 def saved_bytes(model:nn.Module, x) -> int:
@@ -160,8 +160,8 @@ def _decay(recipe, kind) -> str:
     "The weight decay of a kind of parameters, in words"
     if kind == 'steps': return 'no weight decay (steps)'
     if not kind or not recipe.weight_decay: return 'no weight decay'
-    return f'weight decay {recipe.weight_decay:g} ' + ('apart from the gradient'
-                                                       if recipe.decouple_wd else 'in the gradient')
+    where = 'apart from the gradient' if recipe.decouple_wd else 'in the gradient'
+    return f'weight decay {recipe.weight_decay:g} {where}'
 
 # %% ../../nbs/3_training/22_plans.ipynb #r702
 def _schedule_line(recipe, dls) -> str:
@@ -180,22 +180,31 @@ def _memory_line(run, learn) -> str:
     model, x = learn.model.to(learn.dls.device), learn.dls.one_batch()[0][:4]
     memory = step_memory(model, x, share, 2 if recipe.optimizer == 'adam' else 1)
     parts = ', '.join(f'{k} {v/2**20:,.1f}' for k, v in memory.items())
-    return (f'memory of a process, at least: {sum(memory.values())/2**20:,.0f} MiB ({parts}, {share} images at a time'
-            + (f', {n} processes' if n > 1 else '') + ')')
+    several = f', {n} processes' if n > 1 else ''
+    return (f'memory of a process, at least: {sum(memory.values())/2**20:,.0f} MiB ({parts}, {share} images at a '
+            f'time{several})')
 
 # %% ../../nbs/3_training/22_plans.ipynb #n032
+def _what(recipe) -> list:
+    "What is trained: the lines on network and recipe"
+    if recipe.quantized: bits = f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}'
+    else: bits = f', blocks {recipe.full_precision}'
+    fields = [f'{n}={getattr(recipe, n)!r}' for n in recipe.__dataclass_fields__ if getattr(recipe, n) is not None]
+    return [f'run: {recipe.network}, {recipe.method}, {recipe.stage}{bits}', 'recipe: ' + ', '.join(fields)]
+
+def _begins(run, start) -> list:
+    "Where it starts, and from whom it learns"
+    going_on = f', going on at epoch {start.state["epoch"]}, batch {start.state["batch"]}' if start.state else ''
+    res = [f'start: {run.init or "new weights"}{going_on}']
+    if run.teacher: res.append(f'teacher: {run.teacher}, whose share of the loss is {run.recipe.distill:g}')
+    return res
+
+# %% ../../nbs/3_training/22_plans.ipynb #b28b
 def _lines(run:Run, start:Start, learn) -> list:
     "What a run would do"
     recipe, dls = run.recipe, learn.dls
     memory = _memory_line(run, learn)
-    if recipe.quantized: bits = f', weights {recipe.weight_bits} bits, inputs {recipe.input_bits}'
-    else: bits = f', blocks {recipe.full_precision}'
-    fields = [f'{n}={getattr(recipe, n)!r}' for n in recipe.__dataclass_fields__ if getattr(recipe, n) is not None]
-    going_on = f', going on at epoch {start.state["epoch"]}, batch {start.state["batch"]}' if start.state else ''
-    guide = [f'teacher: {run.teacher}, whose share of the loss is {recipe.distill:g}'] if run.teacher else []
-    return [f'run: {recipe.network}, {recipe.method}, {recipe.stage}{bits}',
-            'recipe: ' + ', '.join(fields),
-            f'start: {run.init or "new weights"}{going_on}', *guide,
+    return [*_what(recipe), *_begins(run, start),
             f'data: {task_of(recipe).describe(dls)}',
             f'parameters: {sum(p.numel() for p in learn.model.parameters()):,}',
             *(f'group: {l}' for l in _group_lines(recipe, learn)),

@@ -4,14 +4,13 @@
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c003
 from __future__ import annotations
-import ast, json, math, operator, re
+import ast, json, math, operator
 from dataclasses import asdict, dataclass, fields
 import torch.nn as nn
 from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..method.peeled import few_bits
-from ..method.sampling import COMPUTED
 from ..networks.sites import norms_inside
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
@@ -20,8 +19,7 @@ from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'parse_fields',
-           'parse_layer_bits', 'check_effect', 'build']
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'build']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -75,7 +73,8 @@ def _check_bits(r):
     for name, bits in (r.layer_bits or {}).items():
         pair = bits if isinstance(bits, (list, tuple)) else (bits, bits)
         if len(pair) != 2:
-            raise ValueError(f'layer_bits takes bits, or [weight bits, input bits], for a layer; got {bits!r} for {name}')
+            raise ValueError('layer_bits takes bits, or [weight bits, input bits], for a layer; '
+                             f'got {bits!r} for {name}')
         for b in pair: check_bits(b)
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h715
@@ -171,7 +170,8 @@ class Recipe(Training):
     input_noise: bool = False      # variances of batch norms inside blocks count the input's rounding error
     bound_steps: bool = False      # weight steps move no weight farther than it would move itself
     centred: bool = False          # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
-    peel: bool = False             # the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
+    # the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
+    peel: bool = False
     full_precision: str = 'branched' # how blocks train in stage one, or 'merged', with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of all that integers round beside layers; 0: floats, as in the paper
@@ -240,7 +240,8 @@ def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields o
     m = get_method(method)
     needed = few_bits(weight_bits, bool(m.statistics))
     if not needed or task(model) == 'super-resolution' or not m.reparametrized: return {}
-    return dict(norm_after=True) | needed if m.statistics or m.merge_first else needed # others have one after each layer
+    has_norms = not (m.statistics or m.merge_first) # one after each layer, to begin with
+    return needed if has_norms else dict(norm_after=True) | needed
 
 # %% ../../nbs/3_training/12_recipes.ipynb #r753
 def _lr_scale(model, method, norm_after) -> float:
@@ -261,6 +262,13 @@ def _of_authors(model, d, weight_bits) -> dict:
     return d
 
 # %% ../../nbs/3_training/12_recipes.ipynb #h719
+def _usual(model, weight_bits) -> dict:
+    "The defaults for a model: those for images of about its size, as its authors change them"
+    size = image_size(model)
+    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8)
+    d = _DEFAULTS[size][weight_bits != 32]
+    return _of_authors(model, d, weight_bits) if size == 224 else d
+
 def get_recipe(model:str, method='repq-bnest',
                weight_bits=32, input_bits=None, # None: as the weights
                as_published=False,              # without `low_bit_switches`
@@ -268,71 +276,12 @@ def get_recipe(model:str, method='repq-bnest',
     "The default recipe for a model, method and bit-width, any field of it overridden"
     _check_type(next(f for f in fields(Recipe) if f.name == 'weight_bits'), weight_bits)
     input_bits = weight_bits if input_bits is None else input_bits
-    size = image_size(model)
-    if source_of(model): size = next(s for s in (224, 32, 8) if size >= s/2 or s == 8) # for images of about that size
-    d = _DEFAULTS[size][weight_bits != 32]
-    if size == 224: d = _of_authors(model, d, weight_bits)
+    d = _usual(model, weight_bits)
     given = {k: v for k, v in overrides.items() if v is not None}
     if not as_published: given = low_bit_switches(model, method, weight_bits) | given
-    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method, given.get('norm_after') and not as_published))
+    norms = given.get('norm_after') and not as_published
+    if weight_bits != 32: d = d | dict(lr=d['lr']*_lr_scale(model, method, norms))
     return recipe_from(dict(model=model, method=method, weight_bits=weight_bits, input_bits=input_bits) | d | given)
-
-# %% ../../nbs/3_training/12_recipes.ipynb #n004
-def parse_fields(pairs) -> dict: # of `Recipe`'s fields
-    "['momentum=0.8', 'augment=false'] -> {'momentum': .8, 'augment': False}"
-    res, kinds = {}, {f.name: f.type for f in fields(Recipe)}
-    for pair in pairs:
-        name, equals, text = pair.partition('=')
-        if not equals: raise ValueError(f"a field is set by name=value, e.g. momentum=0.8; got {pair!r}")
-        if name not in kinds: raise ValueError(nearest(name, [*kinds], 'field'))
-        if name in res: raise ValueError(f'{name} is set twice: {res[name]!r} and {text!r}')
-        res[name] = _value(text, kinds[name])
-    return res
-
-# %% ../../nbs/3_training/12_recipes.ipynb #h720
-def _value(text, kind):
-    "What a text means for a field of that type; the text itself where it means nothing, which `Recipe` then refuses"
-    word = text.strip().lower()
-    if word == 'none': return None
-    if word in ('true', 'false'): return word == 'true' if kind == 'bool' else text
-    if kind == 'str': return text
-    try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): return text
-
-# %% ../../nbs/3_training/12_recipes.ipynb #n002
-def parse_layer_bits(text:str) -> dict: # of `Recipe.layer_bits`
-    "'a=8,b=4/8' -> {'a': 8, 'b': [4, 8]}"
-    res = {}
-    for part in text.split(','):
-        name, _, bits = (o.strip() for o in part.partition('='))
-        if not name or not re.fullmatch('[0-9]{1,2}(/[0-9]{1,2})?', bits):
-            raise ValueError(f"layer bits must be like 'stem.conv=8,stages.0.0.conv=4/8' (weights/inputs), got {text!r}")
-        if name in res: raise ValueError(f'layer {name} comes twice in the layer bits {text!r}')
-        res[name] = [int(v) for v in bits.split('/')] if '/' in bits else int(bits)
-    return res
-
-# %% ../../nbs/3_training/12_recipes.ipynb #q111
-_UNREAD = [ # when -> fields that nothing reads then
-    (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate')),
-    (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
-    (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',)),
-    (lambda r: not _convolves(r), 'where statistics need no outputs', ('statistics_precision',))]
-
-# %% ../../nbs/3_training/12_recipes.ipynb #h721
-def check_effect(r:Recipe, teacher=False): # is there one?
-    "ValueError for what differs from the usual and has no effect"
-    usual = get_recipe(r.model, r.method, r.weight_bits, r.input_bits)
-    unread = {n: words for when, words, names in _UNREAD if when(r) for n in names}
-    if not teacher: unread['distill'] = 'without a teacher'
-    for n, words in unread.items():
-        if getattr(r, n) != getattr(usual, n): raise ValueError(f'{n}={getattr(r, n)!r} has no effect {words}: leave it out')
-
-# %% ../../nbs/3_training/12_recipes.ipynb #h722
-def _convolves(r) -> bool:
-    "Are outputs computed for the statistics of batch norms inside blocks?"
-    m = METHODS[r.method]
-    if r.quantized: return m.statistics in COMPUTED
-    return m.reparametrized and r.full_precision == 'merged' and (m.statistics or 'exact') in COMPUTED
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,

@@ -185,6 +185,35 @@ def _epoch(dl) -> tuple: # images, seconds, processor seconds
     for x,y in dl: n += len(y)
     return n, time.perf_counter()-start, cpu()-before
 
+# %% ../../nbs/3_training/06_shards.ipynb #b63b
+def _check_images(path):
+    "ValueError for shards in the place of the images that they were made of"
+    if read_shards(path):
+        raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of '
+                         'images, and the shards with --shards')
+
+def _own_loaders(path, size, batch_size, workers, images) -> tuple: # which images, loaders, each for both pipelines
+    "Our loaders of so many images, evenly spaced"
+    dls = get_dls(path, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)
+    both = dict(training=(dls.train, dls.train_ds), validation=(dls.valid, dls.valid_ds))
+    idxs = {k: _readable(ds.files, images) for k,(_,ds) in both.items()}
+    def some(dl, idxs): return dl.new(dl.dataset.subset(idxs), bs=batch_size, drop_last=False)
+    return idxs, {k: some(dl, idxs[k]) for k,(dl,_) in both.items()}
+
+# %% ../../nbs/3_training/06_shards.ipynb #baf2
+def _epochs(loaders, rounds, say) -> dict: # (pipeline, loader) -> seconds, of each round after one to warm up
+    "What the loaders take, one after another in every round"
+    cases,times,threads = [(k, n) for k in ('training', 'validation') for n in loaders],{},torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for r in range(rounds + 1):
+            for j,(k,n) in enumerate(cases):
+                if say: say(r*len(cases) + j, (rounds + 1)*len(cases), f'{k}, {n}')
+                t = _epoch(loaders[n][k])
+                if r: times.setdefault((k, n), []).append(t)
+    finally: torch.set_num_threads(threads)
+    return times
+
 # %% ../../nbs/3_training/06_shards.ipynb #p128
 def bench_data(
     path,              # ImageFolder tree
@@ -201,27 +230,13 @@ def bench_data(
         check_whole(name, v, 1, 10**5)
     check_whole('workers', workers, 0, 256)
     path = data_folder(path)
-    if read_shards(path):
-        raise ValueError(f'{path} is a folder of shards, which torchvision cannot read: give the folder of '
-                         'images, and the shards with --shards')
-    def ours(o):
-        dls = get_dls(o, size=size, bs=1, cache=False, device='cpu', num_workers=workers, seed=0)
-        idxs = {k: _readable(ds.files, images) for k,ds in (('training', dls.train_ds), ('validation', dls.valid_ds))}
-        subset = lambda dl, k: dl.new(dl.dataset.subset(idxs[k]), bs=batch_size, drop_last=False)
-        return idxs, dict(training=subset(dls.train, 'training'), validation=subset(dls.valid, 'validation'))
-    idxs,mine = ours(path)
-    loaders = {'torchvision': usual_dls(path, size, batch_size, workers, {k: v.tolist() for k,v in idxs.items()}),
-               'repq': mine, **({'repq, shards': ours(shards)[1]} if shards else {})}
-    cases,times,threads = [(k, n) for k in idxs for n in loaders],{},torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for r in range(rounds + 1):
-            for j,(k,n) in enumerate(cases):
-                if say: say(r*len(cases) + j, (rounds + 1)*len(cases), f'{k}, {n}')
-                t = _epoch(loaders[n][k])
-                if r: times.setdefault((k, n), []).append(t)
-    finally: torch.set_num_threads(threads)
-    return [_row(times, k, n, rounds=rounds, workers=workers, size=size, batch_size=batch_size) for k,n in cases]
+    _check_images(path)
+    idxs,mine = _own_loaders(path, size, batch_size, workers, images)
+    usual = usual_dls(path, size, batch_size, workers, {k: v.tolist() for k,v in idxs.items()})
+    loaders = {'torchvision': usual, 'repq': mine}
+    if shards: loaders['repq, shards'] = _own_loaders(shards, size, batch_size, workers, images)[1]
+    times = _epochs(loaders, rounds, say)
+    return [_row(times, k, n, rounds=rounds, workers=workers, size=size, batch_size=batch_size) for k,n in times]
 
 # %% ../../nbs/3_training/06_shards.ipynb #e202
 def _row(times, k, n, **kwargs) -> dict:

@@ -176,12 +176,13 @@ def rehearse(self:SuperResolution, model, deployed, dls): # noqa: F811
     psnrs(model, deployed, smallest, dls.device)
 
 # %% ../../nbs/3_training/17_tasks.ipynb #r121
-TASKS = {'classification': Classification, 'super-resolution': SuperResolution} # names as `repq.models.task` gives them
+TASKS = {'classification': Classification, 'super-resolution': SuperResolution} # names as `repq.models.task` has them
 
 def task_of(recipe) -> Task:
     "What depends on the task of a recipe: its data, loss, measures and scores"
     return TASKS[task(recipe.model)](recipe)
 
+# %% ../../nbs/3_training/17_tasks.ipynb #b555
 def twin(recipe, dls) -> nn.Module:
     "The plain network at the same stage, with which times are compared"
     info = task_of(recipe).info(dls)
