@@ -151,6 +151,8 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     with _others(s, os.getcwd() if s.kind == 'module' else Path(s.place).parent, f'{call} failed'): model = make(**given)
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
     if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
+    with _others(s, os.getcwd(), f'the state dict of {s} failed'): state = model.state_dict()
+    if odd := [k for k, v in state.items() if not isinstance(v, torch.Tensor)]: raise ValueError(f"{s} gave a model whose state dict has '{odd[0]}', which is no tensor and could not be kept")
     if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')
     return model
 
