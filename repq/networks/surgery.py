@@ -189,7 +189,7 @@ def _layer_bits(layer_bits, names) -> dict: # name -> (weight bits, input bits),
     res = {n: None if b == (None, None) else b for n, b in pairs.items()}
     for n, b in res.items():
         if n not in names:
-            raise ValueError(f"layer_bits: there is no layer '{n}' to quantize; the nearest are "
+            raise ValueError(f"layer_bits: there is no layer {n!r} to quantize; the nearest are "
                              f"{', '.join(get_close_matches(str(n), names, 3, 0))}")
         if b is None: continue
         if len(b) != 2: raise ValueError(f"layer_bits: '{n}' takes bits, or (weight bits, input bits), got {b}")
@@ -333,9 +333,8 @@ def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch o
     plain = {id(p) for m in working_copy(model, True).modules() if isinstance(m, (BatchNorm, LSQ)) for p in m.parameters(recurse=False)}
     bias = lambda n: n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned and parametrized ones too
     free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
-    ids = {id(p) for p in free}
-    return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay),
-            dict(params=free, weight_decay=0.)]
+    rest = [p for n, p in model.named_parameters() if not (id(p) in plain or bias(n))]
+    return [dict(params=rest, weight_decay=weight_decay), dict(params=free, weight_decay=0.)]
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #f102
 class WithNorm(nn.Sequential):
