@@ -98,10 +98,11 @@ def test_post_training(own):
     with pytest.raises(ValueError, match='cannot be read as tensors'): post_training('code.pth', 'x', model=own, data='digits')
 
 @pytest.mark.parametrize('name, says', [
-    ('own.py:mak', 'did you mean make'), ('owned.py:make', 'did you mean own.py'), ('own.py', 'own.py:function'), ('no.such:make', 'there is no module no'),
+    ('own.py:mak', 'did you mean make'), ('folder.py:make', 'folder.py is a folder or a device, not a file'), ('owned.py:make', 'did you mean own.py'), ('own.py', 'own.py:function'), ('no.such:make', 'there is no module no'),
     ('own.py:five', '5\\) for 4 images, the data has 10 classes'), ('own.py:tuples', 'gives a tuple'), ('own.py:nothing', 'gave nothing, not a torch.nn.Module'),
     ('torchvision:resnet81', 'did you mean resnet18'), ('torchvision:resnet18', 'take 3 channels, the images have 1'), ('torchvision:fcn_resnet50', 'no classifier')])
 def test_wrong_names(own, name, says):
+    Path('folder.py').mkdir()
     with pytest.raises((ValueError, OSError), match=says): train(get_recipe(name, 'plain', **TINY), 'x', **KW)
     assert not Path('x').exists() and not Path('x.part').exists()
 

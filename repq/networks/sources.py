@@ -115,6 +115,7 @@ def _module_of(s:Source):
 
 def _run_file(path):
     "The module in a file"
+    if path.exists() and not path.is_file(): raise ValueError(f'{path} is a folder or a device, not a file')
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob('*.py')] if path.parent.is_dir() else [], 3, .5)
         raise FileNotFoundError(f'there is no file {path}' + (f'; did you mean {" or ".join(near)}?' if near else ''))
