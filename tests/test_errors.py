@@ -108,7 +108,7 @@ CASES = {
     'a decay that is none':     (lambda: param_groups(model(), float('nan')), 'weight_decay', 'nan'),
     'a decay below zero':       (lambda: param_groups(model(), -1), 'weight_decay', '-1'),
     'groups of no model':       (lambda: param_groups(None, .1), 'None'),
-    'bits by a number':         (lambda: quantize(model(), layer_bits={0: 4}), "'0'"),
+    'bits by a number':         (lambda: quantize(model(), layer_bits={0: 4}), 'no layer 0 '),
     'a block that is made':     (lambda: reparametrize(model(), RepVGGBlock(3, 4)), 'a RepVGGBlock'),
     'the cost of no model':     (lambda: repq.cost('fp', IMAGES), "'fp'"),
     'integers of no model':     (lambda: repq.check_integers(None), 'None'),

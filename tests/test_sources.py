@@ -98,10 +98,11 @@ def test_post_training(own):
     with pytest.raises(ValueError, match='cannot be read as tensors'): post_training('code.pth', 'x', model=own, data='digits')
 
 @pytest.mark.parametrize('name, says', [
-    ('own.py:mak', 'did you mean make'), ('owned.py:make', 'did you mean own.py'), ('own.py', 'own.py:function'), ('no.such:make', 'there is no module no'),
+    ('own.py:mak', 'did you mean make'), ('folder.py:make', 'folder.py is a folder or a device, not a file'), ('owned.py:make', 'did you mean own.py'), ('own.py', 'own.py:function'), ('no.such:make', 'there is no module no'),
     ('own.py:five', '5\\) for 4 images, the data has 10 classes'), ('own.py:tuples', 'gives a tuple'), ('own.py:nothing', 'gave nothing, not a torch.nn.Module'),
     ('torchvision:resnet81', 'did you mean resnet18'), ('torchvision:resnet18', 'take 3 channels, the images have 1'), ('torchvision:fcn_resnet50', 'no classifier')])
 def test_wrong_names(own, name, says):
+    Path('folder.py').mkdir()
     with pytest.raises((ValueError, OSError), match=says): train(get_recipe(name, 'plain', **TINY), 'x', **KW)
     assert not Path('x').exists() and not Path('x.part').exists()
 
@@ -139,6 +140,40 @@ def test_benchmarks_of_code(own):
     assert '(2, 5) for 2 images, the data has 1000 classes' in said('bench', 'train-step', 'own.py:colours', '--size', 8, '--batch-size', 2, '--rounds', 1, '--only', 'plain')
     assert 'does not take the images' in said('bench', 'inference', 'own.py:large', '--size', 8, '--rounds', 1)
     assert 'gave TorchScript' in said('train', 'own.py:script', '--data', 'digits', '--method', 'plain', '--out', 'x')
+
+def test_a_network_without_buffers_trains(own):
+    "No batch norm, and nothing else that is no parameter"
+    Path('own.py').write_text('from torch import nn\ndef make(): return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n')
+    assert train(get_recipe(own, 'plain', **TINY), 'fp', **KW)['accuracy'] == eval_run('fp')['accuracy']
+
+ODD = '''
+import torch
+class Extra(nn.Sequential):
+    def __init__(self): super().__init__(*make())
+    def get_extra_state(self): return {'version': 1}
+    def set_extra_state(self, state): pass
+class NoState(Extra):
+    def state_dict(self, *args, **kwargs): raise AttributeError('two\\nlines')
+class NoEval(nn.Sequential):
+    def __init__(self): super().__init__(*make())
+    def train(self, mode=True):
+        if not mode: raise KeyError('eval')
+        return super().train(mode)
+class NoCopy(nn.Sequential):
+    def __init__(self): super().__init__(*make())
+    def __deepcopy__(self, memo): raise TypeError('no copies')
+'''
+
+@pytest.mark.parametrize('name,says', [('Extra', "state dict has '_extra_state', which is no tensor"), ('NoState', 'the state dict of .*own.py:NoState failed .AttributeError: two lines'), ('NoCopy', 'NoCopy cannot be copied: no copies')])
+def test_networks_that_cannot_be_kept(own, name, says):
+    Path('own.py').write_text(CODE + ODD)
+    assert re.search(says, said('train', f'own.py:{name}', '--method', 'plain', '--data', 'digits', '--out', 'x')) and not Path('x.part').exists()
+
+def test_an_error_of_the_users_code_is_told_as_theirs(own):
+    Path('own.py').write_text(CODE + ODD)
+    args = 'train', 'own.py:NoEval', '--method', 'plain', '--data', 'digits', '--out', 'x'
+    p = subprocess.run([sys.executable, '-c', 'from repq.cli import main; main()', *args], capture_output=True, text=True)
+    assert p.returncode == 1 and re.fullmatch(r"repq: .*own.py, line \d+, raised KeyError: 'eval'\n", p.stderr), p.stderr
 
 def test_code_that_ends_the_program(own):
     "A script that reads options, or a function that gives up: an error that names it, not an exit without a word."

@@ -176,8 +176,9 @@ def error_line(e) -> str:
     if isinstance(e, OSError) and e.errno is not None:
         return _in_a_line(f'{e.filename or "a file"} cannot be used ({e.strerror})')
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)): return _in_a_line(str(e))
-    return (f'unexpected {type(e).__name__}: {line[:300] or "without a word"} '
-            '(REPQ_TRACEBACK=1 shows where; please report it)')
+    from repq.networks.guests import raised
+    return _in_a_line(raised(e)) or (f'unexpected {type(e).__name__}: {line[:300] or "without a word"} '
+                                     '(REPQ_TRACEBACK=1 shows where; please report it)')
 
 # %% ../../nbs/5_commands/03_app.ipynb #q235
 def quiet_libraries():
@@ -209,8 +210,7 @@ def _to_go_on(args) -> str:
     if args[:1] == ['demo']: return f'; finished runs are kept, to go on: {shlex.join(["repq", *args])}'
     if args[:1] != ['train']: return ''
     if 'RANK' in os.environ: return '; to go on: the same command with --resume'
-    again = ['repq', *args] if '--resume' in args else ['repq', *args, '--resume']
-    return f'; to go on: {shlex.join(again)}'
+    return f"; to go on: {shlex.join(['repq', *args] + ['--resume']*('--resume' not in args))}"
 
 # %% ../../nbs/5_commands/03_app.ipynb #h676
 def _say(line):

@@ -56,7 +56,7 @@ def copy_model(model:nn.Module) -> nn.Module:
     results that a forward pass left on it are copied without their graphs, which `copy.deepcopy` refuses"""
     try: return copy.deepcopy(model, {id(t): t.detach().clone() for t in _results(model)})
     except (TypeError, RuntimeError) as e:
-        raise TypeError(f'{type(model).__name__} cannot be copied: {e}; with inplace=True the verbs work '
+        raise ValueError(f'{type(model).__name__} cannot be copied: {e}; with inplace=True the verbs work '
                         'on the model itself') from e
 
 # %% ../../nbs/2_networks/04_changes.ipynb #c028

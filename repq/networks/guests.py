@@ -4,13 +4,14 @@
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u702
 from __future__ import annotations
-import linecache, os, sys, traceback
+import linecache, os, sys, sysconfig, traceback
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import islice
 import torch
 
 # %% auto #0
-__all__ = ['unchanged', 'ended', 'first_line', 'asks_kind']
+__all__ = ['unchanged', 'ended', 'first_line', 'raised', 'asks_kind']
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u711
 def _folder() -> str: # None: it is gone
@@ -77,6 +78,20 @@ def first_line(e:Exception) -> str:
     "The kind of an error and the first line of what it says"
     lines = str(e).strip().splitlines()
     return f'{type(e).__name__}: {lines[0] if lines else ""}'
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #w171
+def _not_theirs() -> tuple: # beginnings of paths
+    "Where repq, Python and packages are"
+    folders = [*find_spec('repq').submodule_search_locations, *map(sysconfig.get_path, ('stdlib', 'platstdlib', 'purelib', 'platlib'))]
+    return tuple(os.path.realpath(p) + os.sep for p in folders)
+
+def raised(e:Exception) -> str: # '' where it was other code
+    "What code of a user's own, in a file, raised"
+    for frame, line in reversed(list(traceback.walk_tb(e.__traceback__))):
+        file, main = frame.f_code.co_filename, frame.f_globals.get('__name__') == '__main__' # who calls us
+        if main or not os.path.isfile(file) or os.path.realpath(file).startswith(_not_theirs()): continue
+        return f'{file}, line {line}, raised {first_line(e)}'
+    return ''
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #o631
 def asks_kind(frame) -> bool: # never before Python 3.11

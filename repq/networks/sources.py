@@ -158,6 +158,7 @@ def _module_of(s:Source):
 def _check_file(path):
     "FileNotFoundError, with the nearest names beside it, where there is no such file"
     if path.is_file(): return
+    if path.exists(): raise ValueError(f'{path} is a folder or a device, not a file')
     beside = path.parent.glob('*.py') if path.parent.is_dir() else []
     raise FileNotFoundError(f'there is no file {path}' + _meant(path.name, [p.name for p in beside]))
 
@@ -209,6 +210,10 @@ def _check_model(s, model):
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: '
                          'give the module that it was made from')
+    with _others(s, os.getcwd(), f'the state dict of {s} failed'): state = model.state_dict()
+    odd = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
+    if odd:
+        raise ValueError(f"{s} gave a model whose state dict has '{odd[0]}', which is no tensor and could not be kept")
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(f'{s} gave a model on the device meta, which has no values')
 

@@ -82,7 +82,7 @@ def _install(layer, weight_quantizer, input_quantizer, statistics, input_noise, 
 def _check_layer_bits(name, bits, names):
     "ValueError where `name` is none of the layers, or `bits` no pair that a grid can have"
     if name not in names:
-        raise ValueError(f"layer_bits: there is no layer '{name}' to quantize; the nearest are "
+        raise ValueError(f"layer_bits: there is no layer {name!r} to quantize; the nearest are "
                          f"{', '.join(get_close_matches(str(name), names, 3, 0))}")
     if bits is None: return
     if len(bits) != 2: raise ValueError(f"layer_bits: '{name}' takes bits, or (weight bits, input bits), got {bits}")
@@ -288,9 +288,8 @@ def param_groups(model:nn.Module, weight_decay:float) -> list: # for any torch o
     plain = {id(p) for m in free_modules for p in m.parameters(recurse=False)}
     def bias(n): return n.endswith(('bias', 'bias_orig')) or 'parametrizations.bias.' in n # pruned ones too
     free = [p for n, p in model.named_parameters() if id(p) in plain or bias(n)]
-    ids = {id(p) for p in free}
-    return [dict(params=[p for p in model.parameters() if id(p) not in ids], weight_decay=weight_decay),
-            dict(params=free, weight_decay=0.)]
+    rest = [p for n, p in model.named_parameters() if not (id(p) in plain or bias(n))]
+    return [dict(params=rest, weight_decay=weight_decay), dict(params=free, weight_decay=0.)]
 
 # %% ../../nbs/2_networks/05_surgery.ipynb #f102
 class WithNorm(nn.Sequential):
