@@ -240,7 +240,7 @@ class SkipNonFinite(Callback):
         self.skipped, self.series, self.live = [], False, list(self.model.buffers())
         self.good = [b.clone() for b in self.live]
     def before_batch(self):
-        if self.training: torch._foreach_copy_(self.good, self.live)
+        if self.training and self.live: torch._foreach_copy_(self.good, self.live)
 
     def before_step(self):
         norms = torch._foreach_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -254,7 +254,7 @@ class SkipNonFinite(Callback):
         self.skipped.append(f'epoch {self.epoch}, batch {self.iter}')
         what = 'the gradient is not finite' if torch.isfinite(self.loss) else f'the loss is {self.loss.item()}'
         self._warn(f'{what} at {self.skipped[-1]}')
-        torch._foreach_copy_(self.live, self.good)
+        if self.live: torch._foreach_copy_(self.live, self.good) # a network without norms has none
         smooth = self.recorder.smooth_loss # what the history shows stays a number
         self.learn.loss = smooth.value.clone() if smooth.count else torch.zeros_like(self.loss)
         raise CancelStepException
