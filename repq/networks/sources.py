@@ -150,7 +150,10 @@ def _of_code(s:Source, num_classes, in_channels) -> nn.Module:
     call = f'{s}({", ".join(f"{k}={v}" for k, v in given.items())})'
     with _others(s, os.getcwd() if s.kind == 'module' else Path(s.place).parent, f'{call} failed'): model = make(**given)
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {"nothing" if model is None else f"a {type(model).__name__}"}, not a torch.nn.Module')
-    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: give the module that it was made from')
+    scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        where = f" in '{scripted}'" if scripted else ''
+        raise ValueError(f'{s} gave TorchScript{where}, whose layers cannot be replaced: give the module that it was made from')
     if any(p.is_meta for p in model.parameters()): raise ValueError(f'{s} gave a model on the device meta, which has no values')
     return model
 
