@@ -26,6 +26,7 @@ def tuples():
         def forward(self, x): return (super().forward(x),)*2
     return Pair(*make())
 def nothing(): pass
+def bare(num_classes=10): return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 '''
 TINY = dict(data='digits', epochs=1, batch_size=240)
 
@@ -55,6 +56,11 @@ def test_run_remembers(own, monkeypatch, tmp_path):
     assert eval_run(tmp_path/'w4')['accuracy'] == row['accuracy']
     pytest.importorskip('onnxruntime')
     assert 'equals the integer reference' in export_run(tmp_path/'w4', score=False)
+
+def test_network_without_buffers(own):
+    "No norm, nothing that a skipped step would have to put back"
+    row = train(get_recipe('own.py:bare', 'plain', 32, **TINY), 'bare', **KW)
+    assert 0 <= row['accuracy'] <= 1
 
 def test_run_of_other_code(own, tmp_path):
     "A run folder that names other code than made it doesn't run it; what has changed is said."

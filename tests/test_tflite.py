@@ -4,7 +4,7 @@ from unittest.mock import patch
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from helpers import randomize
-from test_islands import Between, parts, se, shuffled, stacked, swapped, tokens, windows
+from test_islands import Between, Wave, parts, se, shuffled, stacked, swapped, tokens, windows
 from test_integers import Mixture
 from repq.deploy.integer_grids import Grid
 from repq.deploy.integer_network import IntegerNetwork
@@ -189,6 +189,14 @@ def test_convolutions(conv, bits, tmp_path):
     m = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, **{**dict(out_channels=6), **conv}), nn.ReLU6(), nn.Flatten(1), nn.LazyLinear(5))
     m(X)
     same(to_integer(ready(m, bits=bits), X), X, tmp_path, torch.randn(2, 3, 12, 12)*2)
+
+@pytest.mark.parametrize('f', [nn.MaxPool1d(3, 2, 1), nn.AvgPool1d(2), nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, scale_factor=2, mode='linear')], ids=['largest', 'average', 'nearest', 'linear'])
+def test_signals(f, tmp_path):
+    "Maps of height 1"
+    runtime()
+    x = torch.randn(4, 3, 13, generator=torch.Generator().manual_seed(0))
+    m = Wave(f)
+    same(to_integer(ready(m, x, 8), x), x, tmp_path)
 
 def test_several_inputs_and_outputs(tmp_path):
     runtime()

@@ -207,8 +207,10 @@ def _check_model(s, model):
     "ValueError where what the function gave is no model that can be trained"
     gave = 'nothing' if model is None else f'a {type(model).__name__}'
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {gave}, not a torch.nn.Module')
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(f'{s} gave TorchScript, whose layers cannot be replaced: '
+    scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        where = f" in '{scripted}'" if scripted else ''
+        raise ValueError(f'{s} gave TorchScript{where}, whose layers cannot be replaced: '
                          'give the module that it was made from')
     with _others(s, os.getcwd(), f'the state dict of {s} failed'): state = model.state_dict()
     odd = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
