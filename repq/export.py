@@ -15,6 +15,7 @@ from repq.deploy.comparison import *
 from repq.deploy.tflite import *
 from repq.deploy.qonnx_writer import *
 from repq.deploy.torch_writer import *
+from repq.deploy.openvino_writer import *
 from repq.deploy.openvino import *
 from repq.deploy.runtimes import *
 from repq.deploy.executorch import *

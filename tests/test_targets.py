@@ -1,6 +1,5 @@
 "Every operation of the integer network in every target: written and equal in each value, or refused by the names of the step and its operation, with what would do."
 import pytest, torch
-from pathlib import Path
 from repq.deploy.executorch import executorch_bytes, executorch_method, run_executorch
 from repq.deploy.export import instructions, onnx_session, run_onnx
 from repq.deploy.integer_grids import Grid
@@ -14,7 +13,6 @@ from repq.deploy.shapes import resampling
 from repq.deploy.tables import fill_table
 from repq.deploy.tflite import run_tflite, tflite_session
 from repq.deploy.tflite_writer import tflite_bytes
-from repq.deploy.torch_writer import torch_graph
 from repq.method.layers import headroom
 
 # Grids: bytes from zero, bytes of both signs, 4 and 2 bits from zero, both ends cut off, 4 bits of both signs. Their steps are

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging, warnings
 from contextlib import contextmanager
 import torch, torch.nn as nn
-from torch import Tensor
 from ..networks.files import SIGNATURE
 from ..networks.schemas import regular
 from .integer_network import IntegerNetwork
