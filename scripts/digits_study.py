@@ -8,7 +8,7 @@ Nothing is tuned: it shows what `repq train MODEL --weight-bits 2` does for whoe
 from pathlib import Path
 from repq.cli import keep_freed_memory
 from repq.recipes import get_recipe
-from repq.studies import Job, Study, command_line, keep, study_parser, study_results, study_table
+from repq.studies import Job, Study, command_line, keep, study_parser, study_results
 
 NETWORKS = {'repvgg_a0_tiny': 'repq-bnest', 'ac_resnet18_tiny': 'repq-bnest', 'mobileone_s0_tiny': 'repq-bnest',
             'orepa_resnet18_tiny': 'repq'} # name -> RepQ's method for it
@@ -44,7 +44,7 @@ def main():
             study.run([full_precision(n, blocks, seed) for n in NETWORKS for blocks in (True, False)], done)
             study.run([j for bits in args.bits for n in NETWORKS for j in as_recipes_are(n, bits, seed)], done)
         study.run([j for seed in args.seeds for bits in args.bits for n in NETWORKS for j in as_published(n, bits, seed)], done)
-    print(study_table(args.out))
+    print(f'{args.out}: each run is a folder; nbs/experiments/converged.ipynb has the table of what --keep writes')
 
 
 if __name__ == '__main__': main()
