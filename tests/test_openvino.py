@@ -57,4 +57,4 @@ def test_it_is_for_one_size_where_a_mean_is(tmp_path):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'openvino', None)
-    with pytest.raises(ImportError, match=r'repq\[runtimes\]'): openvino_model(tmp_path/'net.onnx', shape=x.shape)
+    with pytest.raises(ImportError, match=r'repq\[runtimes\]'): openvino_model(tmp_path/'net.onnx')
