@@ -22,8 +22,10 @@ def test_files_for_openvino(name, bits, tmp_path):
     want = net(x)
     assert torch.equal(run_onnx(onnx_session(tmp_path/'net.onnx', exact=False), x), want) # ONNX Runtime reads it as well
     pytest.importorskip('openvino')
-    compiled = openvino_model(tmp_path/'net.onnx')
+    compiled = openvino_model(tmp_path/'net.onnx', shape=x.shape)
     assert torch.equal(run_openvino(compiled, x), want)
+    one = openvino_model(tmp_path/'net.onnx', shape=(1, *x.shape[1:])) # maps of one pixel, computed wrongly where the number of images is open
+    assert torch.equal(torch.cat([run_openvino(one, v[None]) for v in x]), want)
     layers = [r for r in openvino_layers(compiled) if r['kind'] in ('Convolution', 'GroupConvolution', 'FullyConnected')]
     assert len(layers) == sum(s.op == 'layer' for s in net.steps)
 
@@ -36,7 +38,7 @@ def test_many_values(bits, tmp_path):
     model = calibrate(quantize(create_model('repvgg_a0'), bits, bits, verbose=False), [x])
     for profile in ('openvino', 'openvino_vnni') if 'VNNI' in instructions() else ('openvino',):
         net = to_onnx(model, tmp_path/'net.onnx', x, profile)
-        compiled = openvino_model(tmp_path/'net.onnx')
+        compiled = openvino_model(tmp_path/'net.onnx', shape=x.shape)
         assert torch.equal(run_openvino(compiled, x), net(x))
         if profile == 'openvino_vnni': assert all(r['precision'] == 'u8' for r in openvino_layers(compiled) if r['kind'] in ('Convolution', 'FullyConnected'))
 

@@ -126,7 +126,7 @@ TARGETS = dict( # name -> (package that runs it, judge)
 OLD, ISLAND = 'a sum of version 0.1.0, .*what would do: making the integers anew', 'floating point: softmax.*what would do'
 REFUSED = dict( # target -> case -> why
     tflite=dict(softmax=ISLAND, maxpool_dilated='no dilation, here .*what would do'),
-    qonnx=dict(softmax='give it one .*or leave it out'), pte=dict(softmax='give it one'))
+    qonnx=dict(softmax='give it one .*or leave it out'), pte=dict(softmax='give it one', pad_crops='crops nothing; what would do'))
 for t in TARGETS: REFUSED.setdefault(t, {})['fused_add'] = OLD
 
 def pairs(a, b):

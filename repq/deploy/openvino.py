@@ -13,14 +13,18 @@ from .targets import cannot_run
 __all__ = ['openvino_model', 'run_openvino', 'openvino_layers']
 
 # %% ../../nbs/4_deploy/12c_openvino.ipynb #x305
-def openvino_model(path, threads:int=1): # 0: all cores
+def openvino_model(path, threads:int=1, # 0: all cores
+                   shape=None):         # of the images, number included; None: open, as in the file
     "An ONNX file compiled by OpenVINO for the CPU, floats in 32 bits"
     try: import openvino as ov
     except ImportError: raise ImportError("running files in OpenVINO needs the package openvino: pip install 'repq[runtimes]'") from None
     options = dict(INFERENCE_PRECISION_HINT='f32', NUM_STREAMS=1)
     if threads: options['INFERENCE_NUM_THREADS'] = threads
     core = ov.Core()
-    try: return core.compile_model(core.read_model(regular(path)), 'CPU', options)
+    try:
+        model = core.read_model(regular(path))
+        if shape is not None: model.reshape(list(shape))
+        return core.compile_model(model, 'CPU', options)
     except RuntimeError as e: raise cannot_run(path, 'OpenVINO', e) from None
 
 def run_openvino(compiled, x:Tensor) -> Tensor:

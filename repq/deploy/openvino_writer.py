@@ -101,6 +101,11 @@ def _mean(g, s, x):
     y = g.op('ReduceSum', g.read(x, 1), g.constant(np.int64([2, 3])), keepdims=1)
     return g.on_grid(g.times(y, factor.numpy()), replace(s.grid, step=1.), s.name)
 
+@OPENVINO.writes('add')
+def _add(g, s, a, b): # of floats: a product and a sum are two roundings
+    if s.grid is not None: return ONNX.functions['add'](g, s, a, b)
+    return as_result(g, g.op('Add', *(g.apart(as_floats(g, v)) for v in (a, b))), s)
+
 @OPENVINO.writes('sub')
 def _sub(g, s, a, b): return as_result(g, g.op('Sub', *(g.apart(as_floats(g, v)) for v in (a, b))), s)
 

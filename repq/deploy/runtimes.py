@@ -107,18 +107,20 @@ def _ort_static(case):
     return _onnx(case, out)
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #x509
+def _opened(case, path): return openvino_model(path, case.threads, case.batches[0].shape)
+
 def _openvino(case, compiled): return lambda x: run_openvino(compiled, x)
 
 @candidate('OpenVINO', 'float32')
-def _ov_floats(case): return _openvino(case, openvino_model(case.onnx('floats'), case.threads))
+def _ov_floats(case): return _openvino(case, _opened(case, case.onnx('floats')))
 
 @candidate('OpenVINO', 'openvino', exact=True)
-def _ov_integers(case): return _openvino(case, openvino_model(case.onnx('openvino'), case.threads))
+def _ov_integers(case): return _openvino(case, _opened(case, case.onnx('openvino')))
 
 @candidate('OpenVINO', 'openvino_vnni', exact=True)
 def _ov_vnni(case):
     if all(r['safe'] for r in check_saturation(case.onnx('vnni'))): raise ValueError('the same file as openvino')
-    return _openvino(case, openvino_model(case.onnx('openvino_vnni'), case.threads))
+    return _openvino(case, _opened(case, case.onnx('openvino_vnni')))
 
 @candidate('OpenVINO', 'NNCF')
 def _ov_nncf(case):
@@ -126,7 +128,7 @@ def _ov_nncf(case):
     observed = nncf.Dataset([x.numpy() for x in case.batches])
     made = nncf.quantize(ov.Core().read_model(case.onnx('floats')), observed, subset_size=len(case.batches))
     ov.save_model(made, case.folder/'nncf.xml', compress_to_fp16=False)
-    return _openvino(case, openvino_model(case.folder/'nncf.xml', case.threads))
+    return _openvino(case, _opened(case, case.folder/'nncf.xml'))
 
 # %% ../../nbs/4_deploy/12e_runtimes.ipynb #q699
 @candidate('LiteRT', 'tflite', exact=True)

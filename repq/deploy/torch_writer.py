@@ -183,6 +183,7 @@ def _clip(g, s, x):
 def _pad(g, s, x):
     p = s.params
     if p['mode'] != 'constant': return _moved(g, s, x)
+    if min(p['pad']) < 0: TORCH.refuse(s, f"a border of {p['pad']}: ExecuTorch crops nothing; what would do: a part of the value, x[..., 1:]")
     byte = x.grid is not None and g.rounded
     return g.call(F.pad, x.handle, p['pad'], 'constant', border_value(s) + _zero(s.grid) - s.grid.zero if byte else p['value'])
 
