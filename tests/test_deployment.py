@@ -43,6 +43,17 @@ def test_a_file_that_would_not_agree_is_not_written(fp, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='differs from the reference in 640 of 640'): export_run(tmp_path/'ptq')
     assert sorted(p.name for p in (tmp_path/'ptq').iterdir()) == ['model.safetensors', 'recipe.json', 'results.json']
 
+@pytest.mark.parametrize('asked,profile', [(['--openvino'], 'openvino'), (['--openvino', '--vnni'], 'openvino_vnni'), (['--vnni', '--openvino'], 'openvino_vnni')],
+                         ids=['openvino', 'openvino-vnni', 'vnni-openvino'])
+def test_files_for_openvino_are_asked_for_by_options(fp, tmp_path, asked, profile):
+    from typer.testing import CliRunner
+    from repq.cli import app
+    post_training(fp, tmp_path/'ptq', 4)
+    said = CliRunner().invoke(app, ['export', str(tmp_path/'ptq'), *asked])
+    assert said.exit_code == 0 and f'model-{profile}.onnx' in said.output and 'equals the integer reference in all 640 values' in said.output
+    said = CliRunner().invoke(app, ['export', str(tmp_path/'ptq'), *asked, '--packed'])
+    assert said.exit_code != 0 and 'profiles: give one' in str(said.exception)
+
 def test_tensorflow_lite(fp, tmp_path, monkeypatch):
     "The same integers as in ONNX, on images of the run; without LiteRT the file is written and said to be not compared"
     pytest.importorskip('flatbuffers')
