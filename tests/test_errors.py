@@ -38,6 +38,8 @@ CASES = {
     'copies':                   (lambda: MobileOneBlock(4, 4, num_conv_branches=0), 'MobileOneBlock', '0'),
     'a chain of even size':     (lambda: OREPALargeKernel(4, 4, 4), 'OREPALargeKernel', 'kernel_size=4'),
     'a 1×1 that is none':       (lambda: OREPA1x1(4, 4, 3), 'OREPA1x1', 'kernel_size=3'),
+    'a switch in words':        (lambda: quantize(model(), 4, 4, per_channel='no'), 'per_channel', "'no'"),
+    'a switch for an option':   (lambda: quantize(model(), 4, 4, adopt='timm'), 'adopt', "'timm'"),
     'unknown statistics':       (lambda: quantize(model(), 4, 4, statistics='exakt'), 'exakt', 'estimated'),
     'unknown statistics, layer': (lambda: RepQLayer(conv(3, 4, 3), statistics='mean'), 'mean', 'sampled'),
     'nothing to quantize':      (lambda: quantize(seq(nn.ReLU()), 4, 4), 'Sequential', 'Conv2d'),

@@ -18,7 +18,7 @@ from .surgery import quantize
 from .calibration import adapt_statistics, calibrate, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
-from .schemas import check_whole, unusable
+from .schemas import check_switches, check_whole, unusable
 from .checkpoints import differences
 from .inputs import first_batches, tensors_in
 from .changes import obstacles, plural, some, working_copy
@@ -235,6 +235,7 @@ def prepare(model:nn.Module,
            ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: blocks, statistics, quantizers, steps; and what was done"
     check_whole('images', 0 if images is None else images)
+    check_switches(verbose=verbose)
     model = working_copy(model, False)
     _check_fresh(model)
     bar = _Progress(3*images, verbose)

@@ -19,6 +19,7 @@ from .liveness import constant_nodes, live_nodes, readers
 from .graphs import BatchNorm, trace_graph
 from .readers import module_of, operation_of, moves
 from .recording import remember_sizes
+from .schemas import check_switches
 from .sites import find_sites, is_composite, is_linear, norms_inside, registered, survey
 from .adoption import adopt as adopt_blocks
 from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change,
@@ -170,6 +171,8 @@ def quantize(model:nn.Module,
             ) -> nn.Module:
     """A copy of `model` ready for quantization-aware training: LSQ on every input and merged weight,
     steps set by MinError on the first batch"""
+    check_switches(per_channel=per_channel, inplace=inplace, verbose=verbose, input_noise=input_noise,
+                   bound_steps=bound_steps, centred=centred, peel=peel, adopt=adopt)
     for b in (weight_bits, input_bits): check_bits(b)
     if first_last_bits is not None: check_bits(first_last_bits)
     if statistics is not None: get_statistics(statistics)
