@@ -34,8 +34,8 @@ from .evaluation import results_row
 from .fitting import EpochLines, ReportEpoch, lr_schedule, make_learner, teacher, tensorboard
 
 # %% auto #0
-__all__ = ['Run', 'check', 'agree', 'Start', 'look', 'prepare', 'train', 'rehearse', 'open_folder', 'begun_with', 'fit', 'finish',
-           'finished']
+__all__ = ['Run', 'check', 'agree', 'Start', 'look', 'prepare', 'rehearse', 'open_folder', 'begun_with', 'fit', 'finish',
+           'finished', 'train']
 
 # %% ../../nbs/3_training/21_runs.ipynb #r602
 @dataclass
@@ -167,44 +167,6 @@ def _model(recipe, info, start):
     if start.state is not None: load_state(model, start.state['model'], f'{recipe.network} of this recipe')
     return model
 
-# %% ../../nbs/3_training/21_runs.ipynb #c014
-def train(recipe:Recipe, out, # the run folder to be made
-          init=None,          # a full-precision run folder: where the quantized stage starts
-          on_epoch=None,      # called as `ReportEpoch` does, in place of fastai's progress bar
-          timing:int=5,       # rounds of step timing against the plain network; 0: none, `step_ratio` is None
-          dls=None,           # the recipe's data, if loaded already
-          # go on where an interrupted run of the same recipe left off; a finished one is left as it is
-          resume:bool=False,
-          minutes:float=15.,  # between checkpoints, beside one after each epoch
-          keep:int=2,         # checkpoints
-          skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
-          teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
-          tensorboard:bool=False, # write to the run's folder `tensorboard` as well
-          # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
-          recompute:bool=False,
-          accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
-          # on a GPU: record forward and backward pass as a CUDA graph, for networks whose launches take longer
-          # than their arithmetic
-          capture:bool=False,
-         ) -> dict:           # the row of results.json; None in all processes but the first
-    """Train a recipe into a new run folder and evaluate it, as trained and as deployed;
-    under torchrun by all its processes"""
-    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard,
-              recompute, accumulate, capture)
-    with process_group() as part_from_others:
-        agree(run)
-        check(run)
-        with held_by_first(locked(run.out)):
-            run, start = look(run)
-            if start.row: return finished(run, start)
-            learn, info = prepare(run, start)
-            work = rehearse(run, learn)
-            with threads_worth(work, begun_with(run, start)) as info['environment']['threads']:
-                open_folder(run, info, start)
-                fit(run, learn)
-                part_from_others()
-                return finish(run, learn, info)
-
 # %% ../../nbs/3_training/21_runs.ipynb #r612
 def rehearse(run:Run, learn) -> float: # multiply-additions of a layer in a step, on average
     "What the end of a run does, on a copy of the model; nothing is changed"
@@ -324,3 +286,41 @@ def finished(run:Run, start:Start) -> dict: # None in all processes but the firs
     "The row of a run that is finished, moved to its place if that is left to do"
     if start.unmoved: by_first(run.folder.move)()
     return None if rank_distrib() else start.row
+
+# %% ../../nbs/3_training/21_runs.ipynb #c014
+def train(recipe:Recipe, out, # the run folder to be made
+          init=None,          # a full-precision run folder: where the quantized stage starts
+          on_epoch=None,      # called as `ReportEpoch` does, in place of fastai's progress bar
+          timing:int=5,       # rounds of step timing against the plain network; 0: none, `step_ratio` is None
+          dls=None,           # the recipe's data, if loaded already
+          # go on where an interrupted run of the same recipe left off; a finished one is left as it is
+          resume:bool=False,
+          minutes:float=15.,  # between checkpoints, beside one after each epoch
+          keep:int=2,         # checkpoints
+          skips:int=10,       # steps that may be skipped because a loss or gradient is not finite
+          teacher=None,       # a run of the same data whose outputs take part in the loss, `recipe.distill` of it
+          tensorboard:bool=False, # write to the run's folder `tensorboard` as well
+          # exact statistics: compute branches' outputs again in the backward pass instead of keeping them
+          recompute:bool=False,
+          accumulate:int=1,   # parts in which each process computes its share of a batch, one after another
+          # on a GPU: record forward and backward pass as a CUDA graph, for networks whose launches take longer
+          # than their arithmetic
+          capture:bool=False,
+         ) -> dict:           # the row of results.json; None in all processes but the first
+    """Train a recipe into a new run folder and evaluate it, as trained and as deployed;
+    under torchrun by all its processes"""
+    run = Run(recipe, out, init, on_epoch, timing, dls, resume, minutes, keep, skips, teacher, tensorboard,
+              recompute, accumulate, capture)
+    with process_group() as part_from_others:
+        agree(run)
+        check(run)
+        with held_by_first(locked(run.out)):
+            run, start = look(run)
+            if start.row: return finished(run, start)
+            learn, info = prepare(run, start)
+            work = rehearse(run, learn)
+            with threads_worth(work, begun_with(run, start)) as info['environment']['threads']:
+                open_folder(run, info, start)
+                fit(run, learn)
+                part_from_others()
+                return finish(run, learn, info)
