@@ -1,7 +1,7 @@
 "Deployed networks: copies of every kind give the same numbers, files are small, read anywhere and refuse what is damaged or another network's."
 import copy, io, os, pickle, subprocess, sys, warnings
 from pathlib import Path
-import pytest, torch, torchvision
+import pytest, torch, torch.nn.functional as F, torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 from helpers import FULLGRAPH, randomize
@@ -377,3 +377,16 @@ def test_images_without_labels(pictures):
         with pytest.raises(ValueError, match='was made for .1, 8, 8.'): digits.predict(torch.zeros(9, 9, dtype=torch.uint8))
         with pytest.raises(TypeError, match='uint8'): digits.predict(torch.zeros(8, 8))
         assert torch.equal(digits.predict(item)[2], digits.predict(Image.fromarray(item[0].numpy()))[2])
+
+class Overlooked(nn.Module):
+    "Functions that torch does not list among those on tensors"
+    def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    def forward(self, x):
+        y = F.hardswish(self.a(x))*F.hardsigmoid(x.mean())
+        return F.logsigmoid(F.tanh(F.sigmoid(self.b(y))))
+
+def test_functions_that_torch_overlooks(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    model = calibrate(quantize(Overlooked(), 4, 4, verbose=False), [x])
+    save_deployed(model, tmp_path/'a.safetensors')
+    with torch.no_grad(): assert torch.equal(load_deployed(tmp_path/'a.safetensors')(x), deploy(model, verbose=False).eval()(x))

@@ -634,3 +634,11 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path/'train'/'c').symlink_to('a', target_is_directory=True); os.mkfifo(tmp_path/'train'/'b'/'pipe.png')
     with pytest.warns(UserWarning, match='passed over that are no files'): found, y, vocab = list_images(tmp_path/'train')
     assert [os.path.relpath(f, tmp_path) for f in found] == ['train/a/0.png', 'train/a/away/1.png', 'train/b/0.png'] and vocab == ['a', 'b']
+
+@pytest.mark.skipif(os.name == 'nt', reason='no such modes')
+def test_others_may_read_weights_as_they_may_the_rest(runs, tmp_path):
+    "safetensors makes files that only their owner reads"
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (runs/'w4').iterdir() if p.is_file()}
+    assert modes['model.safetensors'] == modes['recipe.json'], modes
+    assert not run('export', runs/'w4', '--to', 'safetensors', '--out', tmp_path/'x.safetensors').exit_code
+    assert (tmp_path/'x.safetensors').stat().st_mode & 0o777 == modes['recipe.json']

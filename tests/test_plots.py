@@ -7,6 +7,7 @@ from torch import nn
 from repq import plots
 from repq.blocks import ACBlock, Block, RepVGGBlock
 from repq.kernels import Kernel
+from repq.layer_report import plot_layers
 from repq.layers import RepQLayer
 from repq.models import create_model
 from repq.quantizers import LSQ
@@ -131,3 +132,21 @@ def test_pictures_of_layers():
     fig = plot_sensitivity({'': .9, 'a': .85, 'b': .91}, 'accuracy', '%', 100)
     assert np.allclose([p.get_height() for p in fig.axes[0].patches], [5, -1]) and fig.axes[0].get_ylabel() == 'accuracy lost, %'
     plt.close(fig)
+
+def test_a_step_that_is_nearly_zero():
+    "The picture that is for such a step shows it: its axis has numbers, and the other weights are not squeezed into a line"
+    x = torch.randn(8, 1, 8, 8)
+    q = calibrate(quantize(create_model('repvgg_a0_tiny', 10, 1), 4, 4, verbose=False), [x])
+    layer = q.stem.conv
+    with torch.no_grad(): layer.weight_quantizer.step[0] = 1e-9
+    fig = plots.plot_steps(q)
+    fig.canvas.draw()
+    for ax in fig.axes: assert len([t for t in ax.get_yticklabels() if t.get_text()]) > 1
+    low, high = plots.plot_quantized(layer).get_xlim()
+    grid = layer.weight_quantizer
+    width = grid.qp - grid.qn
+    assert grid.qn - 3*width < low < high < grid.qp + 3*width
+    with torch.no_grad(): layer.input_quantizer.step.fill_(1e-9)
+    for ax in plot_layers(q, x).axes:
+        if ax.has_data(): assert max(map(abs, ax.get_xlim())) < 1000
+    plt.close('all')

@@ -19,6 +19,8 @@ __all__ = ['encode', 'decode', 'of_torch', 'module_arguments', 'module_text', 'm
 _OPERATORS = ('add sub mul truediv floordiv mod pow matmul neg pos abs and_ or_ xor invert not_ eq ne lt le gt ge '
               'getitem iadd isub imul itruediv').split()
 _MAKERS = 'zeros ones full arange linspace eye _assert'.split() # of tensors; and an assertion
+# functions on tensors that `torch.overrides` leaves out
+_OVERLOOKED = 'elu_ hardsigmoid hardswish hardtanh_ leaky_relu_ logsigmoid sigmoid tanh'.split()
 _SPACES = { # where functions are -> how a file calls the place
     torch: 'torch', torch.functional: 'torch', F: 'torch.nn.functional', torch.linalg: 'torch.linalg',
     torch.special: 'torch.special', torch.fft: 'torch.fft'}
@@ -29,6 +31,7 @@ def _functions() -> dict: # name -> function
     for space, name in _SPACES.items():
         res |= {f'{name}.{f.__name__}': f for f in known[space] if getattr(space, f.__name__, None) is f}
     res |= {f'torch.{n}': getattr(torch, n) for n in _MAKERS}
+    res |= {f'torch.nn.functional.{n}': getattr(F, n) for n in _OVERLOOKED}
     res |= {f'operator.{n}': getattr(operator, n) for n in _OPERATORS}
     return res | {'getattr': getattr}
 

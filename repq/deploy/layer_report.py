@@ -18,7 +18,7 @@ from ..networks.calibration import calibrate, feed
 from ..networks.costs import layer_costs
 from ..networks.waiting import heard
 from ..training.results import markdown_table
-from ..training.layer_plots import in_steps, plot_quantized
+from ..training.layer_plots import in_steps, near_grid, plot_quantized
 from ..networks.graphs import BatchNorm
 from .integers import to_integer
 from .onnx_writer import onnx_model
@@ -161,7 +161,8 @@ def _plot_weight(layer, name, ax):
 def _plot_input(q, v, name, ax):
     "The distribution of a layer's input in units of its step, and the ends of its grid"
     u = in_steps(q, v)
-    bins = np.linspace(min(u.min(), q.qn) - .5, max(np.quantile(u, .9999), q.qp) + .5, 101)
+    lo, hi = near_grid(q, min(u.min(), q.qn), max(np.quantile(u, .9999), q.qp))
+    bins = np.linspace(lo - .5, hi + .5, 101)
     ax.hist(u, bins, color='C2', alpha=.6, density=True, log=True)
     ax.yaxis.set_minor_formatter('')
     for end in q.qn, q.qp: ax.axvline(end, c='C1', lw=1.5)

@@ -70,15 +70,18 @@ def layer_text(m:RepQLayer) -> tuple: # what JSON holds, and tensors
 # %% ../../nbs/4_deploy/08_layer_text.ipynb #g110
 def _numbers(t:Tensor, *shapes) -> Tensor:
     "`t`, a ValueError unless it is finite, in floating point and of one of these shapes"
-    if t.is_floating_point() and tuple(t.shape) in shapes and t.isfinite().all(): return t
-    raise ValueError(f'{tuple(t.shape)} {t.dtype} where finite numbers {shapes[0]} are expected')
+    if not t.is_floating_point() or tuple(t.shape) not in shapes:
+        raise ValueError(f'{tuple(t.shape)} {t.dtype} where finite numbers {shapes[0]} are expected')
+    if not t.isfinite().all():
+        raise ValueError(f'{t[~t.isfinite()].flatten()[0].item()} where a finite number is expected')
+    return t
 
 def quantizer_from_text(text:dict, step:Tensor) -> FixedQuantizer:
     "The quantizer of `quantizer_text`; ValueError where there is no such grid or step"
     qn, qp, bits = text['qn'], text['qp'], text['bits']
     if (qn, qp) not in [grid(check_bits(bits), signed) for signed in (True, False)]:
         raise ValueError(f'no grid of {bits} bits: {qn}..{qp}')
-    if not (_numbers(step, ()) > 0): raise ValueError(f'steps are positive, not {step.item()}')
+    if not (_numbers(step, ()) > 0): raise ValueError(f'steps are positive, not {step.item():g}')
     return FixedQuantizer(step, qn, qp, bits)
 
 # %% ../../nbs/4_deploy/08_layer_text.ipynb #q742

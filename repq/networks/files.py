@@ -95,7 +95,9 @@ def _new_file(path, put): # f(new file, path)
     "A file to fill, then synced and `put` into its place"
     path = Path(path)
     with naming(path), _beside(path) as part:
+        mode = part.stat().st_mode
         yield part
+        os.chmod(part, mode) # safetensors makes its files anew, for their owner alone
         _sync(part)
         put(part, path)
         _sync(path.parent)

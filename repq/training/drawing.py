@@ -30,11 +30,17 @@ def new_axes(ax, figsize):
     "`ax`, or the axes of a new figure"
     return plt.subplots(figsize=figsize, layout='constrained')[1] if ax is None else ax
 
+class _PlainTicks(LogLocator):
+    "1, 2, 5, 10 and so on; powers of ten over so many decades that matplotlib would label none"
+    def tick_values(self, vmin, vmax):
+        found = super().tick_values(vmin, vmax)
+        return found if len(found) else LogLocator().tick_values(vmin, vmax)
+
 def log_axis(ax, label):
     "A logarithmic vertical axis with plain numbers"
     ax.set(yscale='log', ylabel=label)
     ax.grid(axis='y', alpha=.3)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(_PlainTicks(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter('{x:g}')
     ax.yaxis.set_minor_formatter('')
 

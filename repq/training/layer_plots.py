@@ -18,8 +18,8 @@ from .drawing import BITS_COLORS, STATISTICS_COLORS, legend_beside, log_axis, ne
 from ..networks.graphs import BatchNorm
 
 # %% auto #0
-__all__ = ['plot_kernel', 'branch_kernels', 'plot_branches', 'in_steps', 'plot_quantized', 'layer_steps', 'plot_steps',
-           'branch_statistics', 'plot_statistics']
+__all__ = ['plot_kernel', 'branch_kernels', 'plot_branches', 'in_steps', 'near_grid', 'plot_quantized', 'layer_steps',
+           'plot_steps', 'branch_statistics', 'plot_statistics']
 
 # %% ../../nbs/3_training/15_layer_plots.ipynb #c011
 def _mosaic(w:Tensor, channels) -> Tensor: # (out, in/groups, kh, kw) -> (rows·kh, columns·kw)
@@ -111,6 +111,11 @@ def in_steps(q, v:Tensor) -> np.ndarray: # flat
     step = q.step.detach()
     return (v/(step.view(-1, *[1]*(v.ndim - 1)) if q.per_channel else step)).flatten().numpy(force=True)
 
+def near_grid(q, *values) -> np.ndarray: # in steps
+    "`values`, those far from the grid of `q` moved to two widths of it beyond its ends"
+    beyond = 2*(q.qp - q.qn)
+    return np.clip(values, q.qn - beyond, q.qp + beyond)
+
 def _draw_levels(ax, levels):
     "A line for each integer, where they are few"
     if len(levels) > 16: return
@@ -125,8 +130,8 @@ def plot_quantized(layer:RepQLayer, # quantized, its steps initialised
     q, w = _weight_quantizer(layer), layer.block.kernel().weight
     u, levels = in_steps(q, w), np.arange(q.qn, q.qp + 1)
     share = np.bincount(q.quantized(w).flatten().cpu().numpy().astype(int) - q.qn, minlength=len(levels))/len(u)
-    # a few far outliers would squeeze the rest
-    ax, (lo, hi) = new_axes(ax, (6, 2.8)), np.quantile(u, (.0005, .9995)) + (-1, 1)
+    # a few far outliers, or a channel whose step is nearly zero, would squeeze the rest
+    ax, (lo, hi) = new_axes(ax, (6, 2.8)), near_grid(q, *np.quantile(u, (.0005, .9995))) + (-1, 1)
     _draw_levels(ax, levels)
     bins = np.linspace(lo, hi, 121)
     density = np.full(len(u), 1/len(u)/(bins[1] - bins[0])) # of all weights, those out of the picture too

@@ -9,6 +9,7 @@ import torch, torch.nn as nn
 from statistics import median
 from fastai.torch_core import num_distrib, rank_distrib
 from ..networks.schemas import check_finite
+from ..networks.changes import plural
 from ..networks.locks import check_unlocked
 from ..networks.models import image_size, task
 from ..method.quantizers import LSQ
@@ -168,8 +169,8 @@ def _schedule_line(recipe, dls) -> str:
     "Epochs, steps, and the learning rate at five times"
     epoch, lr = len(dls.train), lr_schedule(recipe)['lr']
     rates = [float(torch.as_tensor(lr(p)).flatten()[0]) for p in (0., .25, .5, .75, 1.)]
-    return (f'schedule: {recipe.epochs} epochs of {epoch} steps, {epoch*recipe.epochs:,} steps of '
-            f'{recipe.batch_size} images; '
+    return (f'schedule: {plural(recipe.epochs, "epoch")} of {plural(epoch, "step")}, {epoch*recipe.epochs:,} steps of '
+            f'{plural(recipe.batch_size, "image")}; '
             f'{recipe.schedule}, lr at 0, 25, 50, 75, 100 %: ' + ', '.join(f'{r:.3g}' for r in rates))
 
 # %% ../../nbs/3_training/22_plans.ipynb #h653
