@@ -10,6 +10,7 @@ from helpers import KW, TINY, cut, same_state
 from repq import files
 from repq.checkpoints import to_official, write_checkpoint
 from repq.networks import files as network_files
+from repq.networks.locks import lock_file
 from repq.training import packed, run_folders as folders, runs as runs_module
 from repq.cli import app
 from repq.commands.app import error_line
@@ -493,7 +494,7 @@ def test_a_table_of_coverage_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize('text', ['', 'made by r', 'made by repq: process 1 on x, since 2020-01-01'])
 def test_a_lock_that_a_kill_left_is_taken_over(tmp_path, text):
     "Without a word, wherever the writing of its file was cut off"
-    (lock := network_files._key(tmp_path/'x')).write_text(text)
+    (lock := lock_file(tmp_path/'x')).write_text(text)
     files.check_unlocked(tmp_path/'x')
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -377,6 +377,15 @@ def test_statistics_in_bfloat16_keep_outputs_of_half_the_size():
         with statistics_in(dtype): sizes[dtype] = held_bytes(layer, x, x, lambda out, _: out.sum())
     assert sizes[torch.bfloat16] < .9*sizes[None]
 
+@pytest.mark.parametrize('dtype', [torch.int8, torch.float16, torch.float64, 'bf16'])
+def test_statistics_in_other_types_are_refused(dtype):
+    "Some would give wrong numbers without a word, some an error from the middle of a forward pass"
+    x, k = torch.randn(4, 3, 8, 8), Kernel(torch.randn(5, 3, 3, 3))
+    want = exact_stats(x, k)
+    with pytest.raises(ValueError, match='bfloat16, or None.*got .*' + str(dtype)):
+        with statistics_in(dtype): pass
+    for a, b in zip(exact_stats(x, k), want): assert torch.equal(a, b)
+
 def test_statistics_in_ends_with_its_block():
     torch.manual_seed(0)
     x, k = torch.randn(4, 3, 8, 8), Kernel(torch.randn(5, 3, 3, 3))

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 
 # %% ../../nbs/5_commands/02d_progress.ipynb #n462
 def _bar():
-    "A bar as all commands have it: what is at work, how far, how long it took and will take"
+    "A bar as all commands have it: what is at work, how far, how long it took and will take; none in a log"
+    from rich import get_console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    console = get_console()
+    watched = console.is_terminal or console.is_jupyter
     return Progress(TextColumn('{task.description:38}'), BarColumn(), TextColumn('{task.percentage:3.0f} %'),
-                    TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
+                    TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), disable=not watched)
 
 # %% ../../nbs/5_commands/02d_progress.ipynb #c008
 @contextmanager

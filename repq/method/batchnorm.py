@@ -113,8 +113,10 @@ _precision = None
 @contextmanager
 def statistics_in(dtype): # torch.bfloat16, or None: the precision of the input
     """Within it, forward passes compute outputs that statistics alone need in `dtype`, their gradients too;
-    sums over them stay in float32"""
+    sums over them stay in float32; ValueError for another type"""
     global _precision
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f'statistics are computed in torch.bfloat16, or None: as the input is; got {dtype!r}')
     before, _precision = _precision, dtype
     try: yield
     finally: _precision = before
