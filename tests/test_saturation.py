@@ -109,7 +109,7 @@ def test_what_could_saturate_is_not_written(tmp_path, monkeypatch):
     x = torch.rand(2, 1, 16, 16)
     q = quantized('repvgg_a0_tiny', 8, x)
     monkeypatch.setattr(onnx_writer, '_stored', lambda p, profile: (p['weight'].numpy()*np.int8(p['room']), np.int8(0), p['scale'].numpy()))
-    for profile in PROFILES:
+    for profile in PROFILES.keys() - onnx_writer.FORMS.keys(): # those keep weights of 8 bits out of bytes
         if PROFILES[profile].exact:
             with pytest.raises(ValueError, match="layer '.*': a pair of its products could reach [0-9,]+, and on x86 without VNNI"): to_onnx(q, tmp_path/'no.onnx', x, profile)
             assert not (tmp_path/'no.onnx').exists()

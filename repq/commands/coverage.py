@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from ..method.blocks import Block
 from ..method.quantizers import LSQ
 from ..networks.calibration import calibrate
@@ -19,7 +17,6 @@ from ..networks.guests import first_line
 from ..networks.sites import find_sites
 from ..networks.sources import from_source, source_of
 from ..networks.surgery import quantize
-from ..deploy.integer_ops import find_operation
 from ..deploy.integers import to_integer
 from ..deploy.islands import join_islands
 from ..deploy.comparison import compare_file, island_calls
@@ -30,6 +27,7 @@ from ..networks.models import image_size
 from ..networks.schemas import COVERAGE, check_finite, check_whole, read_json
 from ..training.run_folders import write_json
 from ..training.tasks import environment
+from .counting import island_multiply_adds, multiply_adds, share_left
 
 # %% auto #0
 __all__ = ['TIMM', 'networks', 'check_network', 'measure', 'serve', 'line_of', 'coverage', 'summary', 'in_words']
@@ -63,31 +61,6 @@ def check_network(name:str):
                          f"package.module:function, got '{name}'")
     known = s.kind == 'torchvision' and s.name in models.list_models()
     if s.kind in ('timm', 'torchvision') and not known: image_size(name) # knows classifiers, and says what was meant
-
-# %% ../../nbs/5_commands/02b_coverage.ipynb #i707
-def _macs(f) -> tuple: # of convolutions, of all
-    "Multiply-adds of what `f` computes"
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad(): f()
-    finally: torch.backends.mha.set_fastpath_enabled(fast)
-    counts = {str(k): v/2 for k, v in counter.get_flop_counts().get('Global', {}).items()}
-    return sum(v for k, v in counts.items() if 'convolution' in k), sum(counts.values())
-
-# %% ../../nbs/5_commands/02b_coverage.ipynb #b296
-def _compute(step, values):
-    "A step of an integer network on the values that it reads"
-    return find_operation(step.op).compute(step, *(values[i] for i in step.inputs), grids=None)
-
-def _island_macs(net, values) -> tuple: # of convolutions, of all
-    "Multiply-adds of the islands"
-    rows = [_macs(lambda: _compute(s, values)) for s in net.steps if s.op == 'float']
-    return tuple(map(sum, zip(*rows))) if rows else (0, 0)
-
-def _share(whole, floats):
-    "What of `whole` is not in `floats`; all, where there is nothing"
-    return 1. if not whole else round(1 - floats/whole, 5)
 
 # %% ../../nbs/5_commands/02b_coverage.ipynb #i710
 def _images(model, size) -> torch.Tensor: # (2, 3, s, s)
@@ -133,8 +106,8 @@ def _converted(model, x, bits, candidates, clock) -> tuple: # layers that became
 def _in_integers(model, net, proto, x) -> dict:
     "How much of `model` is in integers in `net`, and what is left in floating point"
     plain = copy_model(model).requires_grad_(False) # torch's counter wants gradients of parameters that modules are given
-    whole, floats = _macs(lambda: plain(x)), _island_macs(net, net.values(x))
-    return dict(convolutions=_share(whole[0], floats[0]), macs=_share(whole[1], floats[1]), fixed=net.fixed,
+    whole, floats = multiply_adds(lambda: plain(x)), island_multiply_adds(net, net.values(x))
+    return dict(convolutions=share_left(whole[0], floats[0]), macs=share_left(whole[1], floats[1]), fixed=net.fixed,
                 file_kb=round(proto.ByteSize()/1e3),
                 islands=sum(s.op == 'island' for s in join_islands(net)), float_steps=island_calls(net))
 

@@ -23,8 +23,8 @@ from .sites import registered, survey
 
 # %% auto #0
 __all__ = ['copy_model', 'working_copy', 'without_hooks', 'replace_modules', 'naming_layer', 'same_mode', 'plural', 'some',
-           'report_change', 'modes_kept', 'unquantized', 'tied', 'tied_pairs', 'without_integers', 'obstacles',
-           'integer_line', 'Rows', 'without_norm']
+           'check_switches', 'report_change', 'modes_kept', 'unquantized', 'tied', 'tied_pairs', 'without_integers',
+           'obstacles', 'integer_line', 'Rows', 'without_norm']
 
 # %% ../../nbs/2_networks/04_changes.ipynb #s101
 _ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType, str, bytes, int, float, complex, type(None))
@@ -121,6 +121,12 @@ def plural(n:int, what:str) -> str:
 def some(names:list, most:int=3) -> str:
     "The first names, and how many more there are"
     return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+# %% ../../nbs/2_networks/04_changes.ipynb #p030
+def check_switches(**switches):
+    "Raise for what is neither True nor False"
+    for name, v in switches.items():
+        if not isinstance(v, (bool, int)) or v not in (0, 1): raise ValueError(f'{name} must be True or False, not {v!r}')
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h475
 def _grouped(pairs) -> str: # of (name, reason)

@@ -8,7 +8,7 @@ import inspect, linecache, re, sys, zlib
 from dataclasses import dataclass, replace
 import torch.nn as nn
 from ..method.operations import computes
-from .graphs import OWN_LINE, norm_rest, trace_graph
+from .graphs import norm_rest, trace_graph, with_lines
 from .recording import of_any_size
 from .changes import same_mode
 from .chains import Step, ends_in, steps
@@ -73,20 +73,12 @@ def is_adopted(m) -> bool:
     return '_made_of' in vars(type(m))
 
 # %% ../../nbs/2_networks/04e_grafts.ipynb #q012
-_SETS = re.compile(r'(?:^ +|;  )(\w+)(?: : .+?)? = ')
-
-def _with_lines(source, graph) -> str:
-    "Generated code, behind each line that of the model's code that it is made of, which messages name"
-    own = {n.name: n.meta['line'] for n in graph.nodes if n.meta.get('line')}
-    def of(line): return next((f'{OWN_LINE}{own[n]}' for n in _SETS.findall(line) if n in own), '')
-    return '\n'.join(line + of(line) for line in source.splitlines())
-
 def _sources(graphs) -> tuple: # (code of each that differs, names that they use)
     "What `adopted_class` takes, of the graphs of both modes"
     codes = [g.python_code('self') for g in graphs]
     used = {n: v for c in codes for n, v in c.globals.items()}
     names = tuple((n, ('module', v.__name__) if inspect.ismodule(v) else v) for n, v in used.items())
-    texts = [_with_lines(c.src.strip(), g) + '\n' for c, g in zip(codes, graphs)]
+    texts = [with_lines(c.src.strip(), g) + '\n' for c, g in zip(codes, graphs)]
     return tuple(dict.fromkeys(texts)), names
 
 def _base(m) -> type: return type(m)._made_of[0] if is_adopted(m) else type(m)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a002
 from __future__ import annotations
-import copy, dis, inspect, linecache, operator, sys, warnings
+import copy, dis, inspect, linecache, operator, re, sys, warnings
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,8 +20,8 @@ from .in_place import OPERATORS, resolve_in_place
 from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
-__all__ = ['BatchNorm', 'OWN_LINE', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'is_single',
-           'trace_graph', 'Traced', 'graph_module', 'rest_graph', 'norm_rest']
+__all__ = ['BatchNorm', 'OWN_LINE', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'with_lines',
+           'is_single', 'trace_graph', 'Traced', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -138,6 +138,15 @@ def code_line() -> str:
 def holds() -> bool: # or None, where the model's code is at no assertion
     "The value that lets the assertion hold at which the model's code is"
     return _asserted(_models_frame(sys._getframe(1)))
+
+# %% ../../nbs/2_networks/01_graphs.ipynb #p041
+_SETS = re.compile(r'(?:^ +|;  )(\w+)(?: : .+?)? = ')
+
+def with_lines(source:str, graph) -> str:
+    "Generated code, behind each line that of the model's code that it is made of, which messages name"
+    own = {n.name: n.meta['line'] for n in graph.nodes if n.meta.get('line')}
+    def of(line): return next((f'{OWN_LINE}{own[n]}' for n in _SETS.findall(line) if n in own), '')
+    return '\n'.join(line + of(line) for line in source.splitlines())
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a014
 def is_single(m, name:str, leaf=None) -> bool:

@@ -18,10 +18,10 @@ from .surgery import quantize
 from .calibration import adapt_statistics, calibrate, remember_batch
 from .sources import get_block, source_of
 from .models import create_model
-from .schemas import check_switches, check_whole, unusable
+from .schemas import check_whole, unusable
 from .checkpoints import differences
 from .inputs import first_batches, tensors_in
-from .changes import obstacles, plural, some, working_copy
+from .changes import check_switches, obstacles, plural, some, working_copy
 
 # %% auto #0
 __all__ = ['with_blocks', 'merges', 'with_own_head', 'load_state', 'assembled', 'prepare']

@@ -18,8 +18,8 @@ except ImportError: fcntl = None # Windows
 
 # %% auto #0
 __all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
-           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_switches',
-           'check_memory', 'check_files', 'check_room', 'unusable']
+           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_files',
+           'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -287,12 +287,6 @@ def check_finite(name:str, v, least:float=-math.inf):
     if v is None or number and math.isfinite(v) and v >= least: return
     bound = f' of at least {least:g}' if least > -math.inf else ''
     raise ValueError(f'{name} must be a finite number{bound}, not {v!r}')
-
-# %% ../../nbs/2_networks/10_schemas.ipynb #p030
-def check_switches(**switches):
-    "Raise for what is neither True nor False: a word like 'no' would be taken for True"
-    for name, v in switches.items():
-        if not isinstance(v, (bool, int)) or v not in (0, 1): raise ValueError(f'{name} must be True or False, not {v!r}')
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #s011
 def check_memory(need:float, # bytes

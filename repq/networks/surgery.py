@@ -19,11 +19,10 @@ from .liveness import constant_nodes, live_nodes, readers
 from .graphs import BatchNorm, trace_graph
 from .readers import module_of, operation_of, moves
 from .recording import remember_sizes
-from .schemas import check_switches
 from .sites import find_sites, is_composite, is_linear, norms_inside, registered, survey
 from .adoption import adopt as adopt_blocks
-from .changes import (copy_model, integer_line, naming_layer, plural, replace_modules, report_change,
-                                   same_mode, tied_pairs, without_hooks, without_integers, without_norm, working_copy)
+from .changes import (check_switches, copy_model, integer_line, naming_layer, plural, replace_modules,
+                                   report_change, same_mode, tied_pairs, without_hooks, without_integers, without_norm, working_copy)
 from .reparametrization import absorbable_norm
 
 # %% auto #0

@@ -237,7 +237,8 @@ def side_by_side(f,          # of a module: (value, tell) -> result; tell(share)
     if not workers: done = _here(f, jobs, after, say)
     else:
         from repq.networks.schemas import check_files # which loads torch
-        check_files(16 + 16*workers, f'{workers} runs at a time', 'take fewer')
+        at_once = min(workers, len(jobs))
+        check_files(16 + 16*at_once, f'{at_once} runs at a time', 'take fewer')
         running = {}
         try:
             with _sigterm_too(): done = _in_processes(f, jobs, after, workers, begin, say, running)
