@@ -21,7 +21,7 @@ from .liveness import add_stacked, live_nodes, readers
 
 # %% auto #0
 __all__ = ['BatchNorm', 'OWN_LINE', 'TRACERS', 'is_layer', 'is_norm', 'untouched', 'code_line', 'holds', 'with_lines',
-           'is_single', 'trace_graph', 'Traced', 'graph_module', 'rest_graph', 'norm_rest']
+           'is_single', 'trace_graph', 'graph_module', 'rest_graph', 'norm_rest']
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #a005
 BatchNorm = nn.modules.batchnorm._BatchNorm # of any dimension
@@ -223,7 +223,7 @@ def trace_graph(model:nn.Module, training:bool,
     return graph
 
 # %% ../../nbs/2_networks/01_graphs.ipynb #n024
-class Traced(fx.GraphModule):
+class _Traced(fx.GraphModule):
     "A graph as a module, of whose layers one may be called `meta`, a name that fx has use for itself"
     def __setattr__(self, name, value):
         if name != 'meta' or name not in vars(self).get('_modules', ()): super().__setattr__(name, value)
@@ -236,7 +236,7 @@ def graph_module(model:nn.Module, graph:fx.Graph) -> fx.GraphModule:
     "`graph` as a module with the layers and parameters of `model`, of which it was traced"
     _refuse_names(model)
     for n, t in graph.constants.items(): model.register_buffer(n, t)
-    try: return Traced(model, graph)
+    try: return _Traced(model, graph)
     finally:
         for n in graph.constants: delattr(model, n)
 
@@ -301,6 +301,6 @@ def _is_own_norm(node, m) -> bool:
 def _as_sequence(m, graph) -> nn.Module:
     "The graph as a `Sequential` of children of `m` where it is one, otherwise as a module of its own"
     calls = [n for n in graph.nodes if n.op not in ('placeholder', 'output')]
-    if any(n.op != 'call_module' or n.kwargs for n in calls): return Traced(m, graph).train(m.training)
+    if any(n.op != 'call_module' or n.kwargs for n in calls): return _Traced(m, graph).train(m.training)
     children = OrderedDict((n.target.replace('.', '_'), m.get_submodule(n.target)) for n in calls)
     return nn.Sequential(children).train(m.training)
