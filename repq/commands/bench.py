@@ -201,7 +201,8 @@ _WITHIN = { # other ways of a method's quantized step: name -> the method, what 
 def _other_ways(x, only) -> dict: # of `_WITHIN`
     "What is asked for; without a word all, bfloat16 only where the device of `x` multiplies it"
     if only is not None: return {n: way for n, way in _WITHIN.items() if n in only}
-    fast = x.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    there = torch.backends.mkldnn.is_available() # which not every build of torch has
+    fast = x.is_cuda or there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return {n: way for n, way in _WITHIN.items() if fast or way[1] is not _in_bf16}
 
 # %% ../../nbs/5_commands/02_bench.ipynb #p020
