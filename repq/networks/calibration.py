@@ -20,7 +20,7 @@ from .graphs import BatchNorm
 from .sites import registered
 from .waiting import at
 from .surgery import WithNorm
-from .changes import modes_kept, unquantized, working_copy
+from .changes import all_finite, modes_kept, unquantized, working_copy
 
 # %% auto #0
 __all__ = ['feed', 'adapt_statistics', 'remember_batch', 'calibrate']
@@ -131,7 +131,7 @@ def adapt_statistics(model:nn.Module,
 
 def _check_statistics(name, *values):
     "Raise rather than spoil a network by a batch with nan or infinity in it"
-    if all(v.is_meta or v.isfinite().all() for v in values): return
+    if all_finite(*values): return
     raise ValueError(f"'{name}': the statistics of these batches are not finite: is there nan or infinity in one of them?")
 
 def _adapt(model, batches, forward, kept=()): # kept: batch norms that are left alone

@@ -16,6 +16,7 @@ from ..method.quantizers import LSQ
 from ..method.operations import hooked
 from ..method.layers import QUANTIZERS, RepQLayer
 from .liveness import constant_nodes, is_structure, live_nodes
+from .guests import scripted
 from .graphs import is_norm, norm_rest, rest_graph
 from .readers import read, why_not_integer
 from .graphs import BatchNorm
@@ -23,8 +24,8 @@ from .sites import registered, survey
 
 # %% auto #0
 __all__ = ['copy_model', 'working_copy', 'without_hooks', 'replace_modules', 'naming_layer', 'same_mode', 'plural', 'some',
-           'check_switches', 'report_change', 'modes_kept', 'unquantized', 'tied', 'tied_pairs', 'without_integers',
-           'obstacles', 'integer_line', 'Rows', 'without_norm']
+           'check_switches', 'all_finite', 'report_change', 'modes_kept', 'unquantized', 'tied', 'tied_pairs',
+           'without_integers', 'obstacles', 'integer_line', 'Rows', 'without_norm']
 
 # %% ../../nbs/2_networks/04_changes.ipynb #s101
 _ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType, str, bytes, int, float, complex, type(None))
@@ -65,9 +66,9 @@ def working_copy(model, inplace:bool) -> nn.Module:
     if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {model!r:.60}')
     lazy = next((n for n, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
     if lazy: raise ValueError(f"'{lazy}' has no shape yet: run one batch through the model first")
-    scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise ValueError(f"'{scripted or 'model'}' is TorchScript, whose layers cannot be replaced: give the module that it was made from")
+    name = scripted(model)
+    if name is not None:
+        raise ValueError(f"'{name or 'model'}' is TorchScript, whose layers cannot be replaced: give the module that it was made from")
     return model if inplace else copy_model(model)
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h472
@@ -127,6 +128,10 @@ def check_switches(**switches):
     "Raise for what is neither True nor False"
     for name, v in switches.items():
         if not isinstance(v, (bool, int)) or v not in (0, 1): raise ValueError(f'{name} must be True or False, not {v!r}')
+
+# %% ../../nbs/2_networks/04_changes.ipynb #p080
+def all_finite(*tensors) -> bool: # None and tensors on the device meta, which have no values, count as finite
+    return all(t is None or t.is_meta or bool(t.isfinite().all()) for t in tensors)
 
 # %% ../../nbs/2_networks/04_changes.ipynb #h475
 def _grouped(pairs) -> str: # of (name, reason)

@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 
 # %% auto #0
-__all__ = ['unchanged', 'ended', 'first_line', 'raised', 'asks_kind']
+__all__ = ['unchanged', 'ended', 'first_line', 'raised', 'scripted', 'asks_kind']
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #u711
 def _folder() -> str: # None: it is gone
@@ -87,11 +87,17 @@ def _not_theirs() -> tuple: # beginnings of paths
 
 def raised(e:Exception) -> str: # '' where it was other code
     "What code of a user's own, in a file, raised"
+    others = _not_theirs()
     for frame, line in reversed(list(traceback.walk_tb(e.__traceback__))):
         file, main = frame.f_code.co_filename, frame.f_globals.get('__name__') == '__main__' # who calls us
-        if main or not os.path.isfile(file) or os.path.realpath(file).startswith(_not_theirs()): continue
+        if main or not os.path.isfile(file) or os.path.realpath(file).startswith(others): continue
         return f'{file}, line {line}, raised {first_line(e)}'
     return ''
+
+# %% ../../nbs/2_networks/00c_guests.ipynb #p091
+def scripted(model:torch.nn.Module) -> str: # None: there is none
+    "The name of the first module that is TorchScript, '' for the model itself"
+    return next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
 
 # %% ../../nbs/2_networks/00c_guests.ipynb #o631
 def asks_kind(frame) -> bool: # never before Python 3.11

@@ -14,8 +14,8 @@ from .liveness import constant_nodes
 from .readers import operation_of
 from .sites import norms_inside, registered, survey
 from .adoption import adopt as adopt_blocks
-from .changes import (naming_layer, plural, replace_modules, report_change, same_mode, tied, tied_pairs,
-                                   without_norm, working_copy)
+from .changes import (all_finite, naming_layer, plural, replace_modules, report_change, same_mode, tied,
+                                   tied_pairs, without_norm, working_copy)
 
 # %% auto #0
 __all__ = ['absorbable_norm', 'reparametrize', 'merge', 'train_merged']
@@ -63,8 +63,7 @@ def _as_block(conv, bn, block, init) -> tuple: # (block, the batch norm that it 
     new, target = _new_block(conv, block), Kernel.of(conv)
     if not norms_inside(new): bn = None
     if bn is not None: target = target.affine(*fold(bn, *running_stats(bn)))
-    values = target.weight if target.bias is None else target.weight.sum() + target.bias.sum()
-    if not (values.is_meta or values.isfinite().all()): raise ValueError('its weight, or its batch norm, is not finite')
+    if not all_finite(target.weight, target.bias): raise ValueError('its weight, or its batch norm, is not finite')
     if init == 'preserve': new.add_rest()
     if _needs_bias(new, target, init): new.add_bias()
     new = _take_over(new, conv, bn)

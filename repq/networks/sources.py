@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 import torch, torch.nn as nn
-from .guests import unchanged
+from .guests import scripted, unchanged
 from ..method.ecb import ECB
 from ..method.orepa import OREPA, OREPALargeKernel
 from ..method.published import ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepSRBlock, RepVGGBlock
@@ -207,9 +207,9 @@ def _check_model(s, model):
     "ValueError where what the function gave is no model that can be trained"
     gave = 'nothing' if model is None else f'a {type(model).__name__}'
     if not isinstance(model, nn.Module): raise ValueError(f'{s} gave {gave}, not a torch.nn.Module')
-    scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        where = f" in '{scripted}'" if scripted else ''
+    name = scripted(model)
+    if name is not None:
+        where = f" in '{name}'" if name else ''
         raise ValueError(f'{s} gave TorchScript{where}, whose layers cannot be replaced: '
                          'give the module that it was made from')
     with _others(s, os.getcwd(), f'the state dict of {s} failed'): state = model.state_dict()
