@@ -179,19 +179,22 @@ class ImageDL(DataLoader):
             if (line := _workers_line(e)) is None: raise
             raise type(e)(line) from e
 
-    def shuffle_fn(self, idxs): return rng_at(self.seed, self.epoch).sample(idxs, len(idxs))
-
     def get_idxs(self):
         "Indices of the batches still to come in this epoch; without `drop_last`, of those of this process"
         (rank,ranks),idxs = self.share, super().get_idxs()[self.skip*self.bs:]
         self.skip = 0
         return idxs if self.drop_last else [i for b in list(chunked(idxs, self.bs))[rank::ranks] for i in b]
 
-    def create_batches(self, samps):
-        key = f'{self.seed}/{self.epoch}' if self.augment else None
-        for idxs in chunked(samps, self.bs, self.drop_last):
-            b = self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
-            if len(b[1]): yield b # no image of a batch may be readable
+# %% ../../nbs/3_training/01_loader.ipynb #p096
+@patch
+def shuffle_fn(self:ImageDL, idxs): return rng_at(self.seed, self.epoch).sample(idxs, len(idxs))
+
+@patch
+def create_batches(self:ImageDL, samps):
+    key = f'{self.seed}/{self.epoch}' if self.augment else None
+    for idxs in chunked(samps, self.bs, self.drop_last):
+        b = self._part(idxs, key) if self.drop_last else self.dataset.batch(idxs, key)
+        if len(b[1]): yield b
 
 # %% ../../nbs/3_training/01_loader.ipynb #e002
 @patch
