@@ -26,6 +26,7 @@ _CONFIGS = dict( # shape -> suffix -> network, image size, arguments
     repvgg_a2 = {'': _repvgg(_A, (96, 192, 384, 1408))},
     repvgg_b0 = {'': _repvgg(_B, (64, 128, 256, 1280)),
                  '_small': _repvgg((4, 6, 8), (24, 48, 96), 32, **_SMALL),
+                 '_cifar': _repvgg((5, 5, 5), (32, 64, 128), 32, **_SMALL),
                  '_tiny': _repvgg((4, 5, 6), (12, 24, 48), 8, **_TINY)},
     repvgg_b1 = {'': _repvgg(_B, (128, 256, 512, 2048))},
     repvgg_b1g2 = {'': _repvgg(_B, (128, 256, 512, 2048), groups=2)},

@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos, combined_cos
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from fastai.torch_core import rank_distrib, trainable_params
+from fastai.torch_core import rank_distrib, to_float, trainable_params
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
 from ..method.batchnorm import processes
@@ -26,7 +26,7 @@ from .run_folders import load_run, replace_text
 
 # %% auto #0
 __all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines', 'tensorboard', 'teacher',
-           'make_learner']
+           'make_learner', 'Autocast']
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
 def lr_schedule(recipe:Recipe) -> dict: # of fastai's `ParamScheduler`
@@ -133,22 +133,44 @@ def make_learner(recipe:Recipe, dls, model,
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
     cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs),
-                   _autocast(recipe.precision))
+                   _autocast(recipe.precision, dls.device))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=kind.metric(), path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
     return _on_device(learn, recipe.precision)
 
+# %% ../../nbs/3_training/19_fitting.ipynb #h630
+class Autocast(Callback):
+    "Convolutions of training and validation in `dtype`: fastai's `MixedPrecision`, for processors"
+    order = 10 # as that has it
+    def __init__(self, dtype): self.dtype, self.context = dtype, None
+    def before_batch(self):
+        self.context = torch.autocast(torch.device(self.dls.device).type, self.dtype)
+        self.context.__enter__()
+
+    def after_pred(self): self.learn.pred = to_float(self.pred)
+    def after_loss(self): self.leave()
+    def after_cancel_batch(self): self.leave()
+    def after_fit(self): self.leave()
+    def leave(self):
+        "Once, however a batch ended"
+        context, self.context = self.context, None
+        if context: context.__exit__(None, None, None)
+
+
 # %% ../../nbs/3_training/19_fitting.ipynb #h629
 def _on_device(learn, precision) -> Learner:
-    "On a GPU: channels last, and in bf16 where that is asked for, or there"
-    gpu = torch.cuda.is_available()
-    if precision == 'bf16' and not _autocast(precision):
-        raise ValueError("precision='bf16' is for GPUs that have it, and there is none: take 'auto' or 'float32'")
-    if gpu: learn.to_channelslast(use_amp=False)
-    return learn.to_bf16() if _autocast(precision) else learn
+    "Channels last, and in bf16 where that is asked for; on a GPU also where it has it"
+    device = torch.device(learn.dls.device)
+    low = _autocast(precision, device)
+    if precision == 'bf16' and not low:
+        raise ValueError("precision='bf16' is for GPUs that have it, and this one has not: take 'auto' or 'float32'")
+    if device.type == 'cuda' or low: learn.to_channelslast(use_amp=False)
+    if not low: return learn
+    return learn.to_bf16() if device.type == 'cuda' else learn.add_cb(Autocast(low))
 
-def _autocast(precision):
-    "The type that convolutions are computed in on this machine's GPU; None: float32"
-    there = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if there and precision != 'float32' else None
+def _autocast(precision, device):
+    "The type that convolutions are computed in; None: float32"
+    if torch.device(device).type != 'cuda': return torch.bfloat16 if precision == 'bf16' else None
+    return torch.bfloat16 if precision != 'float32' and torch.cuda.is_bf16_supported() else None
+

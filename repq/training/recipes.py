@@ -179,7 +179,8 @@ class Recipe(Training):
     sqr_mom: float = .99           # of Adam: β2, fastai's value
     eps: float = 1e-5              # of Adam
     schedule: str = 'cosine'       # or 'constant'
-    precision: str = 'auto'        # on a GPU: 'bf16', 'float32' (convolutions in TF32), or bf16 where the GPU has it
+    # 'bf16'; 'float32' (on a GPU convolutions in TF32); 'auto': bf16 on GPUs that have it, float32 elsewhere
+    precision: str = 'auto'
     statistics_precision: str = 'float32' # of outputs that statistics alone need; 'bf16': see `statistics_in`
     scale: int = None              # of super-resolution, as all below
     crop: int = None               # pixels of the large side

@@ -258,7 +258,10 @@ def fit(run:Run, learn):
         bar = learn.no_bar() if on_epoch or not _watched() else nullcontext()
         lines = learn.no_logging() if on_epoch else nullcontext()
         if not on_epoch and not _watched(): learn.logger = EpochLines(learn)
-        with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+        try:
+            with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
+        finally:
+            if hasattr(learn, 'autocast'): learn.autocast.leave() # an interrupt does not reach callbacks
 
 # %% ../../nbs/3_training/21_runs.ipynb #h645
 def _silent(done, of, values): pass
