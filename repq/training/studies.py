@@ -24,9 +24,10 @@ __all__ = ['Job', 'train_job', 'score', 'run_job', 'best_rate', 'rate_beyond', '
 @dataclass(frozen=True)
 class Job:
     "A run among others in a folder"
-    name: str        # of its folder
+    name: str           # of its folder
     recipe: Recipe
-    init: str = None # the name of the run that it starts from
+    init: str = None    # the name of the run that it starts from
+    teacher: str = None # that of the run whose outputs take part in the loss
 
 # %% ../../nbs/3_training/23_studies.ipynb #h655
 def train_job(folder, job:Job,
@@ -35,8 +36,8 @@ def train_job(folder, job:Job,
     "Train a run into its folder, unless it is there; an interrupted one goes on"
     def on_epoch(done, of, values):
         if tell: tell(.98*done/of) # the rest is evaluation
-    return train(job.recipe, Path(folder)/job.name, job.init and Path(folder)/job.init, on_epoch=on_epoch, timing=0,
-                 resume=True)
+    init, teacher = (name and Path(folder)/name for name in (job.init, job.teacher))
+    return train(job.recipe, Path(folder)/job.name, init, on_epoch=on_epoch, timing=0, resume=True, teacher=teacher)
 
 # %% ../../nbs/3_training/23_studies.ipynb #h656
 def score(row) -> float:
