@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..method.peeled import few_bits
+from ..method.quantizers import LSQ
 from ..networks.sites import norms_inside
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
@@ -19,7 +20,7 @@ from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'build']
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'build', 'steps_of']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -286,9 +287,11 @@ def get_recipe(model:str, method='repq-bnest',
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
-          state:dict=None, # a full-precision state dict to start the quantized stage from
+          # to start the quantized stage from: a full-precision state dict, or one of quantized layers without their steps
+          state:dict=None,
          ) -> nn.Module:
     "The model of a recipe's stage"
+    later, state = (state, None) if _of_quantized(state) else (None, state)
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
     method = METHODS[recipe.method]
     if recipe.block or source_of(recipe.model):
@@ -302,7 +305,10 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
         for b in blocks: b.statistics = method.statistics or 'exact' # no switch, which would change initial values
         surgery.train_merged(model, inplace=True, verbose=False)
     if state is not None: load_state(model, state, recipe.network)
-    return _quantized(model, recipe, method) if recipe.quantized else model
+    if not recipe.quantized: return model
+    model = _quantized(model, recipe, method)
+    if later is not None: load_state(model, steps_of(model) | later, recipe.network)
+    return model
 
 # %% ../../nbs/3_training/12_recipes.ipynb #i226
 def _quantized(model, recipe, method) -> nn.Module:
@@ -314,3 +320,14 @@ def _quantized(model, recipe, method) -> nn.Module:
                      bound_steps=recipe.bound_steps, centred=recipe.centred, peel=recipe.peel, adopt=False, **quiet)
     if recipe.norm_after: surgery.add_norms(model, **quiet)
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
+
+# %% ../../nbs/3_training/12_recipes.ipynb #i229
+def _of_quantized(state) -> bool:
+    "Is a state dict one of quantized layers? Only these have an extra state"
+    return state is not None and any(n.endswith('_extra_state') for n in state)
+
+def steps_of(model) -> dict:
+    "What a model's quantizers have in its state dict"
+    own = tuple(f'{n}.' for n, m in model.named_modules() if isinstance(m, LSQ))
+    return {n: t for n, t in model.state_dict().items() if n.startswith(own)}
+

@@ -19,10 +19,11 @@ from ..networks.files import (MARKER, check_folder, check_output, check_part, is
                                  put_in_place, replacing, take_away, writing)
 from ..networks.state_dicts import apart, read_checkpoint
 from ..networks.checkpoints import from_official
+from ..networks.surgery import add_norms
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task
-from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
+from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from, steps_of
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe',
@@ -134,8 +135,6 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
     if Path(init).is_file():
         return official_state(recipe, init), recipe if source_of(recipe.model) else _trained(recipe, 'branched', init)
     first, model, info = load_run(init)
-    if first.quantized:
-        raise ValueError(f'{init} is a quantized run ({first.weight_bits} bits); init must be a full-precision one')
     if first.network != recipe.network:
         raise ValueError(f"{init} is {first.network}, method '{recipe.method}' on {recipe.model} needs "
                          f"{recipe.network}: "
@@ -144,7 +143,23 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
     if not adopted or METHODS[first.method].reparametrized != METHODS[recipe.method].reparametrized:
         raise ValueError(f'{init} was trained with {_blocks_of(first)}, this run with {_blocks_of(recipe)}: '
                          'give the same --block and --no-adopt, and a method that fits')
-    return model.state_dict(), _trained(recipe, first.full_precision, init)
+    state = _of_more_bits(recipe, first, model, init) if first.quantized else model.state_dict()
+    return state, _trained(recipe, first.full_precision, init)
+
+# %% ../../nbs/3_training/18_run_folders.ipynb #h947
+def _of_more_bits(recipe, first, model, init) -> dict:
+    "The state dict of a quantized run without its steps, in the form that this recipe's network has"
+    has, asked = first.weight_bits, recipe.weight_bits
+    if recipe.stage != 'quantized' or has <= asked:
+        raise ValueError(f'{init} is a quantized run ({has} bits), and this one has {asked}: training with quantizers '
+                         'starts from full precision or from more bits, all else from full precision')
+    if first.method != recipe.method or first.norm_after and not recipe.norm_after:
+        raise ValueError(f'{init} has method {first.method}{" with norm_after" if first.norm_after else ""}, this run '
+                         f'{recipe.method}{"" if recipe.norm_after else " without norm_after"}: give the same')
+    if recipe.norm_after and not first.norm_after: add_norms(model, inplace=True, verbose=False)
+    steps = steps_of(model)
+    return {n: t for n, t in model.state_dict().items() if n not in steps}
+
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #h937
 def _trained(recipe, how, init) -> Recipe:
