@@ -89,7 +89,7 @@ def test_tensorflow_lite(fp, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='the name must end in .tflite'): export_run(tmp_path/'ptq', tmp_path/'a.onnx', 'tflite')
 
 def test_report(fp, tmp_path):
-    post_training(fp, tmp_path/'ptq', 4)
+    post_training(fp, tmp_path/'ptq', 4, as_published=True)
     table = report_run(tmp_path/'ptq', tmp_path/'report')
     d = json.loads((tmp_path/'report'/'layers.json').read_text())
     assert (tmp_path/'report'/'layers.md').read_text().startswith(f'{table}\n') and len(d['layers']) == 16 == len(d['alone']) - 1

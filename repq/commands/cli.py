@@ -89,6 +89,8 @@ _InputBits = Annotated[Optional[int], typer.Option(help='As --weight-bits if lef
 _Batches = Annotated[int, typer.Option(help='Batches of 32 images on which the steps are chosen.')]
 _FirstLast = Annotated[int, typer.Option(help='0: as all other layers.')]
 _LayerBits = Annotated[Optional[str], typer.Option(help='Layers that differ, as stem.conv=8,stages.0.0.conv=4/8.')]
+_Alone = Annotated[bool, typer.Option('--as-published', help='MinError alone: without the moments of outputs kept, '
+                                                               'and at 4 bits and less without grids that spare zero.')]
 _ForCheckpoint = Annotated[Optional[str], typer.Option(help='For a checkpoint file.')]
 
 # %% ../../nbs/5_commands/06_cli.ipynb #h942
@@ -107,7 +109,7 @@ def _model_and_weights(init, model, weights, pretrained) -> tuple: # where it be
 def quantize(init: _From, out: Out, ptq: _Ptq = False, weight_bits: _WeightBits = 8, input_bits: _InputBits = None,
              batches: _Batches = 8, first_last_bits: _FirstLast = 8, layer_bits: _LayerBits = None,
              model: _ForCheckpoint = None, data: _ForCheckpoint = None, block: Block = None, no_adopt: NoAdopt = False,
-             weights: Weights = None, pretrained: Pretrained = False):
+             weights: Weights = None, pretrained: Pretrained = False, as_published: _Alone = False):
     "Quantize a full-precision network without training: the baseline of quantization-aware training."
     from repq import deployment, recipes
     if not ptq:
@@ -116,7 +118,7 @@ def quantize(init: _From, out: Out, ptq: _Ptq = False, weight_bits: _WeightBits 
     layers = layer_bits and recipes.parse_layer_bits(layer_bits)
     init, model = _model_and_weights(init, model, weights, pretrained)
     row = deployment.post_training(init, out, weight_bits, input_bits, batches, layers, first_last_bits, model,
-                                   data, block, not no_adopt)
+                                   data, block, not no_adopt, as_published)
     typer.echo(f'{in_words(row)}, {row["size_bytes"]/1e3:,.0f} kB\nrun folder: {out}')
 
 # %% ../../nbs/5_commands/06_cli.ipynb #b3d8

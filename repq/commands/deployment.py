@@ -82,6 +82,14 @@ def _write_ptq(out, recipe, net, dls, began, info) -> dict: # the row of results
         write_weights(part/'model.safetensors', net)
     return row
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #q407
+def _add_norms(net) -> bool:
+    "Batch norms after quantized layers without one, in place; are there any now?"
+    try: surgery.add_norms(net, inplace=True, verbose=False)
+    except ValueError as e: warnings.warn(f'outputs of layers are not corrected: {e}')
+    return any(isinstance(m, surgery.WithNorm) for m in net.modules())
+
+
 # %% ../../nbs/5_commands/01_deployment.ipynb #bb91
 def _ptq_bits(weight_bits, input_bits) -> dict:
     "The bits of weights and inputs; ValueError for full precision"
@@ -97,6 +105,13 @@ def _about(recipe, init, dls) -> dict: # of recipe.json
     if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     return info
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #bb92
+def _few_bits(weight_bits, as_published) -> dict: # fields of a recipe
+    "Weight grids that lose least at so few bits"
+    few = weight_bits <= 4 and not as_published
+    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
+
+
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
@@ -106,6 +121,7 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
                   # what took the place of each convolution there, see `repq.networks.sources.get_block`
                   block:str=None,
                   adopt:bool=True, # were the own branches of a network from elsewhere taken over as blocks?
+                  as_published:bool=False, # MinError alone: no moments kept, no grids without zero
                  ) -> dict:           # the row of results.json
     "Quantize a full-precision network without training, by MinError on some batches, into a run folder; evaluate it"
     out, began = Path(out), time.perf_counter()
@@ -114,11 +130,13 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     check_folder(out)
     check_part(out)
     recipe = _ptq_recipe(init, model, data, block, adopt, **bits, layer_bits=layer_bits,
-                         first_last_bits=first_last_bits, calibrate=batches)
+                         first_last_bits=first_last_bits, calibrate=batches, **_few_bits(weight_bits, as_published))
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
-    info = _about(recipe, init, dls)
+    info = task_of(recipe).info(dls)
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
+    if not as_published: recipe = replace(recipe, norm_after=_add_norms(net))
+    info = _about(recipe, init, dls)
     _set_steps(net, recipe, dls, batches, info['num_classes'])
     return _write_ptq(out, recipe, net, dls, began, info)
 
