@@ -12,7 +12,7 @@ from ..networks.files import part_of, writing
 from .processes import side_by_side
 from .recipes import Recipe
 from .tasks import environment
-from .run_folders import read_rows, write_text
+from .run_folders import read_history, read_rows, write_text
 from .evaluation import report
 from .runs import train
 
@@ -139,6 +139,13 @@ def finished(folder) -> dict: # name -> row of results.json
     return {p.parent.name: read_rows(p)[0] for p in sorted(Path(folder).glob('*/results.json'))}
 
 # %% ../../nbs/3_training/23_studies.ipynb #h658
+def _curve(run) -> list:
+    "Accuracy, or PSNR, after each epoch; of none where nothing was trained"
+    if not (run/'history.csv').exists(): return []
+    rows = read_history(run)
+    values = [r['accuracy' if 'accuracy' in r else 'psnr'] for r in rows]
+    return [None if v in ('', None) else round(float(v), 4) for v in values]
+
 def study_results(folder, command:str, # that made it
                   tuning='tune',       # how names of tuning runs begin
                   **more) -> dict:     # of values that can be written as JSON
@@ -147,8 +154,9 @@ def study_results(folder, command:str, # that made it
     def tried(r): return {k: r[k] for k in ('lr', 'psnr' if 'psnr' in r else 'accuracy')}
     tuned = {n: tried(r) for n, r in rows.items() if n.startswith(tuning)}
     diverged = sorted(p.parent.name.removesuffix('.part') for p in Path(folder).glob('*.part/diverged'))
+    rows = {n: r for n, r in rows.items() if n not in tuned}
     return dict(command=command, environment={**environment(), 'threads': 1}, **more, diverged=diverged,
-                rows={n: r for n, r in rows.items() if n not in tuned}, tuning=tuned)
+                rows=rows, curves={n: _curve(Path(folder)/n) for n in rows}, tuning=tuned)
 
 # %% ../../nbs/3_training/23_studies.ipynb #h659
 def study_table(folder, tuning='tune') -> str:
