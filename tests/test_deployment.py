@@ -128,3 +128,39 @@ def test_files_of_several_outputs_are_compared(ending, package, tmp_path, capsys
     q = calibrate(quantize(Heads(), 8, 8, verbose=False), [x]).eval()
     export_model(q, tmp_path/f'net{ending}', x)
     assert f'equals the integer reference in all {2*(4*10*10 + 5)} values' in capsys.readouterr().out
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained')/'fp'
+    train(get_recipe('repvgg_a0_tiny', 'repq-bn', data='digits', epochs=8), path, timing=0)
+    return path
+
+@pytest.mark.parametrize('bits', [4, 3])
+def test_without_training_low_bits_keep_what_they_can(trained, tmp_path, bits):
+    "Moments and grids are in the network, in its files and in what is said of them; MinError alone is far below"
+    row, alone = (post_training(trained, tmp_path/n, bits, as_published=n == 'alone') for n in ('ptq', 'alone'))
+    assert row['accuracy'] > alone['accuracy'] + .1 and row['accuracy'] == row['merged_accuracy']
+    assert row['size_bytes'] < 1.5*alone['size_bytes']
+    recipe, model, _ = load_run(tmp_path/'ptq')
+    assert recipe.norm_after and recipe.centred and recipe.peel and not load_run(tmp_path/'alone')[0].norm_after
+    said = export_run(tmp_path/'ptq')
+    assert 'equals the integer reference in all 640 values' in said
+
+def test_without_training_eight_bits_keep_their_grid(trained, tmp_path):
+    post_training(trained, tmp_path/'ptq', 8)
+    recipe = load_run(tmp_path/'ptq')[0]
+    assert recipe.norm_after and not (recipe.centred or recipe.peel or recipe.input_noise)
+
+def test_without_training_by_command(trained, tmp_path):
+    from typer.testing import CliRunner
+    from repq.cli import app
+    run = lambda out, *a: CliRunner().invoke(app, ['quantize', str(trained), '--ptq', '--weight-bits', '3', '--out', str(tmp_path/out), *a])
+    for out, more in ('ours', []), ('alone', ['--as-published']):
+        assert run(out, *more).exit_code == 0
+    a, b = (json.loads((tmp_path/n/'results.json').read_text())[0]['accuracy'] for n in ('ours', 'alone'))
+    assert a > b
+
+def test_plain_networks_have_their_norms_already(tmp_path):
+    train(get_recipe('resnet18_tiny', 'plain', data='digits', epochs=1), tmp_path/'fp', timing=0)
+    post_training(tmp_path/'fp', tmp_path/'ptq', 8)
+    assert not load_run(tmp_path/'ptq')[0].norm_after

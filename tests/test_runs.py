@@ -126,3 +126,72 @@ def test_grids_of_the_first_version(runs, tmp_path):
     shutil.copytree(runs/'begun.part', tmp_path/'same.part')
     for name in 'begun', 'same': train(get_recipe(**TINY, weight_bits=4), tmp_path/name, **kw)
     same_state(*(load_file(tmp_path/n/'model.safetensors') for n in ('begun', 'same')))
+
+# From more bits to fewer
+
+@pytest.fixture(scope='module')
+def w4(tmp_path_factory):
+    "Full precision and 4 bits from there, of merged and of RepQ"
+    d = tmp_path_factory.mktemp('fewer')
+    for m in 'merged', 'repq-bnest':
+        train(get_recipe('repvgg_a0_tiny', m, epochs=2), d/f'{m}-fp', **KW)
+        train(get_recipe('repvgg_a0_tiny', m, 4, epochs=1), d/f'{m}-w4', init=d/f'{m}-fp', **KW)
+    return d
+
+@pytest.mark.parametrize('method', ['merged', 'repq-bnest'])
+def test_fewer_bits_begin_where_more_ended(w4, tmp_path, method):
+    "Weights are those of the run before, steps are set anew, and the norms that 2 bits need are added"
+    row = train(get_recipe('repvgg_a0_tiny', method, 2, epochs=1, lr=1e-9), tmp_path/'w2', init=w4/f'{method}-w4', **KW)
+    assert row['weight_bits'] == 2 and row['stage'] == 'quantized'
+    before, now = (load_file(p/'model.safetensors') for p in (w4/f'{method}-w4', tmp_path/'w2'))
+    weights = [n for n in before if n.endswith('.weight') and before[n].dim() == 4]
+    assert weights and all(torch.allclose(before[n], now[n.replace('.conv.block', '.conv.layer.block')], atol=1e-5) for n in weights)
+    steps = [n for n in before if n.endswith('weight_quantizer.raw_step') and 'stages' in n]
+    assert steps and not any(torch.equal(before[n], now[n.replace('.conv.', '.conv.layer.', 1)]) for n in steps)
+    assert any('.norm.' in n for n in now) and not any('.norm.' in n for n in before)
+
+def test_fewer_bits_come_from_more_of_the_same(w4, tmp_path):
+    for recipe, init, words in (
+        (get_recipe('repvgg_a0_tiny', 'merged', 4), 'merged-w4', 'is a quantized run .4 bits., and this one has 4'), (get_recipe('repvgg_a0_tiny', 'merged', 8), 'merged-w4', 'and this one has 8'),
+        (get_recipe('repvgg_a0_tiny', 'merged'), 'merged-w4', 'and this one has 32'), (get_recipe('repvgg_a0_tiny', 'merged', 2), 'repq-bnest-w4', 'has method repq-bnest, this run merged: give the same'),
+        (get_recipe('repvgg_a0_tiny', 'plain', 2), 'merged-w4', 'is repvgg_a0_tiny'), (get_recipe('repvgg_b0_tiny', 'merged', 2), 'merged-w4', 'is repvgg_a0_tiny')):
+        for f in plan, train:
+            with pytest.raises(ValueError, match=words): f(recipe, tmp_path/'x', init=w4/init)
+    train(get_recipe('repvgg_a0_tiny', 'merged', 3, epochs=1), tmp_path/'w3', init=w4/'merged-w4', **KW)
+    with pytest.raises(ValueError, match='merged with norm_after, this run merged without norm_after: give the same'):
+        train(get_recipe('repvgg_a0_tiny', 'merged', 2, as_published=True), tmp_path/'x', init=tmp_path/'w3', **KW)
+
+# Convolutions in bf16 on a processor
+
+def test_bf16_on_a_processor(tmp_path):
+    "Training computes in it, what is measured in the end does not; and whoever is interrupted finds float32 again"
+    seen = []
+    recipe = get_recipe('repvgg_a0_tiny', 'repq-bn', epochs=2, precision='bf16')
+    def look(done, of, values): seen.append(torch.is_autocast_enabled('cpu'))
+    row = train(recipe, tmp_path/'low', on_epoch=look, timing=0)
+    assert row['settings'] == dict(precision='bf16') and row['accuracy'] > .5 and abs(row['accuracy'] - row['merged_accuracy']) < .01
+    full = load_file((tmp_path/'low'/'model.safetensors'))
+    train(get_recipe('repvgg_a0_tiny', 'repq-bn', epochs=2), tmp_path/'full', **KW)
+    other = load_file(tmp_path/'full'/'model.safetensors')
+    assert full['head.weight'].dtype == torch.float32 and not torch.equal(full['head.weight'], other['head.weight'])
+    w4 = get_recipe('repvgg_a0_tiny', 'repq-bnest', 4, epochs=1, precision='bf16')
+    train(w4, tmp_path/'w4', init=tmp_path/'low', **KW)
+    with pytest.raises(RuntimeError, match='cut'): train(w4, tmp_path/'cut', init=tmp_path/'low', on_epoch=cut, timing=0, minutes=0)
+    assert not torch.is_autocast_enabled('cpu')
+    train(w4, tmp_path/'cut', init=tmp_path/'low', resume=True, **KW)
+    same_state(*(load_file(tmp_path/n/'model.safetensors') for n in ('w4', 'cut')))
+
+@pytest.mark.parametrize('stop', [KeyboardInterrupt, RuntimeError])
+def test_an_error_inside_a_step_leaves_float32(tmp_path, monkeypatch, stop):
+    from repq.method.layers import RepQLayer
+    calls = []
+    def forward(self, x):
+        calls.append(torch.is_autocast_enabled('cpu'))
+        if calls.count(True) > 3: raise stop('in a step')
+        return given(self, x)
+    given = RepQLayer.forward
+    train(get_recipe('repvgg_a0_tiny', 'plain', epochs=1), tmp_path/'fp', **KW)
+    monkeypatch.setattr(RepQLayer, 'forward', forward)
+    with pytest.raises((stop, SystemExit)):
+        train(get_recipe('repvgg_a0_tiny', 'plain', 4, epochs=1, precision='bf16'), tmp_path/'x', init=tmp_path/'fp', **KW)
+    assert calls.count(True) > 3 and not torch.is_autocast_enabled('cpu')
