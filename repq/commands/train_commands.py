@@ -83,7 +83,8 @@ _AnyData = Annotated[Optional[str],
 _Valid = Annotated[Optional[float],
                    typer.Option(help='Hold out this share of the training images and validate on them: for tuning.')]
 _Init = Annotated[Optional[Path], typer.Option(help="Where training starts: a full-precision run folder, "
-                                                    "or a checkpoint file of the network's authors or of timm.")]
+                                                    "a quantized one of more bits, or a checkpoint file of the "
+                                                    "network's authors or of timm.")]
 _Epochs = Annotated[Optional[int], typer.Option(help="The recipe's if left out, as for the options below.")]
 _Warmup = Annotated[Optional[float], typer.Option(help='Share of training in which the learning rate rises.')]
 _Schedule = Annotated[Optional[str], typer.Option(help='cosine or constant.')]
