@@ -27,6 +27,7 @@ class Job:
     name: str        # of its folder
     recipe: Recipe
     init: str = None # the name of the run that it starts from
+    teacher: str = None # that of a run which is there by then: a finished one, or `init`
 
 # %% ../../nbs/3_training/23_studies.ipynb #h655
 def train_job(folder, job:Job,
@@ -35,8 +36,8 @@ def train_job(folder, job:Job,
     "Train a run into its folder, unless it is there; an interrupted one goes on"
     def on_epoch(done, of, values):
         if tell: tell(.98*done/of) # the rest is evaluation
-    return train(job.recipe, Path(folder)/job.name, job.init and Path(folder)/job.init, on_epoch=on_epoch, timing=0,
-                 resume=True)
+    init, teacher = (n and Path(folder)/n for n in (job.init, job.teacher))
+    return train(job.recipe, Path(folder)/job.name, init, on_epoch=on_epoch, timing=0, resume=True, teacher=teacher)
 
 # %% ../../nbs/3_training/23_studies.ipynb #h656
 def score(row) -> float:
