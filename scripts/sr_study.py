@@ -6,13 +6,16 @@ Grids without zero and what else may help at few bits: `--only plain plain+centr
 Each line of work is one `repq train`; finished ones are kept and interrupted ones resumed, so the study goes on where it was.
 nbs/experiments/superres.ipynb reads what comes out.
 """
+import json, re
 from pathlib import Path
-import torch, torch.nn.functional as F
+import torch, torch.nn as nn, torch.nn.functional as F
 from repq.cli import keep_freed_memory
+from repq.method.peeled import own_taps
 from repq.recipes import build, get_recipe
 from repq.runs import load_run, read_history, step_times
 from repq.studies import Job, Study, command_line, finished, keep, study_parser, study_results, study_table
 from repq.superres import UNIT, bicubic, embedded_photos, load_pairs, psnr
+from repq.surgery import merge
 
 FULL_PRECISION = {'plain': (.002, .005, .01), 'repq': (.002, .005, .01)} # method: learning rates tried
 PUBLISHED, LRS = ('plain', 'merged', 'repq'), (.0005, .002) # as the paper has them; rates of the quantized stage
@@ -26,6 +29,12 @@ TUNING = 100 # the seed of tuning runs; without benchmarks every tenth photograp
 
 
 def start_of(variant): return START[VARIANTS[variant][0]]
+
+def tuned_before(path, wanted) -> dict: # (variant, bits) -> learning rate
+    "The rates of an earlier study's runs"
+    rows = json.loads(path.read_text())['rows'].values()
+    known = {(r['method'], r['weight_bits']): r['lr'] for r in rows}
+    return {(v, b): known[VARIANTS[v][0], b] for v, b in wanted}
 
 class SuperResolution:
     "The runs of the study"
@@ -58,11 +67,13 @@ class SuperResolution:
     def run(self, study, done):
         a = self.args
         starts = [m for m in FULL_PRECISION if any(start_of(v) == m for v in a.only)]
-        self.lr |= study.tune({m: FULL_PRECISION[m] for m in starts}, self.tune_start)
-        study.run(self.tuned_start(m) for m in starts)
+        wanted = [(v, b) for v in a.only for b in a.bits if b <= 4 or v in PUBLISHED] # other grids are for few bits
+        rates = {(LIKE.get(v, v), b): LRS for v, b in wanted}
+        self.lr |= study.tune({m: FULL_PRECISION[m] for m in starts}, self.tune_start) if a.fp_lr is None else dict.fromkeys(starts, a.fp_lr)
+        if not a.rates: study.run(self.tuned_start(m) for m in starts)
         study.run([self.start(m, s) for s in a.seeds for m in starts], done)
-        self.lr |= study.tune({(LIKE.get(v, v), b): LRS for b in a.bits for v in a.only}, self.tune_quantized)
-        study.run([self.quantized(v, b, s) for v in a.only for b in a.bits for s in a.seeds], done)
+        self.lr |= tuned_before(a.rates, rates) if a.rates else study.tune(rates, self.tune_quantized)
+        study.run([self.quantized(v, b, s) for v, b in wanted for s in a.seeds], done)
 
 
 def timing(args, rounds=12):
@@ -75,6 +86,17 @@ def timing(args, rounds=12):
     stages['full precision']['repq, branched'] = build(get_recipe(args.model, 'repq', full_precision='branched'))
     times = {stage: step_times(models, x, y, rounds, F.l1_loss) for stage, models in stages.items()}
     return {stage: {m: sorted(a/b for a, b in zip(t, of['plain'])) for m, t in of.items()} for stage, of in times.items()}
+
+@torch.no_grad()
+def taps(args):
+    "How far a kernel's tap on the channel's own input stands out, in deviations of its other weights: each channel of the inner layers, first seed"
+    res = {}
+    for name in finished(args.out):
+        if not re.fullmatch(f'fp-\\w+-s{args.seeds[0]}', name): continue
+        kernels = [m.weight for m in merge(load_run(args.out/name)[1].eval(), verbose=False).modules() if isinstance(m, nn.Conv2d)]
+        inner = [(w, own_taps(w)) for w in kernels if w.shape[0] == w.shape[1]]
+        res[name] = [round(v, 2) for w, own in inner for v in (w[own].abs()/w[~own].view(len(w), -1).std(1)).tolist()]
+    return res
 
 @torch.no_grad()
 def details(args, top=80, left=190, size=72):
@@ -94,6 +116,8 @@ def main():
     p.add_argument('--iterations', type=int, default=500, help='batches in an epoch')
     p.add_argument('--crop', type=int, default=96)
     p.add_argument('--fp-crop', type=int, help='of the full-precision stage, where it is another')
+    p.add_argument('--fp-lr', type=float, help='the learning rate of full precision, which is tuned otherwise')
+    p.add_argument('--rates', type=Path, help='the JSON of an earlier study: each variant takes the rate that its method had there')
     p.add_argument('--model', choices=('ecbsr_m4c8', 'ecbsr_m4c8_rgb'), default='ecbsr_m4c8')
     p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(PUBLISHED), help='these variants')
     args = p.parse_args()
@@ -104,8 +128,9 @@ def main():
     def done(): args.keep and keep(args.keep, results())
     with Study(args.out, args.jobs, keep_freed_memory) as study: SuperResolution(args).run(study, done)
     print(study_table(args.out))
-    if args.keep and tuple(args.only) == PUBLISHED and 4 in args.bits and args.model == 'ecbsr_m4c8':
-        keep(args.keep, results(timing=timing(args), details=details(args)))
+    if not args.keep: return
+    whole = tuple(args.only) == PUBLISHED and 4 in args.bits and args.model == 'ecbsr_m4c8'
+    keep(args.keep, results(taps=taps(args), **(dict(timing=timing(args), details=details(args)) if whole else {})))
 
 
 if __name__ == '__main__': main()
