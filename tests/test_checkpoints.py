@@ -6,7 +6,7 @@ from helpers import ALL_BLOCKS, close, randomize, same_state, states
 from repq.blocks import Conv3XC, DiverseBranchBlock, LearnableRep, RepMixer, RepVGGBlock
 from repq.checkpoints import LAYOUTS, convert, from_official, identify, load_official, read_checkpoint, to_official, unwrap, write_checkpoint
 from repq.ecb import ECB
-from repq.models import create_model, list_models, plain_twin, task
+from repq.models import create_model, image_channels, list_models, plain_twin, task
 from repq.orepa import OREPA
 from repq.surgery import merge, quantize, reparametrize, train_merged
 
@@ -63,13 +63,13 @@ def test_mobileone_of_timm(name):
 
 @pytest.mark.parametrize('name', names())
 def test_networks_are_recognized(name):
-    sr = task(name) == 'super-resolution'
-    model = randomize(create_model(name, None if sr else 7, 3)).eval()
+    sr, channels = task(name) == 'super-resolution', image_channels(name)
+    model = randomize(create_model(name, None if sr else 7, channels)).eval()
     for layout in [l for l in LAYOUTS if l != 'timm' or 'mobileone' in name or name.startswith('repvgg')]:
         try: official = to_official(model, layout)
         except ValueError: continue
         back, origin = from_official({'state_dict': {f'module.{k}': v for k, v in official.items()}})
-        assert (origin.model, origin.layout, origin.deployed, origin.in_channels) == (name, layout, False, 3)
+        assert (origin.model, origin.layout, origin.deployed, origin.in_channels) == (name, layout, False, channels)
         same_state(back.state_dict(), model.state_dict())
 
 def test_super_resolution_scales():

@@ -1,13 +1,15 @@
-"Super-resolution: MATLAB's conventions against MATLAB's files, pairs of every layout, measures, tiles, and what is wrong with a folder."
+"Super-resolution: MATLAB's conventions against MATLAB's files, pairs of every layout, measures, tiles, colours, and what is wrong with a folder."
 import shutil, warnings
 import numpy as np, pytest, tarfile, torch
 from PIL import Image
 from torch import nn
 from repq.data import open_rgb, unreadable
 from repq.models import create_model
+from repq.checkpoints import from_official, to_official
+from repq.deployment import export_run, post_training
 from repq.recipes import get_recipe
-from repq.runs import train
-from repq.superres import (UNIT, Crops, bicubic, bicubic_image, evaluate_pairs, find_pairs, get_sr_dls, load_benchmarks, load_pairs, luminance, make_pair, open_image, psnr, reach, ssim, super_resolve, upscale, upscale_file)
+from repq.runs import eval_run, load_run, save_details, train
+from repq.superres import (UNIT, Crops, bicubic, bicubic_image, evaluate_pairs, find_pairs, get_sr_dls, is_grey, load_benchmarks, load_pairs, luminance, make_pair, open_image, own_colours, psnr, reach, rgb_to_ycbcr, ssim, super_resolve, upscale, upscale_file)
 from repq.surgery import calibrate, deploy, merge, quantize
 
 rng = np.random.default_rng(0)
@@ -213,3 +215,96 @@ def test_what_a_picture_has_beside_pixels(tmp_path):
     assert 'icc_profile' not in Image.open(tmp_path/'cmyk.png').info
     Image.fromarray(np.full((4, 6), 2**20, np.int32)).save(tmp_path/'32.tif')
     with pytest.raises(ValueError, match='32.tif has whole numbers beyond 16 bits'): open_image(tmp_path/'32.tif')
+
+# In colour
+
+SMALL = dict(crop=32, batch_size=2, iterations=2, epochs=1)
+def quiet(*a): pass
+
+@pytest.fixture
+def photos(tmp_path):
+    "Ten colour photographs, one of them grey"
+    for i in range(10): save(tmp_path/f'photos/{i}.png', picture(40, 44) if i else picture(40, 44, 1))
+    return tmp_path/'photos'
+
+def test_rgb_floor_is_nearly_that_of_luminance(matlab):
+    "Bicubic in RGB, measured on Y, and bicubic of Y: what differs is clamping"
+    y, rgb = (evaluate_pairs(None, load_pairs(find_pairs(matlab/'Set5'), channels=c), with_ssim=True) for c in (1, 3))
+    assert abs(y['psnr'] - rgb['psnr']) < .05 and abs(y['ssim'] - rgb['ssim']) < 1e-3 and y['psnr'] != rgb['psnr']
+
+def test_pairs_in_colour(photos):
+    "Colours as they are, and the luminance of a pair is the pair of the luminance"
+    found = find_pairs(photos)
+    for p, q in zip(load_pairs(found, channels=3), load_pairs(found)):
+        assert p.hr.shape == (3, *q.hr.shape[1:]) and p.lr.shape == (3, *q.lr.shape[1:]) and is_grey(p.hr) == (p.name == '0')
+        for a, b in (p.lr, q.lr), (p.hr, q.hr): assert (rgb_to_ycbcr(a.float()/UNIT)[:1] - b.float()/UNIT).abs().max() < .02
+    assert torch.equal(p.hr.float()/UNIT, own_colours(open_image(photos/'9.png')))
+
+def test_psnr_of_rgb_by_hand():
+    "The field's: the output clamped (and rounded, as a file is), its Y against the Y of the truth"
+    x, y = torch.rand(3, 20, 24)*300 - 20, torch.rand(3, 20, 24)*255
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)/255
+    for rounded in False, True:
+        def inner(t): return ((t.round() if rounded else t).double()*weights[:, None, None]).sum(0)[2:-2, 2:-2]
+        want = 10*np.log10(255**2/(inner(x.clamp(0, 255)) - inner(y)).square().mean().item())
+        assert psnr(x, y, 2, rounded) == pytest.approx(want) and psnr(x[None], y[None], 2, rounded) == pytest.approx(want)
+    assert psnr(y.flip(0), y) < 30 and ssim(y, y) == pytest.approx(1)
+
+@pytest.mark.parametrize('form', ['branched', 'quantized', 'deployed'])
+def test_a_colour_network_enlarges_every_picture(form, tmp_path):
+    "Colour in colour, grey in grey, 16 bits in 16 bits; with nothing learned, the pixels themselves"
+    m = create_model('ecbsr_m4c8_rgb', scale=3).eval()
+    for p in m.parameters(): nn.init.zeros_(p)
+    if form != 'branched': m = calibrate(quantize(m, 8, 8, verbose=False), [torch.rand(1, 3, 9, 9)*255]).eval()
+    if form == 'deployed': m = deploy(m, verbose=False)
+    for im in picture(9, 7), picture(9, 7, 1), picture(9, 7, 4), picture(9, 7, 2):
+        big = upscale(m, im, tile=4)
+        assert big.mode == im.mode and big.size == (21, 27)
+        colours = slice(0, {'LA': 1, 'RGBA': 3}.get(im.mode, 3))
+        a, b = (np.asarray(i).reshape(*i.size[::-1], -1)[..., colours].astype(int) for i in (im, big))
+        assert np.abs(b - a.repeat(3, 0).repeat(3, 1)).max() <= (0 if im.mode[0] == 'R' else 1), im.mode
+    Image.fromarray(rng.integers(0, 2**16, (8, 8), dtype=np.uint16)).save(tmp_path/'16.png')
+    upscale_file(m, tmp_path/'16.png', tmp_path/'16x3.png')
+    a, b = (np.asarray(Image.open(tmp_path/n)).astype(int) for n in ('16.png', '16x3.png'))
+    assert np.abs(b[1::3, 1::3] - a).max() <= 1
+
+@pytest.mark.filterwarnings('ignore:invalid value', 'ignore::FutureWarning')
+def test_colour_from_training_to_a_file(photos, tmp_path):
+    "Trained, quantized with and without training, evaluated, exported and used, as a network for the luminance is"
+    bench = tmp_path/'bench'/'Set2'
+    for i in (0, 1): save(bench/f'{i}.png', picture(48, 40) if i else picture(48, 40, 1))
+    own = dict(data=str(photos), benchmarks=str(bench.parent), **SMALL)
+    fp = train(get_recipe('ecbsr_m4c8_rgb', 'repq', **own), tmp_path/'fp', on_epoch=quiet, timing=1)
+    w2 = train(get_recipe('ecbsr_m4c8_rgb', 'repq', 2, **own, centred=True), tmp_path/'w2', tmp_path/'fp', on_epoch=quiet, timing=0, teacher=tmp_path/'fp')
+    ptq = post_training(tmp_path/'fp', tmp_path/'ptq', 8, batches=1)
+    assert fp['step_ratio'] and fp['model'] == 'ecbsr_m4c8_rgb' and all(list(r['psnr']) == ['Set2'] for r in (fp, w2, ptq))
+    again = eval_run(tmp_path/'w2')
+    assert again['psnr'] == pytest.approx(w2['psnr']) and again['images'] == 2 and eval_run(tmp_path/'w2', bench.parent)['psnr'] == pytest.approx(w2['psnr'])
+    assert again['merged_psnr']['Set2'] == pytest.approx(again['psnr']['Set2'], abs=.01)
+    text = export_run(tmp_path/'w2')
+    assert 'ONNX Runtime equals the integer reference' in text and load_run(tmp_path/'w2')[2]['in_channels'] == 3
+    dls = get_sr_dls(photos, crop=32, bs=2, iterations=1, benchmarks=bench, channels=3)
+    assert dls.grey == 1 and dls.in_channels == 3 and dls.one_batch()[0].shape == (2, 3, 16, 16)
+    save_details({'2 bits': load_run(tmp_path/'w2')[1].eval()}, dls, tmp_path)
+    a = np.asarray(Image.open(tmp_path/'1.png').convert('RGB')).astype(int)
+    assert np.abs(a[..., 0] - a[..., 2]).max() > 50 # a picture in colour
+
+@pytest.mark.parametrize('call, words', [
+    (lambda d: get_sr_dls(d/'grey', crop=32, bs=2, iterations=1, channels=3), 'all 2 training images of .* are grey.*ecbsr_m4c8'),
+    (lambda d: get_sr_dls(d/'mixed', crop=16, bs=2, iterations=1, channels=3), 'is in colour and its small image .*LR/a.png is grey'),
+    (lambda d: get_sr_dls('photos', channels=4), 'channels must be 1, the luminance, or 3, RGB, got 4'),
+    (lambda d: create_model('plainsr_m4c8_rgb', in_channels=1), 'plainsr_m4c8_rgb takes images of 3 channels, RGB, not of 1'),
+    (lambda d: train(get_recipe('ecbsr_m4c8_rgb', 'repq', 4, data=str(d/'mixed'), **SMALL), d/'x', d/'y', on_epoch=quiet), 'y is ecbsr_m4c8.* needs ecbsr_m4c8_rgb')])
+def test_what_is_wrong_with_colours(call, words, tmp_path):
+    for i in range(3): save(tmp_path/f'grey/{i}.png', picture(40, 44, 1))
+    save(tmp_path/'mixed/HR/a.png', picture(40, 48)); save(tmp_path/'mixed/LR/a.png', picture(20, 24, 1))
+    save(tmp_path/'c/a.png', picture(40, 44)); save(tmp_path/'c/b.png', picture(40, 44))
+    if 'needs' in words: train(get_recipe('ecbsr_m4c8', 'repq', data=str(tmp_path/'c'), **SMALL), tmp_path/'y', on_epoch=quiet, timing=0)
+    with pytest.raises(ValueError, match=words) as e: call(tmp_path)
+    assert '\n' not in str(e.value) and not (tmp_path/'x').exists()
+
+def test_colour_checkpoints_are_known():
+    for scale in 2, 3:
+        back, origin = from_official(to_official(create_model('ecbsr_m4c8_rgb', scale=scale)))
+        assert (origin.model, origin.scale, origin.in_channels) == ('ecbsr_m4c8_rgb', scale, 3)
+    assert from_official(to_official(create_model('ecbsr_m4c8')))[1].model == 'ecbsr_m4c8'

@@ -18,6 +18,7 @@ from ..method.orepa import OREPA, OREPALargeKernel
 from ..networks.sites import norms_inside
 from ..networks.sources import source_of
 from ..networks.models import create_model, image_size, task
+from ..networks.registry import image_channels
 from ..networks.changes import unquantized
 from ..networks.inputs import check_classes, naming_input
 from ..networks.one_call import merges, with_blocks
@@ -159,7 +160,7 @@ def _batch(model, batch_size, size, device) -> tuple:
     asked = f'batches of {batch_size} images of {size} pixels'
     check_memory(4*32*batch_size*size**2, asked, 'smaller batches or images')
     if task(model) == 'super-resolution':
-        x, y = (torch.rand(batch_size, 1, s, s, generator=g)*255 for s in (size, 2*size))
+        x, y = (torch.rand(batch_size, image_channels(model), s, s, generator=g)*255 for s in (size, 2*size))
         return x.to(device), y.to(device), F.l1_loss
     x, y = torch.randn(batch_size, 3, size, size, generator=g), torch.randint(0, 10, (batch_size,), generator=g)
     return x.to(device), y.to(device), F.cross_entropy

@@ -20,7 +20,7 @@ from ..method.layers import RepQLayer
 from .reparametrization import merge
 from .surgery import deploy
 from .models import ResNet18, create_model, plain_twin, task
-from .registry import list_models
+from .registry import image_channels, list_models
 from .official import LAYOUTS, entries_of
 from .changes import some, working_copy
 
@@ -116,8 +116,9 @@ def _origins(state:dict):
     "Every known network in every layout, with its keys, in the form and for the task that `state` is of"
     (classes, channels), deployed = _sizes(state), _is_deployed(state)
     if 0 in (classes, channels): return None
-    for name in sorted(list_models(), key=len):
+    for name in sorted(list_models(), key=lambda n: (image_channels(n) != channels, len(n))):
         if plain_twin(name) == name or (task(name) == 'classification') != (classes is not None): continue
+        if classes is None and image_channels(name) == 3 != channels: continue # RGB, and these are not
         for scale in (None,) if classes else (2, 3, 4):
             for layout, shapes, optional in _expected(name, classes, channels, scale, deployed):
                 yield Origin(name, layout, deployed, classes, channels, scale), shapes, optional

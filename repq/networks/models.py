@@ -10,7 +10,7 @@ from ..method.published import ACBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlo
 from ..method.orepa import orepa_bn
 from ..method.ecb import ECB
 from . import registry
-from .registry import entry
+from .registry import entry, image_channels
 from .sources import from_source, source_of, source_size
 
 # %% auto #0
@@ -124,7 +124,7 @@ class ECBSR(nn.Module):
     """ECBSR (Zhang et al. 2021): `depth` + 1 units with PReLU and a linear one;
     (batch, in_channels, h, w) -> (batch, in_channels, scale·h, scale·w), in the range of the input"""
     def __init__(self, depth=4, width=8, block=ECB,
-                 in_channels=1, # 1: luminance, as in the paper
+                 in_channels=1, # 1: luminance, as in the paper; 3: RGB
                  scale=2):
         super().__init__()
         widths = [in_channels] + [width]*(depth + 1)
@@ -160,10 +160,12 @@ def _check_given(name, given):
             raise ValueError(f'{k} must be a positive whole number, got {v!r}')
         if k == ('num_classes' if task(name) == 'super-resolution' else 'scale'):
             raise ValueError(f'{name} is for {task(name)}: it takes no {k}')
+        if k == 'in_channels' and task(name) == 'super-resolution' and v != 3 == image_channels(name):
+            raise ValueError(f'{name} takes images of 3 channels, RGB, not of {v}')
 
 def create_model(name:str,            # one of `list_models`, or of a network from elsewhere, see `source_of`
                  num_classes:int=None, # None: 1000; super-resolution has none
-                 in_channels:int=None, # None: 3; for super-resolution 1, the luminance
+                 in_channels:int=None, # None: what the name is for, see `image_channels`
                  scale:int=None,       # of super-resolution only; None: 2
                 ) -> nn.Module:
     "A model by name, freshly initialised"
@@ -173,4 +175,4 @@ def create_model(name:str,            # one of `list_models`, or of a network fr
     if source_of(name): return from_source(name, num_classes, in_channels)
     network, _, config, _ = entry(name)
     made = {k: _BLOCKS[v] if isinstance(v, str) else v for k, v in config.items()}
-    return _NETWORKS[network](**made, **given)
+    return _NETWORKS[network](**(made | given))

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from fnmatch import filter as fnmatch_filter
 
 # %% auto #0
-__all__ = ['list_models', 'entry', 'plain_twin', 'image_size', 'task']
+__all__ = ['list_models', 'entry', 'plain_twin', 'image_size', 'task', 'image_channels']
 
 # %% ../../nbs/2_networks/08b_registry.ipynb #q305
 _A, _B = (2, 4, 14, 1), (4, 6, 16, 1) # layers in each stage
@@ -47,7 +47,8 @@ _CONFIGS |= dict(
     resnet18     = {'': ('ResNet18', 224, {}),
                     '_small': ('ResNet18', 32, dict(width=16, small=True)),
                     '_tiny': ('ResNet18', 8, dict(width=8, small=True))},
-    ecbsr_m4c8   = {'': ('ECBSR', 64, {})})
+    ecbsr_m4c8   = {'': ('ECBSR', 64, dict(in_channels=1)), # the luminance
+                    '_rgb': ('ECBSR', 64, dict(in_channels=3))})
 
 # %% ../../nbs/2_networks/08b_registry.ipynb #n004
 _PLAIN = dict(block='plain_conv')
@@ -99,3 +100,7 @@ def image_size(name:str) -> int:
 def task(name:str) -> str:
     "'classification' or 'super-resolution'"
     return 'super-resolution' if entry(name)[0] == 'ECBSR' else 'classification'
+
+def image_channels(name:str) -> int:
+    "Channels of the images that a model is made for: 3, RGB, or 1, for super-resolution the luminance"
+    return entry(name)[2].get('in_channels', 3)

@@ -5,7 +5,7 @@
 # %% ../../nbs/3_training/20_evaluation.ipynb #r303
 from __future__ import annotations
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 import torch
@@ -13,7 +13,7 @@ from .. import plots, surgery
 from ..networks.schemas import check_whole
 from .data import get_dls, unreadable
 from .pairs import UNIT, bicubic
-from .superres import get_sr_dls, load_benchmarks, psnr
+from .superres import load_benchmarks, psnr
 from ..networks.costs import cost
 from ..networks.models import task
 from ..networks.inputs import check_takes
@@ -68,8 +68,8 @@ def eval_run(path, data=None, # None: what the run was trained on
 # %% ../../nbs/3_training/20_evaluation.ipynb #h630
 def _eval_pairs(path, recipe, model, info, data) -> dict:
     "PSNRs on the run's benchmarks, or on those in the folder `data`"
-    if data: tests = load_benchmarks(data, recipe.scale)
-    else: tests = get_sr_dls(recipe.data, recipe.scale, recipe.crop, 1, 1, recipe.benchmarks, recipe.seed).benchmarks
+    if data: tests = load_benchmarks(data, recipe.scale, channels=info['in_channels'])
+    else: tests = task_of(replace(recipe, batch_size=1, iterations=1)).data().benchmarks
     if not data: check_same_images(path, info, {n: len(pairs) for n, pairs in tests.items()})
     deployed = surgery.deploy(model, verbose=False)
     return dict(run=str(path), **psnrs(model, deployed, tests), images=sum(map(len, tests.values())))
@@ -169,5 +169,5 @@ def save_details(models:dict, # name -> super-resolution network in evaluation m
         lr, hr = (t[None].float()/UNIT for t in (p.lr, p.hr))
         images = {'ground truth': hr, 'bicubic': bicubic(lr, hr.shape[-2:])} | {n: m(lr) for n, m in models.items()}
         values = {n: psnr(i, hr, dls.scale) for n, i in images.items() if n != 'ground truth'}
-        picture = plots.plot_details({n: i[0, 0] for n, i in images.items()}, psnrs=values)
+        picture = plots.plot_details({n: i[0] for n, i in images.items()}, psnrs=values)
         plots.save(picture, Path(out)/f'{p.name}.png', overwrite=True)

@@ -12,6 +12,7 @@ from ..networks.schemas import check_finite
 from ..networks.changes import plural
 from ..networks.locks import check_unlocked
 from ..networks.models import image_size, task
+from ..networks.registry import image_channels
 from ..method.quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
 from .paper import paper_figure
@@ -84,7 +85,8 @@ def _random_batch(recipe, n, sr) -> tuple:
     "A batch of the shape that the recipe trains on"
     if sr:
         small = recipe.crop//recipe.scale
-        return torch.rand(n, 1, small, small), torch.rand(n, 1, recipe.crop, recipe.crop)
+        c = image_channels(recipe.model)
+        return torch.rand(n, c, small, small), torch.rand(n, c, recipe.crop, recipe.crop)
     side = recipe.image_size or image_size(recipe.model)
     return torch.rand(n, 3, side, side), torch.randint(1000, (n,))
 

@@ -232,7 +232,7 @@ def plot_psnr(rows, ax=None): # axes, one per benchmark
     return axs
 
 # %% ../../nbs/3_training/16_plots.ipynb #n002d
-def plot_details(images, # name -> (h, w) image in grey levels; the first is what the others are compared with
+def plot_details(images, # name -> (h, w) luminance or (3, h, w) RGB, in grey levels; the first is what the others are compared with
                  box=None, # (top, left, height, width) of the detail; None: a square of 96 pixels in the middle
                  psnrs=None) -> Figure: # name -> dB, shown in the titles
     "The same detail of several images side by side"
@@ -240,7 +240,9 @@ def plot_details(images, # name -> (h, w) image in grey levels; the first is wha
     top, left, dh, dw = box or (max(h//2 - 48, 0), max(w//2 - 48, 0), 96, 96)
     fig, axs = plt.subplots(1, len(images), figsize=(2.1*len(images), 2.5), layout='constrained', squeeze=False)
     for ax, (n, im) in zip(axs[0], images.items()):
-        detail = np.asarray(im)[..., top:top + dh, left:left + dw].reshape(min(dh, h), min(dw, w))
+        detail = np.asarray(im)[..., top:top + dh, left:left + dw]
+        if detail.ndim == 3 and len(detail) == 3: detail = detail.transpose(1, 2, 0).clip(0, 255)/255
+        else: detail = detail.reshape(detail.shape[-2:])
         ax.imshow(detail, cmap='gray', vmin=16, vmax=235, interpolation='nearest')
         ax.set_title(n + (f'\n{psnrs[n]:.2f} dB' if n in psnrs else '\n'), fontsize=9)
         ax.axis('off')

@@ -17,8 +17,8 @@ from ..networks.waiting import heard
 from ..method.kernels import pair
 from ..networks.sites import find_sites
 from .loader import ImageDL, generator_at
-from .pairs import (SR_EXTENSIONS, UNIT, bicubic, embedded_photos, find_pairs, image_tensor,
-                                 large_enough, load_pairs, luminance, open_image, own_colours,
+from .pairs import (SR_EXTENSIONS, UNIT, as_channels, bicubic, embedded_photos, find_pairs, image_tensor,
+                                 is_grey, large_enough, load_pairs, luminance, open_image, own_colours,
                                  png_depth, rgb_to_ycbcr, ycbcr_to_rgb)
 
 # %% auto #0
@@ -28,7 +28,7 @@ __all__ = ['Crops', 'WholeImages', 'PairDL', 'get_sr_dls', 'load_benchmarks', 'p
 # %% ../../nbs/3_training/08_superres.ipynb #c020
 class Crops:
     """Random crops of pairs, `count` of them in an epoch;
-    `batch` gives int16 (b, 1, h, w) for the small and the large side"""
+    `batch` gives int16 (b, c, h, w) for the small and the large side"""
     loss_func = L1LossFlat()
     def __init__(self, pairs:list, count:int,
                  crop:int=128, # pixels of the large side
@@ -70,17 +70,19 @@ class WholeImages:
     def batch(self, idxs, key=None): return self.pairs[idxs[0]].lr[None], self.pairs[idxs[0]].hr[None]
 
 class PairDL(ImageDL):
-    "Batches x (b, 1, h, w) and y (b, 1, scale·h, scale·w), float32 in grey levels 16..235, on the device"
+    """Batches x (b, c, h, w) and y (b, c, scale·h, scale·w), float32 in grey levels, on the device:
+    of the luminance 16..235, of RGB 0..255"""
     def after_batch(self, b): return tuple(t.float().div_(UNIT) for t in b)
 
 # %% ../../nbs/3_training/08_superres.ipynb #k003
-def _check_numbers(scale, crop, bs, iterations):
+def _check_numbers(scale, crop, bs, iterations, channels):
     "Raise for numbers that cannot be meant, or that memory cannot hold"
     check_whole('scale', scale, 2, 16)
     check_whole('crop', crop, 1, 2**14)
     check_whole('bs', bs)
     check_whole('iterations', iterations)
-    check_memory(12*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones')
+    if channels not in (1, 3): raise ValueError(f'channels must be 1, the luminance, or 3, RGB, got {channels!r}')
+    check_memory(12*channels*bs*crop**2, f'batches of {bs} crops of {crop} pixels', 'fewer, or smaller ones')
     check_memory(40*bs*iterations, f'the order of {iterations} batches of {bs}', 'fewer iterations, and more epochs')
 
 # %% ../../nbs/3_training/08_superres.ipynb #c021
@@ -92,19 +94,21 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
                # folder of the validation images, or of folders of them; None: DIV2K's own, or every tenth
                # photograph held out
                benchmarks=None,
-               seed:int=None, device=None) -> DataLoaders: # with `benchmarks`: name -> list of `Pair`
+               seed:int=None, device=None,
+               channels:int=1,      # 1: the luminance; 3: RGB
+              ) -> DataLoaders:     # with `benchmarks`: name -> list of `Pair`; `grey`: how many training images are
     "fastai `DataLoaders` of random crops, validated on whole images: those of the first benchmark"
-    _check_numbers(scale, crop, bs, iterations)
+    _check_numbers(scale, crop, bs, iterations, channels)
     measured = dict(least=_SSIM_WINDOW + 2*scale, why='what the measures need at this scale,')
     found = embedded_photos() if str(path) == 'photos' else find_pairs(path, scale)
     bad, bad_valid = [], []
-    if benchmarks is not None: tests = load_benchmarks(benchmarks, scale, bad_valid)
+    if benchmarks is not None: tests = load_benchmarks(benchmarks, scale, bad_valid, channels)
     elif (Path(path)/'DIV2K_valid_HR').is_dir():
         tests = {'DIV2K': load_pairs(find_pairs(path, scale, 'valid'), scale, what='validation images',
-                                     bad=bad_valid, **measured)}
+                                     bad=bad_valid, channels=channels, **measured)}
     else: tests = None
     pairs = load_pairs(found, scale, 1 if tests is None else crop,
-                       what='images' if tests is None else 'training images', bad=bad)
+                       what='images' if tests is None else 'training images', bad=bad, channels=channels)
     if tests is None:
         held, pairs = _hold_out(pairs, 3 if str(path) == 'photos' else None)
         if not pairs:
@@ -112,10 +116,12 @@ def get_sr_dls(path,                # DIV2K's folder, any folder of photographs,
                              'of their own (benchmarks)')
         tests = {'held out': large_enough(held, **measured, what='validation images')}
         pairs = large_enough(pairs, crop, what='training images')
+    grey = _count_grey(pairs, path, channels)
     train = PairDL(Crops(pairs, iterations*bs, crop, scale), bs, True, None, seed, drop_last=True, num_workers=0)
     dls = DataLoaders(train, train.new(WholeImages(next(iter(tests.values()))), bs=1, augment=False,
                                        drop_last=False), **({} if device is None else dict(device=device)))
-    dls.benchmarks, dls.scale, dls.in_channels = tests, scale, 1
+    dls.benchmarks, dls.scale, dls.in_channels = tests, scale, channels
+    dls.grey = grey
     dls.train_ds.unreadable, dls.valid_ds.unreadable = bad, bad_valid
     return dls
 
@@ -128,8 +134,19 @@ def _hold_out(pairs, last=None) -> tuple: # validation, training
 
 _SSIM_WINDOW = 11 # pixels a side that are left after `scale` are shaved at each border, see `ssim`
 
+# %% ../../nbs/3_training/08_superres.ipynb #rgb6
+def _count_grey(pairs, path, channels) -> int:
+    "How many training images for an RGB network are grey; ValueError if all are"
+    grey = sum(is_grey(p.hr) for p in pairs) if channels == 3 else 0
+    if pairs and grey == len(pairs):
+        raise ValueError(f'all {grey} training images of {path} are grey, and a network for RGB learns nothing of '
+                         'colours from them: give colour photographs, or take a network for the luminance (ecbsr_m4c8)')
+    return grey
+
 # %% ../../nbs/3_training/08_superres.ipynb #h534
-def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `Pair`
+def load_benchmarks(folder, scale:int=2, bad=None,
+                    channels:int=1, # as of `load_pairs`
+                   ) -> dict: # name -> list of `Pair`
     "The benchmark in a folder, or those in its subfolders, the one with the fewest images first"
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
@@ -138,23 +155,27 @@ def load_benchmarks(folder, scale:int=2, bad=None) -> dict: # name -> list of `P
     least, why = _SSIM_WINDOW + 2*scale, 'what the measures need at this scale,'
     def load(f):
         what = f'validation images of {f.name}'
-        return load_pairs(find_pairs(f, scale), scale, least, why, what=what, bad=bad)
+        return load_pairs(find_pairs(f, scale), scale, least, why, what=what, bad=bad, channels=channels)
     res = {f.name: load(f) for f in ([folder] if single else inside)}
     if not res: raise ValueError(f'no images in {folder}, and no folders of them')
     return dict(sorted(res.items(), key=lambda o: len(o[1]))) # the smallest validates training
 
 # %% ../../nbs/3_training/08_superres.ipynb #c024
-def psnr(x:Tensor, y:Tensor, # (..., h, w) in grey levels
+def _compared(x, rounded=False) -> Tensor: # float64
+    "What measures compare: of an RGB image the luminance, as it is of the others"
+    x = (x.round() if rounded else x).double()
+    return rgb_to_ycbcr(x)[..., :1, :, :] if x.ndim > 2 and x.shape[-3] == 3 else x
+
+def psnr(x:Tensor, y:Tensor, # (h, w) or (..., 1 or 3, h, w) in grey levels; three channels are RGB
          shave:int=2,        # pixels left out at each side: the scale
          rounded=False,      # to whole grey levels first?
         ) -> float:          # dB, of a peak of 255
-    "Peak signal-to-noise ratio of `x`, clamped to 0..255, against `y`"
+    "Peak signal-to-noise ratio of `x`, clamped to 0..255, against `y`, on the luminance"
     if x.shape != y.shape: raise ValueError(f'images of {tuple(x.shape)} and {tuple(y.shape)} cannot be compared')
     if min(y.shape[-2:]) <= 2*shave:
         raise ValueError(f'an image of {tuple(y.shape[-2:])} has nothing left after shaving {shave} pixels '
                          'at each side')
-    def inner(t):
-        return (t.round() if rounded else t).double()[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
+    def inner(t): return _compared(t, rounded)[..., shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
     x, y = inner(x.clamp(0, 255)), inner(y)
     return 10*math.log10(255**2/max((x - y).square().mean().item(), 1e-10))
 
@@ -163,15 +184,15 @@ def ssim(x:Tensor, y:Tensor, shave:int=2) -> float: # as `psnr`, rounded
     "Structural similarity (Wang et al. 2004) of the luminance, by scikit-image"
     from skimage.metrics import structural_similarity
     def inner(t):
-        inside = t.round().squeeze()[shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
-        return inside.double().cpu().numpy()
+        inside = _compared(t, True).squeeze()[shave:t.shape[-2] - shave, shave:t.shape[-1] - shave]
+        return inside.cpu().numpy()
     x, y = inner(x.clamp(0, 255)), inner(y)
     return float(structural_similarity(x, y, data_range=255, gaussian_weights=True, sigma=1.5,
                                        use_sample_covariance=False))
 
 # %% ../../nbs/3_training/08_superres.ipynb #h536
 @torch.no_grad()
-def evaluate_pairs(f,          # a network in evaluation mode, or a function of (1, 1, h, w); None: bicubic
+def evaluate_pairs(f,          # a network in evaluation mode, or a function of (1, c, h, w); None: bicubic
                    pairs:list, device='cpu',
                    with_ssim=False
                   ) -> dict:   # psnr, psnr_rounded (dB) and ssim, means over images
@@ -193,8 +214,8 @@ def reach(model:nn.Module) -> int:
 
 # %% ../../nbs/3_training/08_superres.ipynb #h537
 @torch.no_grad()
-def super_resolve(model:nn.Module, y:Tensor, # (1, 1, h, w), grey levels
-                  tile:int=512) -> Tensor:   # (1, 1, scale·h, scale·w)
+def super_resolve(model:nn.Module, y:Tensor, # (1, c, h, w), grey levels
+                  tile:int=512) -> Tensor:   # (1, c, scale·h, scale·w)
     "The image by tiles of at most `tile` pixels a side, as the network gives it for the whole"
     halo, (h, w), rows = reach(model), y.shape[-2:], []
     if tile < 1: raise ValueError(f'tile must be 1 or more, got {tile}')
@@ -210,13 +231,18 @@ def super_resolve(model:nn.Module, y:Tensor, # (1, 1, h, w), grey levels
     return torch.cat(rows, -2)
 
 # %% ../../nbs/3_training/08_superres.ipynb #c030
+def _enlarged(x, by_network, channels, size) -> Tensor: # (1 or 3, h, w), as `x`
+    "The pixels of an image enlarged by a network for the luminance, or for RGB"
+    y = by_network(as_channels(x, channels))
+    if len(x) == 1: return ((luminance(y) if channels == 3 else y) - 16)*(255/219)
+    return y if channels == 3 else ycbcr_to_rgb(torch.cat([y, bicubic(rgb_to_ycbcr(x)[1:], size)]))
+
 def upscale(model:nn.Module, im:Image.Image, tile:int=512) -> Image.Image:
     "An image of mode L, LA, RGB, RGBA or 16-bit grey, `model.scale` times as large"
     device, size = next(model.parameters()).device, tuple(n*model.scale for n in im.size[::-1])
-    by_network = lambda y: super_resolve(model, y[None].to(device), tile)[0].cpu()
-    x = own_colours(im)
-    if len(x) == 1: out = (by_network(luminance(x)) - 16)*(255/219)
-    else: out = ycbcr_to_rgb(torch.cat([by_network(luminance(x)), bicubic(rgb_to_ycbcr(x)[1:], size)]))
+    channels = find_sites(model)[0][0].module.in_channels
+    by_network = lambda x: super_resolve(model, x[None].to(device), tile)[0].cpu()
+    out = _enlarged(own_colours(im), by_network, channels, size)
     if im.mode.startswith('I'): return Image.fromarray((out[0]*257).round().clamp(0, 65535).numpy().astype(np.uint16))
     if im.mode in ('LA', 'RGBA'): out = torch.cat([out, bicubic(image_tensor(im.getchannel('A')).float(), size)])
     a = out.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

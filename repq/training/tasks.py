@@ -18,6 +18,7 @@ from .superres import evaluate_pairs, get_sr_dls, psnr
 from .learner import soft_cross_entropy
 from ..networks.sources import code_of
 from ..networks.models import task
+from ..networks.registry import image_channels
 from ..networks.waiting import heard
 from .recipes import build
 
@@ -122,11 +123,13 @@ class SuperResolution(Task):
     def data(self):
         "The recipe's loaders"
         r = self.recipe
-        return get_sr_dls(r.data, r.scale, r.crop, r.batch_size, r.iterations, r.benchmarks, r.seed)
+        return get_sr_dls(r.data, r.scale, r.crop, r.batch_size, r.iterations, r.benchmarks, r.seed,
+                          channels=image_channels(r.model))
 
     def describe(self, dls) -> str:
         names = ', '.join(f'{n} ({len(pairs)})' for n, pairs in dls.benchmarks.items())
-        return f'{self.recipe.data}: {names} to validate on, crops of {self.recipe.crop} pixels'
+        colours = f', {dls.grey} of {len(dls.train_ds.pairs)} training images grey'*(dls.grey > 0)
+        return f'{self.recipe.data}: {names} to validate on, crops of {self.recipe.crop} pixels{colours}'
 
     def info(self, dls) -> dict: # as in recipe.json
         "What the network is built for"
