@@ -29,6 +29,7 @@ from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, read_rows, replace_text, starting_state, write_json, write_weights
 from ..training.evaluation import check_same_images, results_row
 from ..networks.inputs import check_classes, check_takes, first_inputs
+from ..networks.models import task
 from ..networks.one_call import merges
 from ..networks.changes import working_copy
 from ..networks.waiting import at
@@ -55,16 +56,30 @@ def _recipe_of_run(run, model, data, block, adopt, bits) -> Recipe:
     method = 'merged' if METHODS[recipe.method].reparametrized else 'plain'
     return replace(recipe, method=method, epochs=0, **bits)
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #bb92
+def _few_bits(recipe, as_published) -> dict: # fields of a recipe
+    "Weight grids that lose least at so few bits; in super-resolution they are no gain"
+    few = recipe.weight_bits <= 4 and task(recipe.model) == 'classification' and not as_published
+    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
+
+def _keeps_moments(recipe) -> bool:
+    "Not plain networks for super-resolution, which lose by it at 2 bits"
+    return task(recipe.model) == 'classification' or METHODS[recipe.method].reparametrized
+
+
 # %% ../../nbs/5_commands/01_deployment.ipynb #bd8d
-def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
+def _ptq_recipe(init, model, data, block, adopt, as_published=False, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
-    if Path(init).is_dir(): return _recipe_of_run(init, model, data, block, adopt, bits)
+    if Path(init).is_dir():
+        recipe = _recipe_of_run(init, model, data, block, adopt, bits)
+        return replace(recipe, **_few_bits(recipe, as_published))
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well '
                          '(--model, --data)')
     method = 'merged' if merges(model, block, adopt) else 'plain'
     recipe = get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt)
-    return replace(recipe, epochs=0, **bits)
+    recipe = replace(recipe, epochs=0, **bits)
+    return replace(recipe, **_few_bits(recipe, as_published))
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #q405
 def _set_steps(net, recipe, dls, batches, num_classes):
@@ -105,13 +120,6 @@ def _about(recipe, init, dls) -> dict: # of recipe.json
     if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     return info
 
-# %% ../../nbs/5_commands/01_deployment.ipynb #bb92
-def _few_bits(weight_bits, as_published) -> dict: # fields of a recipe
-    "Weight grids that lose least at so few bits"
-    few = weight_bits <= 4 and not as_published
-    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
-
-
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
@@ -130,12 +138,12 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     check_folder(out)
     check_part(out)
     recipe = _ptq_recipe(init, model, data, block, adopt, **bits, layer_bits=layer_bits,
-                         first_last_bits=first_last_bits, calibrate=batches, **_few_bits(weight_bits, as_published))
+                         first_last_bits=first_last_bits, calibrate=batches, as_published=as_published)
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
     info = task_of(recipe).info(dls)
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
-    if not as_published: recipe = replace(recipe, norm_after=_add_norms(net))
+    if not as_published and _keeps_moments(recipe): recipe = replace(recipe, norm_after=_add_norms(net))
     info = _about(recipe, init, dls)
     _set_steps(net, recipe, dls, batches, info['num_classes'])
     return _write_ptq(out, recipe, net, dls, began, info)

@@ -11,7 +11,6 @@ from fastcore.basics import patch
 from ..method.grids import check_bits
 from ..method.blocks import Block
 from ..method.peeled import few_bits
-from ..method.quantizers import LSQ
 from ..networks.sites import norms_inside
 from ..networks.sources import get_block, source_of
 from ..networks.models import create_model, image_size, plain_twin, task
@@ -20,7 +19,7 @@ from .methods import METHODS, get_method, nearest
 from .. import surgery
 
 # %% auto #0
-__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'build', 'steps_of']
+__all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switches', 'get_recipe', 'build']
 
 # %% ../../nbs/3_training/12_recipes.ipynb #e002
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
@@ -287,11 +286,11 @@ def get_recipe(model:str, method='repq-bnest',
 
 # %% ../../nbs/3_training/12_recipes.ipynb #c016
 def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
-          # to start the quantized stage from: a full-precision state dict, or one of quantized layers without their steps
+          # to start the quantized stage from: a full-precision state dict, or one of quantized layers of more bits
           state:dict=None,
          ) -> nn.Module:
     "The model of a recipe's stage"
-    later, state = (state, None) if _of_quantized(state) else (None, state)
+    later, state = (state, None) if _of_quantizers(state) else (None, state)
     model = create_model(recipe.network, num_classes, in_channels, recipe.scale)
     method = METHODS[recipe.method]
     if recipe.block or source_of(recipe.model):
@@ -307,7 +306,7 @@ def build(recipe:Recipe, num_classes:int=None, in_channels:int=None,
     if state is not None: load_state(model, state, recipe.network)
     if not recipe.quantized: return model
     model = _quantized(model, recipe, method)
-    if later is not None: load_state(model, steps_of(model) | later, recipe.network)
+    if later: load_state(model, _steps_anew(model, later), recipe.network)
     return model
 
 # %% ../../nbs/3_training/12_recipes.ipynb #i226
@@ -322,12 +321,13 @@ def _quantized(model, recipe, method) -> nn.Module:
     return surgery.quantize_sums(model, recipe.sums) if recipe.sums else model
 
 # %% ../../nbs/3_training/12_recipes.ipynb #i229
-def _of_quantized(state) -> bool:
-    "Is a state dict one of quantized layers? Only these have an extra state"
-    return state is not None and any(n.endswith('_extra_state') for n in state)
+def _of_quantizers(state) -> tuple: # of beginnings of names
+    "What a state dict has of quantizers; they are where steps are"
+    return tuple(n.removesuffix('raw_step') for n in state or () if n.endswith('.raw_step'))
 
-def steps_of(model) -> dict:
-    "What a model's quantizers have in its state dict"
-    own = tuple(f'{n}.' for n, m in model.named_modules() if isinstance(m, LSQ))
-    return {n: t for n, t in model.state_dict().items() if n.startswith(own)}
+def _steps_anew(model, state) -> dict:
+    "The state dict of quantized layers with the steps of `model` in the place of its own"
+    theirs, ours = _of_quantizers(state), _of_quantizers(own := model.state_dict())
+    return ({n: t for n, t in state.items() if not n.startswith(theirs)} |
+            {n: t for n, t in own.items() if n.startswith(ours)})
 

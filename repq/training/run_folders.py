@@ -23,7 +23,7 @@ from ..networks.surgery import add_norms
 from .resume import check_state, read_state
 from ..networks.sources import check_code, pretrained_state, source_of
 from ..networks.models import task
-from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from, steps_of
+from .recipes import METHODS, Recipe, build, get_recipe, load_state, recipe_from
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'write_text', 'write_json', 'replace_text', 'write_names', 'write_weights', 'of_run', 'read_recipe',
@@ -148,7 +148,7 @@ def starting_state(recipe:Recipe, init) -> tuple: # state dict, recipe
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #h947
 def _of_more_bits(recipe, first, model, init) -> dict:
-    "The state dict of a quantized run without its steps, in the form that this recipe's network has"
+    "The state dict of a quantized run, in the form that this recipe's network has"
     has, asked = first.weight_bits, recipe.weight_bits
     if recipe.stage != 'quantized' or has <= asked:
         raise ValueError(f'{init} is a quantized run ({has} bits), and this one has {asked}: training with quantizers '
@@ -157,8 +157,7 @@ def _of_more_bits(recipe, first, model, init) -> dict:
         raise ValueError(f'{init} has method {first.method}{" with norm_after" if first.norm_after else ""}, this run '
                          f'{recipe.method}{"" if recipe.norm_after else " without norm_after"}: give the same')
     if recipe.norm_after and not first.norm_after: add_norms(model, inplace=True, verbose=False)
-    steps = steps_of(model)
-    return {n: t for n, t in model.state_dict().items() if n not in steps}
+    return model.state_dict()
 
 
 # %% ../../nbs/3_training/18_run_folders.ipynb #h937
