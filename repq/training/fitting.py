@@ -13,9 +13,10 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos, combined_cos
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from fastai.torch_core import rank_distrib, trainable_params
+from fastai.torch_core import rank_distrib
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
+from .oscillation import Dampening, Oscillation
 from ..method.batchnorm import processes
 from .steps import ListSGD, capture
 from .parallel import Accumulate, DataParallel, by_first
@@ -25,21 +26,31 @@ from .tasks import task_of
 from .run_folders import load_run, replace_text
 
 # %% auto #0
-__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines', 'tensorboard', 'teacher',
-           'make_learner']
+__all__ = ['group_rates', 'lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines',
+           'tensorboard', 'teacher', 'make_learner']
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
+def _apart(recipe) -> dict: # name of parameters -> their learning rate, relative to the others'
+    return {n: rate for n, rate in dict(bias=recipe.bias_lr, raw_step=recipe.step_lr).items() if rate != 1}
+
+def group_rates(recipe:Recipe) -> np.ndarray:
+    "The highest learning rate of each of the `parameter_groups`"
+    return recipe.lr*np.array([1., *_apart(recipe).values()])
+
 def lr_schedule(recipe:Recipe) -> dict: # of fastai's `ParamScheduler`
     "The learning rate over training: up along a cosine during warm-up, then down to zero or constant"
-    lr = recipe.lr if recipe.bias_lr == 1 else recipe.lr*np.array([1., recipe.bias_lr]) # of `parameter_groups`
+    lr = group_rates(recipe) if _apart(recipe) else recipe.lr
     end = lr if recipe.schedule == 'constant' else 0.
     return {'lr': combined_cos(recipe.warmup, lr/25, lr, end) if recipe.warmup else SchedCos(lr, end)}
 
 def parameter_groups(recipe:Recipe, model) -> list: # of lists of parameters
-    "Parameters that share a learning rate: all, or biases apart"
-    if recipe.bias_lr == 1: return [trainable_params(model)]
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
+    "Parameters that share a learning rate: all, or biases and steps apart"
+    ends = [*_apart(recipe)]
+    groups = {end: [] for end in ('', *ends)}
+    for name, p in model.named_parameters():
+        end = next((e for e in ends if name.endswith(e)), '')
+        if p.requires_grad: groups[end].append(p)
+    return [*groups.values()]
 
 # %% ../../nbs/3_training/19_fitting.ipynb #h623
 def get_optimizer(recipe:Recipe) -> partial:
@@ -120,6 +131,14 @@ def _brief(v) -> str:
     return '; '.join(f'{n} ' + ', '.join(f'{o:.3f}' for o in c) for n, c in zip(('mean', 'deviation'), v))
 
 # %% ../../nbs/3_training/19_fitting.ipynb #c013
+def _on_weights(recipe, path) -> list: # of callbacks
+    "What watches or guides the rounding of weights, where the recipe asks for it"
+    return [Oscillation(path)]*recipe.oscillation + ([Dampening(recipe.dampen)] if recipe.dampen else [])
+
+def _columns(cbs) -> list: # of metrics
+    "What callbacks add to the history"
+    return [m for cb in cbs if isinstance(cb, Oscillation) for m in cb.columns()]
+
 def make_learner(recipe:Recipe, dls, model,
                  path,           # folder of what its callbacks write
                  skips:int,      # steps that may be skipped, see `repq.resume.SkipNonFinite`
@@ -129,13 +148,13 @@ def make_learner(recipe:Recipe, dls, model,
                 ) -> Learner:
     "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
     kind = task_of(recipe)
-    cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *cbs]
+    cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *_on_weights(recipe, path), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
-    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs),
+    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs),
                    _autocast(recipe.precision))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
-                             wd_bn_bias=recipe.decay_norms, metrics=kind.metric(), path=path, cbs=cbs,
+                             wd_bn_bias=recipe.decay_norms, metrics=[kind.metric(), *_columns(cbs)], path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
     return _on_device(learn, recipe.precision)
 
