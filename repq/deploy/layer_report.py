@@ -249,13 +249,16 @@ def plot_oscillation(rows, # of `layer_report`, with what was counted
     rows = [r for r in rows if _COUNTED[0] in r]
     at, width = np.arange(len(rows)), .28
     fig, ax = plt.subplots(figsize=(max(6, .5*len(rows) + 2), 4), layout='constrained')
-    for i, (k, label) in enumerate(zip(_COUNTED, ('change in a step', 'change back in a step', 'weights that oscillate'))):
-        ax.bar(at + (i - 1)*width, [100*r[k] for r in rows], width, label=label)
-    ax.set_xticks(at, [f"{r['name']}, {r['weight_bits']}" for r in rows], rotation=60, ha='right', rotation_mode='anchor')
+    for i, (k, said) in enumerate(zip(_COUNTED, ('change in a step', 'change back', 'weights that oscillate'))):
+        ax.bar(at + (i - 1)*width, [100*r[k] for r in rows], width, label=said)
+    names = [f"{r['name']}, {r['weight_bits']}" for r in rows]
+    ax.set_xticks(at, names, rotation=60, ha='right', rotation_mode='anchor')
     ax.set_yscale('symlog', linthresh=.1)
+    ax.set_ylim(0, 130)
     ax.yaxis.set_major_formatter('{x:g}')
     ax.grid(axis='y', alpha=.3)
     ax.set_axisbelow(True)
-    ax.set(ylabel='integers, %, logarithmic from 0.1', xlabel='layer, bits', title='How often integers change, in the last epoch')
-    ax.legend(fontsize='small')
+    ax.set(ylabel='integers, %, logarithmic from 0.1', xlabel='layer, bits')
+    ax.set_title('How often integers change, in the last epoch')
+    fig.legend(loc='outside lower center', ncols=3, frameon=False)
     return fig

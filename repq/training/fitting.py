@@ -151,7 +151,8 @@ def make_learner(recipe:Recipe, dls, model,
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *_on_weights(recipe, path), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
-    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs),
+    guided = any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs)
+    cbs += capture(captured, dls.device, accumulate, guided,
                    _autocast(recipe.precision))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=[kind.metric(), *_columns(cbs)], path=path, cbs=cbs,

@@ -116,8 +116,9 @@ def rows(self:Oscillation) -> list: # of dicts, empty where nothing was counted
 def after_epoch(self:Oscillation):
     rows, self.steps, self.counts = self.rows(), 0, None
     if not rows or self.folder is None or rank_distrib(): return
-    lines = [','.join(rows[0])] + [','.join(f'{v:.6g}' if isinstance(v, float) else str(v) for v in r.values()) for r in rows]
-    with replacing(Path(self.folder)/'oscillation.csv') as part: part.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    lines = [rows[0], *([f'{v:.6g}' if isinstance(v, float) else str(v) for v in r.values()] for r in rows)]
+    with replacing(Path(self.folder)/'oscillation.csv') as part:
+        part.write_text(''.join(','.join(l) + '\n' for l in lines), encoding='utf-8')
 
 # %% ../../nbs/3_training/10b_oscillation.ipynb #o031
 def read_oscillation(run) -> dict: # layer -> flips, back, oscillating
