@@ -56,30 +56,17 @@ def _recipe_of_run(run, model, data, block, adopt, bits) -> Recipe:
     method = 'merged' if METHODS[recipe.method].reparametrized else 'plain'
     return replace(recipe, method=method, epochs=0, **bits)
 
-# %% ../../nbs/5_commands/01_deployment.ipynb #bb92
-def _few_bits(recipe, as_published) -> dict: # fields of a recipe
-    "Weight grids that lose least at so few bits; in super-resolution they are no gain"
-    few = recipe.weight_bits <= 4 and task(recipe.model) == 'classification' and not as_published
-    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
-
-def _keeps_moments(recipe) -> bool:
-    "Not plain networks for super-resolution, which lose by it at 2 bits"
-    return task(recipe.model) == 'classification' or METHODS[recipe.method].reparametrized
-
-
 # %% ../../nbs/5_commands/01_deployment.ipynb #bd8d
-def _ptq_recipe(init, model, data, block, adopt, as_published=False, **bits) -> Recipe:
+def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
     "The recipe of post-training quantization of a full-precision run, or of a checkpoint file with its model and data"
-    if Path(init).is_dir():
-        recipe = _recipe_of_run(init, model, data, block, adopt, bits)
-        return replace(recipe, **_few_bits(recipe, as_published))
+    if Path(init).is_dir(): return _recipe_of_run(init, model, data, block, adopt, bits)
     if not model or not data:
         raise ValueError(f'{init} is no run folder; a checkpoint file needs its model and data as well '
                          '(--model, --data)')
     method = 'merged' if merges(model, block, adopt) else 'plain'
     recipe = get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt)
-    recipe = replace(recipe, epochs=0, **bits)
-    return replace(recipe, **_few_bits(recipe, as_published))
+    return replace(recipe, epochs=0, **bits)
+
 
 # %% ../../nbs/5_commands/01_deployment.ipynb #q405
 def _set_steps(net, recipe, dls, batches, num_classes):
@@ -120,6 +107,17 @@ def _about(recipe, init, dls) -> dict: # of recipe.json
     if info.get('images') and Path(init).is_dir(): check_same_images(init, load_run(init)[2], info['images'])
     return info
 
+# %% ../../nbs/5_commands/01_deployment.ipynb #bb92
+def _few_bits(recipe, as_published) -> dict: # fields of a recipe
+    "Weight grids that lose least at so few bits; in super-resolution they are no gain"
+    few = recipe.weight_bits <= 4 and task(recipe.model) == 'classification' and not as_published
+    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
+
+def _keeps_moments(recipe) -> bool:
+    "Not plain networks for super-resolution, which lose by it at 2 bits"
+    return task(recipe.model) == 'classification' or METHODS[recipe.method].reparametrized
+
+
 # %% ../../nbs/5_commands/01_deployment.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
                   weight_bits:int=8, input_bits:int=None, # None: as the weights
@@ -138,7 +136,8 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     check_folder(out)
     check_part(out)
     recipe = _ptq_recipe(init, model, data, block, adopt, **bits, layer_bits=layer_bits,
-                         first_last_bits=first_last_bits, calibrate=batches, as_published=as_published)
+                         first_last_bits=first_last_bits, calibrate=batches)
+    recipe = replace(recipe, **_few_bits(recipe, as_published))
     state, recipe = starting_state(recipe, init)
     dls = task_of(_in_batches(recipe, 32)).data()
     info = task_of(recipe).info(dls)

@@ -11,6 +11,7 @@ from ..networks.files import SIGNATURE
 from ..networks.inputs import check_takes
 from ..networks.models import task
 from ..networks.waiting import at
+from ..training.oscillation import read_oscillation
 from ..training.run_folders import load_run, making_report, write_json, write_text
 from ..training.tasks import task_of
 
@@ -21,7 +22,7 @@ __all__ = ['report_run']
 _MEASURES = { # task -> what is scored, unit, scale
     'classification': ('accuracy', '%', 100),
     'super-resolution': ('PSNR', 'dB', 1)}
-_REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png')
+_REPORT_FILES = ('layers.md', 'layers.json', 'layers.png', 'steps.png', 'sensitivity.png', 'oscillation.png')
 
 def _write_report(out, model, x, found, measure):
     "The files of `report_run`"
@@ -31,6 +32,7 @@ def _write_report(out, model, x, found, measure):
     with at('pictures of the layers'):
         plots.save(layer_report.plot_layers(model, x), out/'layers.png')
         plots.save(plots.plot_steps(model), out/'steps.png')
+    if any('flips' in r for r in rows): plots.save(layer_report.plot_oscillation(rows), out/'oscillation.png')
     if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *measure), out/'sensitivity.png')
 
 # %% ../../nbs/5_commands/01b_run_reports.ipynb #q430
@@ -41,7 +43,8 @@ def _report_layers(run, out, alone) -> str:
     dls = kind.data()
     model, images = model.to(dls.device), training_images(dls, recipe.calibrate)
     check_takes(model, images[0], 'the images of its data')
-    rows = layer_report.layer_report(model, images[0])
+    counted = read_oscillation(run)
+    rows = [r | counted.get(r['name'], {}) for r in layer_report.layer_report(model, images[0])]
     scores = layer_report.sensitivity(model, lambda m: kind.score(m, dls), images) if alone else None
     islands = layer_report.in_floats(model, images[0][:16].cpu().float())
     table = layer_report.layer_table(rows, scores)

@@ -26,7 +26,7 @@ from .comparison import island_line
 
 # %% auto #0
 __all__ = ['layer_inputs', 'clipped', 'layer_report', 'sensitivity', 'layer_table', 'in_floats', 'plot_layers',
-           'plot_sensitivity']
+           'plot_sensitivity', 'plot_oscillation']
 
 # %% ../../nbs/4_deploy/13_report.ipynb #n006
 def _quantized_layers(model) -> dict: # name -> layer
@@ -110,6 +110,12 @@ _COSTS = ('parameters', 'size_bytes', 'macs', 'bit_operations')
 _FIT = ['step', 'error', 'clipped']
 _HEAD = ['layer', 'bits', 'weights', 'kB', 'MMAC', 'M bit-op.', 'weight range', *_FIT, 'input range', *_FIT]
 
+_COUNTED = ('flips', 'back', 'oscillating') # in training, where that was asked for
+
+def _counts(r) -> list:
+    "Cells for how often integers of its weight changed"
+    return [f'{r[k]:.2%}' if k in r else '' for k in _COUNTED]
+
 def _costs(r) -> list:
     "Cells for the costs of a layer"
     return [f"{r['parameters']:,}", f"{r['size_bytes']/1e3:,.1f}", f"{r['macs']/1e6:,.3f}",
@@ -132,9 +138,12 @@ def layer_table(rows, # of `layer_report`
     "A markdown table, a line per layer, totals at the end"
     total = {k: sum(r[k] for r in rows) for k in _COSTS}
     body = [*map(_line, rows), ['total', '', *_costs(total), *['']*8]]
-    if not alone: return markdown_table(_HEAD, body)
+    head = [*_HEAD]
+    if any(_COUNTED[0] in r for r in rows):
+        head, body = [*head, *_COUNTED], [[*line, *_counts(r)] for line, r in zip(body, [*rows, {}])]
+    if not alone: return markdown_table(head, body)
     last = [f"{alone[r['name']]:.4g}" for r in rows] + [f"{alone['']:.4g} in floats"]
-    return markdown_table([*_HEAD, 'alone'], [[*line, cell] for line, cell in zip(body, last)])
+    return markdown_table([*head, 'alone'], [[*line, cell] for line, cell in zip(body, last)])
 
 # %% ../../nbs/4_deploy/13_report.ipynb #z901
 def in_floats(model:nn.Module, x:Tensor) -> str: # '' where nothing is
@@ -231,4 +240,25 @@ def plot_sensitivity(alone:dict,    # of `sensitivity`
     ax.set(ylabel=f'{what} lost, {unit}' if unit else f'{what} lost')
     floats = f'{scale*alone[""]:.4g} {unit}'.strip()
     ax.set_title(f'What each layer takes when it alone is quantized ({what} with all in floats: {floats})')
+    return fig
+
+# %% ../../nbs/4_deploy/13_report.ipynb #o204
+def plot_oscillation(rows, # of `layer_report`, with what was counted
+                    ) -> Figure:
+    "Which share of each layer's integers changes in a step of training, changes back, and oscillates"
+    rows = [r for r in rows if _COUNTED[0] in r]
+    at, width = np.arange(len(rows)), .28
+    fig, ax = plt.subplots(figsize=(max(6, .5*len(rows) + 2), 4), layout='constrained')
+    for i, (k, said) in enumerate(zip(_COUNTED, ('change in a step', 'change back', 'weights that oscillate'))):
+        ax.bar(at + (i - 1)*width, [100*r[k] for r in rows], width, label=said)
+    names = [f"{r['name']}, {r['weight_bits']}" for r in rows]
+    ax.set_xticks(at, names, rotation=60, ha='right', rotation_mode='anchor')
+    ax.set_yscale('symlog', linthresh=.1)
+    ax.set_ylim(0, 130)
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.grid(axis='y', alpha=.3)
+    ax.set_axisbelow(True)
+    ax.set(ylabel='integers, %, logarithmic from 0.1', xlabel='layer, bits')
+    ax.set_title('How often integers change, in the last epoch')
+    fig.legend(loc='outside lower center', ncols=3, frameon=False)
     return fig

@@ -54,6 +54,12 @@ def _counted(self:PeeledLSQ, v):
     if v.ndim != 4: raise ValueError(f'taps are peeled off kernels (out, in/groups, kh, kw), got {tuple(v.shape)}')
     return v.detach()[~own_taps(v)].view(len(v), -1)
 
+# %% ../../nbs/1_method/05b_peeled.ipynb #o104
+@patch
+def within(self:PeeledLSQ, v:Tensor) -> Tensor: # v's shape
+    "`v` cut off at the ends of the grid, the taps at the ends of theirs; the gradient goes to what is inside"
+    return torch.where(own_taps(v), self._cut(v, *self._wide), LSQ.within(self, v))
+
 # %% ../../nbs/1_method/05b_peeled.ipynb #p916
 @patch(as_prop=True)
 def stored_bits(self:PeeledLSQ) -> int: return 7

@@ -258,6 +258,19 @@ def extra_repr(self:LSQ):
     centred = 'centred, ' if self.centred else ''
     return f'bits={self.bits}, signed={self.signed}, {centred}per_channel={self.per_channel}, {step}'
 
+# %% ../../nbs/1_method/05_quantizers.ipynb #o102
+@patch
+def _cut(self:LSQ, v, qn, qp):
+    "`v` between `qn` and `qp` steps, which get no gradient"
+    s = self.step.detach()
+    s = s.view(-1, *[1]*(v.ndim - 1)) if s.ndim else s
+    return v.clamp(s*qn, s*qp)
+
+@patch
+def within(self:LSQ, v:Tensor) -> Tensor: # v's shape
+    "`v` cut off at the ends of the grid; the gradient goes to what is inside, and none to the step"
+    return self._cut(v, self.qn, self.qp)
+
 # %% ../../nbs/1_method/05_quantizers.ipynb #c082
 @patch
 def _mismatch(self:LSQ, raw, qrange):

@@ -119,7 +119,7 @@ SIGNATURE = f'made by repq {__version__}'
 MARKER = '.repq' # in a folder that repq makes and that is no run
 _SIGNS = b'made by repq', b'"repq": "'
 _RUN_FILES = ('recipe.json', 'results.json', 'history.csv', 'history.png', 'model.safetensors', 'unreadable.txt',
-              'index.json')
+              'index.json', 'oscillation.csv')
 
 def made_here(path) -> bool:
     "Does a file say that repq made it?"

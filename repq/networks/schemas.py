@@ -17,9 +17,9 @@ try: import fcntl
 except ImportError: fcntl = None # Windows
 
 # %% auto #0
-__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'naming', 'regular', 'read_bytes',
-           'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory', 'check_files',
-           'check_room', 'unusable']
+__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'OSCILLATION', 'naming', 'regular',
+           'read_bytes', 'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory',
+           'check_files', 'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -131,6 +131,10 @@ class _Epoch(TypedDict):
     accuracy: NotRequired[Optional[_Share]]
     psnr: NotRequired[Optional[Annotated[float, Field(ge=-1e3, le=1e3)]]]
 
+class _Layer(TypedDict):
+    "A row of oscillation.csv"
+    layer: str; bits: _Count; weights: _Count; flips: _Share; back: _Share; oscillating: _Share
+
 # %% ../../nbs/2_networks/10_schemas.ipynb #w029
 class _Shard(TypedDict):
     __pydantic_config__ = _STRICT
@@ -157,11 +161,12 @@ class _Optimizer(TypedDict):
 
 class _History(TypedDict): rows: Annotated[list[str], Field(min_length=1)]
 class _Skipped(TypedDict): skipped: list[str]
+class _Counted(TypedDict): layers: dict[str, int]; state: Optional[Tensor]; counts: Optional[Tensor]; steps: _Count
 
 class _Callbacks(TypedDict):
     "What callbacks keep"
     __pydantic_config__ = _STRICT
-    history: NotRequired[_History]; skip_non_finite: NotRequired[_Skipped]
+    history: NotRequired[_History]; skip_non_finite: NotRequired[_Skipped]; oscillation: NotRequired[_Counted]
 
 class _State(TypedDict):
     "A checkpoint of training"
@@ -212,9 +217,9 @@ class _Coverage(TypedDict):
     rows: list[_Covered]
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #s006
-_Rows, _Epochs = (Annotated[list[t], Field(min_length=1)] for t in (_Row, _Epoch))
+_Rows, _Epochs, _Layers = (Annotated[list[t], Field(min_length=1)] for t in (_Row, _Epoch, _Layer))
 RUN, ROWS, HISTORY, SHARDS, STATE = map(TypeAdapter, (_Run, _Rows, _Epochs, _Index, _State))
-NETWORK, FIGURES, COVERAGE = map(TypeAdapter, (_Network, list[_Figure], _Coverage))
+NETWORK, FIGURES, COVERAGE, OSCILLATION = map(TypeAdapter, (_Network, list[_Figure], _Coverage, _Layers))
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #v006
 def _complaint(e:ValidationError) -> str:

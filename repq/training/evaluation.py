@@ -26,7 +26,8 @@ from .run_folders import load_run, making_report, read_history, read_rows
 __all__ = ['unusual_settings', 'step_ratio', 'results_row', 'eval_run', 'check_same_images', 'collect', 'report', 'save_details']
 
 # %% ../../nbs/3_training/20_evaluation.ipynb #r306
-_OWN_COLUMNS = ('data', 'seed', 'epochs', 'lr', 'full_precision')
+# have columns of their own, or change nothing in the result
+_OWN_COLUMNS = ('data', 'seed', 'epochs', 'lr', 'full_precision', 'oscillation')
 
 def unusual_settings(recipe:Recipe) -> dict:
     "The fields that are not those of the usual recipe and have no column of their own"

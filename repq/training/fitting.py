@@ -25,21 +25,31 @@ from .tasks import task_of
 from .run_folders import load_run, replace_text
 
 # %% auto #0
-__all__ = ['lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines', 'tensorboard', 'teacher',
-           'make_learner', 'Autocast']
+__all__ = ['group_rates', 'lr_schedule', 'parameter_groups', 'get_optimizer', 'History', 'ReportEpoch', 'EpochLines',
+           'tensorboard', 'teacher', 'make_learner', 'Autocast']
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
+def _apart(recipe) -> dict: # name of parameters -> their learning rate, relative to the others'
+    return {n: rate for n, rate in dict(bias=recipe.bias_lr, raw_step=recipe.step_lr).items() if rate != 1}
+
+def group_rates(recipe:Recipe) -> np.ndarray:
+    "The highest learning rate of each of the `parameter_groups`"
+    return recipe.lr*np.array([1., *_apart(recipe).values()])
+
 def lr_schedule(recipe:Recipe) -> dict: # of fastai's `ParamScheduler`
     "The learning rate over training: up along a cosine during warm-up, then down to zero or constant"
-    lr = recipe.lr if recipe.bias_lr == 1 else recipe.lr*np.array([1., recipe.bias_lr]) # of `parameter_groups`
+    lr = group_rates(recipe) if _apart(recipe) else recipe.lr
     end = lr if recipe.schedule == 'constant' else 0.
     return {'lr': combined_cos(recipe.warmup, lr/25, lr, end) if recipe.warmup else SchedCos(lr, end)}
 
 def parameter_groups(recipe:Recipe, model) -> list: # of lists of parameters
-    "Parameters that share a learning rate: all, or biases apart"
-    if recipe.bias_lr == 1: return [trainable_params(model)]
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return [[p for n, p in trained if n.endswith('bias') == bias] for bias in (False, True)]
+    "Parameters that share a learning rate: all, or biases and steps apart"
+    ends = [*_apart(recipe)]
+    groups = {end: [] for end in ('', *ends)}
+    for name, p in model.named_parameters():
+        end = next((e for e in ends if name.endswith(e)), '')
+        if p.requires_grad: groups[end].append(p)
+    return [*groups.values()]
 
 # %% ../../nbs/3_training/19_fitting.ipynb #h623
 def get_optimizer(recipe:Recipe) -> partial:

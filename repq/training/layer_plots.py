@@ -129,7 +129,9 @@ def plot_quantized(layer:RepQLayer, # quantized, its steps initialised
     "The distribution of a layer's merged weight in units of its steps, and over it that of the integers"
     q, w = _weight_quantizer(layer), layer.block.kernel().weight
     u, levels = in_steps(q, w), np.arange(q.qn, q.qp + 1)
-    share = np.bincount(q.quantized(w).flatten().cpu().numpy().astype(int) - q.qn, minlength=len(levels))/len(u)
+    # peeled taps may go farther than the grid
+    at = q.quantized(w).flatten().cpu().numpy().astype(int)/q.parts
+    share = np.array([np.mean(at == i) for i in levels])
     # a few far outliers, or a channel whose step is nearly zero, would squeeze the rest
     ax, (lo, hi) = new_axes(ax, (6, 2.8)), near_grid(q, *np.quantile(u, (.0005, .9995))) + (-1, 1)
     _draw_levels(ax, levels)

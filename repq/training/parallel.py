@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 import torch, torch.distributed as dist, torch.nn as nn
 from fastai.callback.core import Callback
+from fastai.learner import ValueMetric
 from fastai.torch_core import get_model, num_distrib
 from torch.nn.parallel import DistributedDataParallel
 from ..method.batchnorm import fold, mean_var, processes, rank_mean, reduce_ranks, update_running
@@ -141,6 +142,7 @@ class DataParallel(Callback):
         if self.training: self.learn.loss = rank_mean(self.loss.detach())
     def after_validate(self):
         for m in [self.recorder.loss, *self.metrics]:
+            if isinstance(m, ValueMetric): continue # of the weights, which are alike
             both = torch.tensor([m.total, m.count], dtype=torch.float64, device=self.dls.device)
             m.total, m.count = reduce_ranks(both, 'SUM').tolist()
 

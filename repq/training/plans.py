@@ -17,7 +17,7 @@ from ..method.quantizers import LSQ
 from .recipes import Recipe, build, get_recipe
 from .paper import paper_figure
 from .tasks import step_times, task_of
-from .fitting import lr_schedule
+from .fitting import group_rates, lr_schedule
 from .runs import Run, Start, check, look, prepare, rehearse
 
 # %% auto #0
@@ -154,8 +154,7 @@ def _group_lines(recipe, learn) -> list:
         kind = 'steps' if p in steps else state.get('do_wd') is not False # does weight decay act on it?
         n, k = count.get((kind, hyper['lr']), (0, 0))
         count[kind, hyper['lr']] = n + 1, k + p.numel()
-    lrs = [recipe.lr, recipe.lr*recipe.bias_lr] # the second where biases are apart
-    groups = [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, lrs)]
+    groups = [f'{len(g)} tensors at lr up to {lr:g}' for g, lr in zip(learn.opt.param_lists, group_rates(recipe))]
     return groups + [f'{n} tensors, {k:,} numbers, {_decay(recipe, kind)}' for (kind, _), (n, k) in count.items()]
 
 # %% ../../nbs/3_training/22_plans.ipynb #h652
@@ -206,13 +205,13 @@ def _begins(run, start) -> list:
 def _lines(run:Run, start:Start, learn) -> list:
     "What a run would do"
     recipe, dls = run.recipe, learn.dls
-    memory = _memory_line(run, learn)
+    memory, counted = _memory_line(run, learn), ', oscillation.csv'*recipe.oscillation
     return [*_what(recipe), *_begins(run, start),
             f'data: {task_of(recipe).describe(dls)}',
             f'parameters: {sum(p.numel() for p in learn.model.parameters()):,}',
             *(f'group: {l}' for l in _group_lines(recipe, learn)),
             _schedule_line(recipe, dls), memory,
-            f'files: {run.out}/ with recipe.json, history.csv, results.json, model.safetensors, history.png; '
+            f'files: {run.out}/ with recipe.json, history.csv, results.json, model.safetensors, history.png{counted}; '
             f'until then {run.out}.part/ with checkpoints/']
 
 # %% ../../nbs/3_training/22_plans.ipynb #h654

@@ -25,7 +25,8 @@ __all__ = ['QUANTIZED_ONLY', 'Training', 'Recipe', 'recipe_from', 'low_bit_switc
 _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), bool=((bool,), 'True or False'),
               str=((str,), 'text'), dict=((dict,), 'a dictionary')) # annotation -> (types, words)
 _POSITIVE, _BELOW_1, _COUNT = 'above 0 and at most 1e+38', 'at least 0 and below 1', 'at least 1 and at most 1000000'
-_RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, eps=_POSITIVE, weight_decay='at least 0 and at most 1e+38',
+_RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, step_lr=_POSITIVE, eps=_POSITIVE,
+               weight_decay='at least 0 and at most 1e+38', dampen='at least 0 and at most 1e+38',
                warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
                first_last_bits='at least 0 and at most 16',
@@ -81,7 +82,7 @@ def _check_bits(r):
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
-    for n in (*QUANTIZED_ONLY, 'layer_bits'):
+    for n in (*QUANTIZED_ONLY, 'layer_bits', 'oscillation', 'dampen'):
         value = getattr(r, n)
         if value and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {value} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8):
@@ -149,6 +150,7 @@ class Training:
     decouple_wd: bool = True
     decay_norms: bool = False      # on norms and biases as well
     bias_lr: float = 1.            # the learning rate of biases, those of norms included, relative to the others'
+    step_lr: float = 1.            # that of quantizers' steps
     distill: float = .5            # where there is a teacher: its share of the loss
     label_smoothing: float = 0.
     seed: int = 0
@@ -172,6 +174,9 @@ class Recipe(Training):
     centred: bool = False          # grids without zero for weights of up to 4 bits, see `repq.method.grids.grid`
     # the tap of an identity goes beyond weight grids of up to 4 bits, see `repq.method.peeled`
     peel: bool = False
+    # count in each step which integers of weights change, and which change back, see `repq.training.oscillation`
+    oscillation: bool = False
+    dampen: float = 0.             # the largest factor of the penalty against it; 0: none
     full_precision: str = 'branched' # how blocks train in stage one, or 'merged', with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     sums: int = 0                  # bits of all that integers round beside layers; 0: floats, as in the paper

@@ -56,7 +56,7 @@ def _convolves(r) -> bool:
     return m.reparametrized and r.full_precision == 'merged' and (m.statistics or 'exact') in COMPUTED
 
 _UNREAD = [ # when -> fields that nothing reads then
-    (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate')),
+    (lambda r: not r.quantized, 'in full precision', ('per_channel', 'first_last_bits', 'calibrate', 'step_lr')),
     (lambda r: r.optimizer != 'adam', 'without optimizer=adam', ('sqr_mom', 'eps')),
     (lambda r: not METHODS[r.method].reparametrized, 'for plain networks', ('full_precision',)),
     (lambda r: not _convolves(r), 'where statistics need no outputs', ('statistics_precision',))]

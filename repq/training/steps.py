@@ -171,12 +171,13 @@ def _backward(self:ResumableLearner):
     if not self.recorded: super(ResumableLearner, self)._backward()
 
 # %% ../../nbs/3_training/11b_steps.ipynb #k018
-def capture(wanted:bool, device, accumulate:int=1, teacher=False, dtype=None) -> list: # of callbacks: one, or none
+def capture(wanted:bool, device, accumulate:int=1, guided=False, dtype=None) -> list: # of callbacks: one, or none
     """`CaptureStep` if it is wanted; ValueError where it cannot be:
-    it takes a GPU, one process, whole batches and no teacher"""
+    it takes a GPU, one process, whole batches, and nothing beside the loss"""
     if not wanted: return []
     if torch.device(device).type != 'cuda':
         raise ValueError(f'steps are recorded on a GPU, and training is on {device}: leave out capture')
-    if processes() > 1 or accumulate > 1 or teacher:
-        raise ValueError('steps are recorded by one process, of whole batches, without a teacher: leave out capture')
+    if processes() > 1 or accumulate > 1 or guided:
+        raise ValueError('steps are recorded by one process, of whole batches, without a teacher, oscillation or '
+                         'dampen: leave out capture')
     return [CaptureStep(dtype=dtype)]
