@@ -9,12 +9,11 @@ Compute: a run takes 5 to 10 seconds of a processor of 2024; a seed has some 100
 from pathlib import Path
 from repq.cli import keep_freed_memory
 from repq.deployment import post_training
-from repq.recipes import get_recipe
+from repq.recipes import get_recipe, low_bit_switches
 from repq.studies import Job, Study, command_line, keep, study_parser, study_results
 
 NETWORKS = {'repvgg_a0_tiny': 'repq-bnest', 'ac_resnet18_tiny': 'repq-bnest', 'mobileone_s0_tiny': 'repq-bnest',
             'orepa_resnet18_tiny': 'repq'} # name -> RepQ's method for it
-PEELED = dict(norm_after=True, centred=True, peel=True) # what recipes have below 4 bits, as far as it changes what is deployed
 
 
 def full_precision(model, blocks:bool, seed) -> Job:
@@ -40,7 +39,7 @@ def tried(model, seed) -> list:
     "At 4 bits what recipes have below; at 2 bits a teacher, steps from 4 bits, and as many epochs in one go"
     jobs, start = [], full_precision(model, True, seed).name
     for m in 'merged', NETWORKS[model]:
-        jobs += [quantized(model, m, 4, seed, '-peeled', **PEELED), quantized(model, m, 2, seed, '-taught', teacher=start),
+        jobs += [quantized(model, m, 4, seed, '-peeled', **low_bit_switches(model, m, 2)), quantized(model, m, 2, seed, '-taught', teacher=start),
                  quantized(model, m, 2, seed, '-progressive', init=f'{model}-{m}-peeled-w4-s{seed}'),
                  quantized(model, m, 2, seed, '-long', epochs=2*get_recipe(model, m, 2).epochs)]
     return jobs

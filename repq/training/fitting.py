@@ -130,6 +130,14 @@ def _brief(v) -> str:
     return '; '.join(f'{n} ' + ', '.join(f'{o:.3f}' for o in c) for n, c in zip(('mean', 'deviation'), v))
 
 # %% ../../nbs/3_training/19_fitting.ipynb #c013
+def _on_weights(recipe, path) -> list: # of callbacks
+    "What watches or guides the rounding of weights, where the recipe asks for it"
+    return [Oscillation(path)]*recipe.oscillation + ([Dampening(recipe.dampen)] if recipe.dampen else [])
+
+def _columns(cbs) -> list: # of metrics
+    "What callbacks add to the history"
+    return [m for cb in cbs if isinstance(cb, Oscillation) for m in cb.columns()]
+
 def make_learner(recipe:Recipe, dls, model,
                  path,           # folder of what its callbacks write
                  skips:int,      # steps that may be skipped, see `repq.resume.SkipNonFinite`
@@ -139,13 +147,13 @@ def make_learner(recipe:Recipe, dls, model,
                 ) -> Learner:
     "The learner of a recipe: loss, optimizer with its parameter groups, and the callbacks of a run"
     kind = task_of(recipe)
-    cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *cbs]
+    cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *_on_weights(recipe, path), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
-    cbs += capture(captured, dls.device, accumulate, any(isinstance(cb, Distill) for cb in cbs),
-                   _autocast(recipe.precision, dls.device))
+    guided = any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs)
+    cbs += capture(captured, dls.device, accumulate, guided, _autocast(recipe.precision, dls.device))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
-                             wd_bn_bias=recipe.decay_norms, metrics=kind.metric(), path=path, cbs=cbs,
+                             wd_bn_bias=recipe.decay_norms, metrics=[kind.metric(), *_columns(cbs)], path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
     return _on_device(learn, recipe.precision)
 
