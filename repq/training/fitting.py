@@ -13,9 +13,10 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos, combined_cos
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from fastai.torch_core import rank_distrib, to_float, trainable_params
+from fastai.torch_core import rank_distrib, to_float
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
+from .oscillation import Dampening, Oscillation
 from ..method.batchnorm import processes
 from .steps import ListSGD, capture
 from .parallel import Accumulate, DataParallel, by_first
