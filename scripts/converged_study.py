@@ -6,11 +6,16 @@ The same command goes on where it was: finished runs are kept, and their rows ar
 Compute, for one thread of a processor that multiplies bf16: an epoch of the blocks takes .7 minutes in full precision, .9 quantized with
 estimated statistics and 1.5 with exact ones; with 20 and 5 epochs that is 24 minutes a seed for stage one and 5 or 8 for each quantized run.
 """
-import os
+import json, os
+from itertools import islice
 from pathlib import Path
+from repq import surgery
 from repq.cli import keep_freed_memory
 from repq.recipes import get_recipe
-from repq.studies import Job, Study, command_line, keep, study_parser, study_results, study_table
+from repq.runs import load_run
+from repq.studies import Job, Study, command_line, finished, keep, study_parser, study_results, study_table
+from repq.training.run_folders import replace_text
+from repq.training.tasks import evaluate, task_of
 
 NETWORK = dict(decouple_wd=False, precision='bf16')
 STARTS = {'blocks': 'repq-bn', 'plain': 'plain'} # stage one -> method
@@ -76,6 +81,19 @@ class Converged:
         return Job(name, recipe, start, teacher=start if VARIANTS[variant][1].get('taught') else None)
 
 
+def averaged_anew(folder, batches=32) -> dict: # run -> accuracy
+    "Accuracies of quantized runs with running statistics averaged anew, as `reestimate` of recipes does it; kept beside them"
+    file = Path(folder)/'reestimated.json'
+    res = json.loads(file.read_text()) if file.exists() else {}
+    for name in finished(folder):
+        if '-w' not in name or name in res or name.startswith('tune'): continue
+        recipe, model, _ = load_run(Path(folder)/name)
+        dls = task_of(recipe).data()
+        surgery.calibrate(model, [x for x, _ in islice(dls.train, batches)])
+        res[name] = evaluate(model, dls.valid)
+        replace_text(file, json.dumps(res, indent=1))
+    return res
+
 def start_of(variant): return 'plain' if VARIANTS[variant][0] == 'plain' else 'blocks'
 
 def main():
@@ -91,7 +109,7 @@ def main():
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
     command, runs = command_line('scripts/converged_study.py', hidden=[args.data, args.out]), Converged(args)
-    def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images))
+    def done(**more): args.keep and keep(args.keep, study_results(args.out, command, images=images, **more))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         if len(args.fp_lrs) > 1: runs.lr |= study.tune({k: args.fp_lrs for k in STARTS}, runs.tune_start)
         else: runs.lr |= dict.fromkeys(STARTS, args.fp_lrs[0])
@@ -101,6 +119,7 @@ def main():
             rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in sorted(wanted)}
             runs.lr |= study.tune(rates, runs.tune_variant) if args.lr is None else dict.fromkeys(rates, args.lr)
             study.run([runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
+    done(reestimated=averaged_anew(args.out))
     print(study_table(args.out))
 
 

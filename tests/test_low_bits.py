@@ -145,7 +145,7 @@ def test_a_norm_after_each_layer_needs_no_smaller_rate():
 
 def test_the_command_line_says_what_it_adds(tmp_path):
     run = lambda *a: CliRunner().invoke(app, ['train', 'repvgg_a0_tiny', '--out', str(tmp_path/'x'), '--dry-run', *a])
-    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, peel, input_noise (--as-published leaves them out)'
+    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, peel, input_noise, reestimate (--as-published leaves them out)'
     assert text in run('--weight-bits', '2').output
     assert 'centred' not in run('--weight-bits', '2', '--set', 'centred=false').output.split('(--as-published')[0]
     assert 'beyond the paper' not in run('--weight-bits', '2', '--as-published').output + run('--weight-bits', '4').output

@@ -195,3 +195,18 @@ def test_an_error_inside_a_step_leaves_float32(tmp_path, monkeypatch, stop):
     with pytest.raises((stop, SystemExit)):
         train(get_recipe('repvgg_a0_tiny', 'plain', 4, epochs=1, precision='bf16'), tmp_path/'x', init=tmp_path/'fp', **KW)
     assert calls.count(True) > 3 and not torch.is_autocast_enabled('cpu')
+
+def test_running_statistics_are_averaged_anew(runs, tmp_path):
+    "Below 4 bits, of statistics inside blocks: other running statistics, the same weights; also in a run that goes on"
+    kw = {**TINY, 'weight_bits': 2, 'epochs': 1}
+    assert get_recipe(**kw).reestimate == 32 and get_recipe(**kw, as_published=True).reestimate == get_recipe(**{**kw, 'method': 'merged'}).reestimate == 0
+    for n, recipe in dict(anew=get_recipe(**kw), last=get_recipe(**kw, reestimate=0)).items(): train(recipe, tmp_path/n, init=runs/'fp0', **KW)
+    anew, last = (load_file(tmp_path/n/'model.safetensors') for n in ('anew', 'last'))
+    differ = {n for n in anew if not torch.equal(anew[n], last[n])}
+    assert differ and all('running_' in n or 'num_batches' in n for n in differ)
+    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**kw), tmp_path/'cut', init=runs/'fp0', on_epoch=cut, timing=0, minutes=0)
+    train(get_recipe(**kw), tmp_path/'cut', init=runs/'fp0', resume=True, **KW)
+    same_state(anew, load_file(tmp_path/'cut'/'model.safetensors'))
+    for bad in -1, 2.5: 
+        with pytest.raises(ValueError, match='reestimate must be'): get_recipe(**kw, reestimate=bad)
+    with pytest.raises(ValueError, match='reestimate is for the quantized stage'): get_recipe(**TINY, reestimate=4)

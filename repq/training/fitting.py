@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos, combined_cos
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from fastai.torch_core import rank_distrib, to_float
+from fastai.torch_core import default_device, rank_distrib, to_float
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
 from .oscillation import Dampening, Oscillation
@@ -152,7 +152,7 @@ def make_learner(recipe:Recipe, dls, model,
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
     guided = any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs)
-    cbs += capture(captured, dls.device, accumulate, guided, _autocast(recipe.precision, dls.device))
+    cbs += capture(captured, dls.device, accumulate, guided, _autocast(recipe.precision, _kind(dls)))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=[kind.metric(), *_columns(cbs)], path=path, cbs=cbs,
                              splitter=partial(parameter_groups, recipe))
@@ -164,7 +164,7 @@ class Autocast(Callback):
     order = 10 # as that has it
     def __init__(self, dtype): self.dtype, self.context = dtype, None
     def before_batch(self):
-        self.context = torch.autocast(torch.device(self.dls.device).type, self.dtype)
+        self.context = torch.autocast(_kind(self.dls), self.dtype)
         self.context.__enter__()
 
     def after_pred(self): self.learn.pred = to_float(self.pred)
@@ -180,16 +180,20 @@ class Autocast(Callback):
 # %% ../../nbs/3_training/19_fitting.ipynb #h629
 def _on_device(learn, precision) -> Learner:
     "Channels last, and in bf16 where that is asked for; on a GPU also where it has it"
-    device = torch.device(learn.dls.device)
-    low = _autocast(precision, device)
+    kind = _kind(learn.dls)
+    low = _autocast(precision, kind)
     if precision == 'bf16' and not low:
         raise ValueError("precision='bf16' is for GPUs that have it, and this one has not: take 'auto' or 'float32'")
-    if device.type == 'cuda' or low: learn.to_channelslast(use_amp=False)
+    if kind == 'cuda' or low: learn.to_channelslast(use_amp=False)
     if not low: return learn
-    return learn.to_bf16() if device.type == 'cuda' else learn.add_cb(Autocast(low))
+    return learn.to_bf16() if kind == 'cuda' else learn.add_cb(Autocast(low))
 
-def _autocast(precision, device):
+def _kind(dls) -> str:
+    "What trains: 'cuda', 'cpu', ...; fastai's choice where the data leave it open"
+    return torch.device(dls.device or default_device()).type
+
+def _autocast(precision, kind):
     "The type that convolutions are computed in; None: float32"
-    if torch.device(device).type != 'cuda': return torch.bfloat16 if precision == 'bf16' else None
+    if kind != 'cuda': return torch.bfloat16 if precision == 'bf16' else None
     return torch.bfloat16 if precision != 'float32' and torch.cuda.is_bf16_supported() else None
 

@@ -30,7 +30,7 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, step_lr=_POSITIVE, eps=_POSITIVE
                warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
                first_last_bits='at least 0 and at most 16',
-               batch_size=_COUNT, calibrate=_COUNT, iterations='at least 1 and at most 10000000',
+               batch_size=_COUNT, calibrate=_COUNT, reestimate='at least 0 and at most 1000000', iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384',
                scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
@@ -82,7 +82,7 @@ def _check_bits(r):
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
-    for n in (*QUANTIZED_ONLY, 'layer_bits', 'oscillation', 'dampen'):
+    for n in (*QUANTIZED_ONLY, 'layer_bits', 'reestimate', 'oscillation', 'dampen'):
         value = getattr(r, n)
         if value and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {value} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8):
@@ -179,6 +179,8 @@ class Recipe(Training):
     dampen: float = 0.             # the largest factor of the penalty against it; 0: none
     full_precision: str = 'branched' # how blocks train in stage one, or 'merged', with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
+    # after it batches over which running statistics are averaged anew; 0: they stay those of the last steps
+    reestimate: int = 0
     sums: int = 0                  # bits of all that integers round beside layers; 0: floats, as in the paper
     optimizer: str = 'sgd'         # or 'adam'
     sqr_mom: float = .99           # of Adam: β2, fastai's value
@@ -246,6 +248,7 @@ def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields o
     m = get_method(method)
     needed = few_bits(weight_bits, bool(m.statistics))
     if not needed or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    if m.statistics: needed |= dict(reestimate=32) # a batch of great variance among the last spoils their average
     has_norms = not (m.statistics or m.merge_first) # one after each layer, to begin with
     return needed if has_norms else dict(norm_after=True) | needed
 

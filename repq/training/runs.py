@@ -262,6 +262,7 @@ def fit(run:Run, learn):
             with bar, lines, at(''), learn.checkpoints.interruptible(): learn.fit(recipe.epochs, cbs=cbs)
         finally:
             if hasattr(learn, 'autocast'): learn.autocast.leave() # an interrupt does not reach callbacks
+        if recipe.reestimate: learn.calibrate(recipe.reestimate)
 
 # %% ../../nbs/3_training/21_runs.ipynb #h645
 def _silent(done, of, values): pass
