@@ -54,7 +54,7 @@ def without_training(folder, model, bits, seed):
 def main():
     p = study_parser(__doc__.splitlines()[0], out=Path('runs/digits'), bits=[2, 3, 4, 8], jobs=2)
     args = p.parse_args()
-    command = command_line('scripts/digits_study.py', hidden=[args.out, args.keep])
+    command = command_line('scripts/digits_study.py', hidden=[args.out])
     def done(): args.keep and keep(args.keep, study_results(args.out, command))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         for seed in args.seeds:
