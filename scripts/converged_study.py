@@ -7,10 +7,10 @@ Compute, for one thread of a processor that multiplies bf16: an epoch of the blo
 estimated statistics and 1.5 with exact ones; with 20 and 5 epochs that is 24 minutes a seed for stage one and 5 or 8 for each quantized run.
 """
 import json, os
-from itertools import islice
 from pathlib import Path
 from repq import surgery
 from repq.cli import keep_freed_memory
+from repq.deployment import training_images
 from repq.recipes import get_recipe
 from repq.runs import load_run
 from repq.studies import Job, Study, command_line, finished, keep, study_parser, study_results, study_table
@@ -25,7 +25,7 @@ NORM = dict(norm_after=True)
 SAFE = NORM | dict(input_noise=True, bound_steps=True)
 CENTRED = dict(centred=True)
 PEELED = CENTRED | dict(peel=True)
-TAUGHT = dict(taught=True) # by the full-precision run that it starts from
+TAUGHT = '+taught' # by the full-precision run that it starts from
 VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'plain': ('plain', {}, LRS, (8, 4, 3, 2)),
     'merged': ('merged', {}, LOW_LRS, (8, 4, 3, 2)),
@@ -38,10 +38,8 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2)),
     'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),
     'repq-bn+safe+peeled': ('repq-bn', SAFE | PEELED, LRS, (4, 3, 2)),
-    'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2)),
-    'plain+centred+taught': ('plain', CENTRED | TAUGHT, LRS, (4, 3, 2)),
-    'merged+norm+peeled+taught': ('merged', NORM | PEELED | TAUGHT, LRS, (4, 3, 2)),
-    'repq-bnest+safe+peeled+taught': ('repq-bnest', SAFE | PEELED | TAUGHT, LRS, (4, 3, 2))}
+    'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2))}
+VARIANTS |= {v + TAUGHT: VARIANTS[v] for v in ('plain+centred', 'merged+norm+peeled', 'repq-bnest+safe+peeled')}
 LIKE = {8: 4, 3: 2} # bits -> whose learning rates they take
 TUNING = 100        # the seed of tuning runs
 
@@ -56,7 +54,6 @@ class Converged:
 
     def quantized(self, variant, bits, lr, epochs, seed, **fields):
         a, (method, own, *_) = self.args, VARIANTS[variant]
-        own = {k: v for k, v in own.items() if k != 'taught'}
         return get_recipe(a.model, method, bits, as_published=True, **NETWORK, **QUANTIZED, **own, data=str(a.data), lr=lr, epochs=epochs, batch_size=a.batch_size, seed=seed, **fields)
 
     def tune_start(self, key, lr): return Job(f'tune-{key}-fp-lr{lr:g}', self.full_precision(key, lr, TUNING, self.args.tune_fp_epochs, valid=.1))
@@ -78,7 +75,7 @@ class Converged:
                          self.quantized(variant, bits, lr, self.args.epochs, seed))
 
     def _job(self, name, variant, start, recipe):
-        return Job(name, recipe, start, teacher=start if VARIANTS[variant][1].get('taught') else None)
+        return Job(name, recipe, start, teacher=start if variant.endswith(TAUGHT) else None)
 
 
 def averaged_anew(folder, batches=32) -> dict: # run -> accuracy
@@ -89,7 +86,7 @@ def averaged_anew(folder, batches=32) -> dict: # run -> accuracy
         if '-w' not in name or name in res or name.startswith('tune'): continue
         recipe, model, _ = load_run(Path(folder)/name)
         dls = task_of(recipe).data()
-        surgery.calibrate(model, [x for x, _ in islice(dls.train, batches)])
+        surgery.calibrate(model, training_images(dls, batches))
         res[name] = evaluate(model, dls.valid)
         replace_text(file, json.dumps(res, indent=1))
     return res

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from digits_study import NETWORKS, full_precision, quantized
 from repq.cli import keep_freed_memory
+from repq.networks.schemas import COUNTED
 from repq.studies import Study, command_line, finished, keep, study_parser, study_results
 from repq.training.oscillation import read_oscillation
 from repq.training.run_folders import read_history
@@ -24,7 +25,7 @@ def variants(model, bits, seed) -> list:
 def counted(out) -> dict:
     "Of each run that counted: its columns of the history by epoch, and its layers at the end"
     runs = {n: (read_history(out/n), read_oscillation(out/n)) for n in finished(out)}
-    return {n: dict(epochs={k: [float(r[k]) for r in h] for k in ('flips', 'back', 'oscillating')}, layers=layers)
+    return {n: dict(epochs={k: [float(r[k]) for r in h] for k in COUNTED}, layers=layers)
             for n, (h, layers) in runs.items() if layers}
 
 def main():

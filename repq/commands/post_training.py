@@ -15,7 +15,7 @@ from ..networks.files import check_folder, check_part, making
 from ..networks.inputs import check_classes
 from ..networks.models import task
 from ..networks.one_call import merges
-from ..training.recipes import METHODS, Recipe, build, get_recipe
+from ..training.recipes import METHODS, QUANTIZED_ONLY, Recipe, build, get_recipe
 from ..training.tasks import environment, task_of
 from ..training.run_folders import load_run, starting_state, write_json, write_weights
 from ..training.evaluation import check_same_images, results_row
@@ -53,7 +53,6 @@ def _ptq_recipe(init, model, data, block, adopt, **bits) -> Recipe:
     recipe = get_recipe(model, method, bits['weight_bits'], bits['input_bits'], data=data, block=block, adopt=adopt)
     return replace(recipe, epochs=0, **bits)
 
-
 # %% ../../nbs/5_commands/00_without_training.ipynb #q405
 def _set_steps(net, recipe, dls, batches, num_classes):
     "Set every step of a network by MinError on `batches` batches of training images"
@@ -77,7 +76,6 @@ def _add_norms(net) -> bool:
     except ValueError as e: warnings.warn(f'outputs of layers are not corrected: {e}')
     return any(isinstance(m, surgery.WithNorm) for m in net.modules())
 
-
 # %% ../../nbs/5_commands/00_without_training.ipynb #bb91
 def _ptq_bits(weight_bits, input_bits) -> dict:
     "The bits of weights and inputs; ValueError for full precision"
@@ -97,12 +95,11 @@ def _about(recipe, init, dls) -> dict: # of recipe.json
 def _few_bits(recipe, as_published) -> dict: # fields of a recipe
     "Weight grids that lose least at so few bits; in super-resolution they are no gain"
     few = recipe.weight_bits <= 4 and task(recipe.model) == 'classification' and not as_published
-    return dict(centred=few, peel=few, norm_after=False, input_noise=False, bound_steps=False)
+    return dict.fromkeys(QUANTIZED_ONLY, False) | dict(centred=few, peel=few)
 
 def _keeps_moments(recipe) -> bool:
     "Not plain networks for super-resolution, which lose by it at 2 bits"
     return task(recipe.model) == 'classification' or METHODS[recipe.method].reparametrized
-
 
 # %% ../../nbs/5_commands/00_without_training.ipynb #v028
 def post_training(init, out,          # a full-precision run folder or a checkpoint file; the run folder to be made
@@ -126,9 +123,9 @@ def post_training(init, out,          # a full-precision run folder or a checkpo
     recipe = replace(recipe, **_few_bits(recipe, as_published))
     state, recipe = starting_state(recipe, init)
     dls = task_of(in_batches(recipe, 32)).data()
-    info = task_of(recipe).info(dls)
+    info = _about(recipe, init, dls)
     net = build(recipe, info['num_classes'], info['in_channels'], state).to(dls.device)
     if not as_published and _keeps_moments(recipe): recipe = replace(recipe, norm_after=_add_norms(net))
-    info = _about(recipe, init, dls)
+    info['recipe'] = asdict(recipe)
     _set_steps(net, recipe, dls, batches, info['num_classes'])
     return _write_ptq(out, recipe, net, dls, began, info)

@@ -6,11 +6,12 @@
 from __future__ import annotations
 from dataclasses import replace
 from .. import layer_report, plots
-from .deployment import training_images
+from .post_training import training_images
 from ..networks.files import SIGNATURE
 from ..networks.inputs import check_takes
 from ..networks.models import task
 from ..networks.waiting import at
+from ..networks.schemas import COUNTED
 from ..training.oscillation import read_oscillation
 from ..training.run_folders import load_run, making_report, write_json, write_text
 from ..training.tasks import task_of
@@ -32,7 +33,7 @@ def _write_report(out, model, x, found, measure):
     with at('pictures of the layers'):
         plots.save(layer_report.plot_layers(model, x), out/'layers.png')
         plots.save(plots.plot_steps(model), out/'steps.png')
-    if any('flips' in r for r in rows): plots.save(layer_report.plot_oscillation(rows), out/'oscillation.png')
+    if any(COUNTED[0] in r for r in rows): plots.save(layer_report.plot_oscillation(rows), out/'oscillation.png')
     if scores is not None: plots.save(layer_report.plot_sensitivity(scores, *measure), out/'sensitivity.png')
 
 # %% ../../nbs/5_commands/01b_run_reports.ipynb #q430

@@ -19,6 +19,7 @@ from ..networks.costs import layer_costs
 from ..networks.waiting import heard
 from ..training.results import markdown_table
 from ..training.layer_plots import in_steps, near_grid, plot_quantized
+from ..networks.schemas import COUNTED
 from ..networks.graphs import BatchNorm
 from .integers import to_integer
 from .onnx_writer import onnx_model
@@ -110,11 +111,9 @@ _COSTS = ('parameters', 'size_bytes', 'macs', 'bit_operations')
 _FIT = ['step', 'error', 'clipped']
 _HEAD = ['layer', 'bits', 'weights', 'kB', 'MMAC', 'M bit-op.', 'weight range', *_FIT, 'input range', *_FIT]
 
-_COUNTED = ('flips', 'back', 'oscillating') # in training, where that was asked for
-
 def _counts(r) -> list:
     "Cells for how often integers of its weight changed"
-    return [f'{r[k]:.2%}' if k in r else '' for k in _COUNTED]
+    return [f'{r[k]:.2%}' if k in r else '' for k in COUNTED]
 
 def _costs(r) -> list:
     "Cells for the costs of a layer"
@@ -139,8 +138,8 @@ def layer_table(rows, # of `layer_report`
     total = {k: sum(r[k] for r in rows) for k in _COSTS}
     body = [*map(_line, rows), ['total', '', *_costs(total), *['']*8]]
     head = [*_HEAD]
-    if any(_COUNTED[0] in r for r in rows):
-        head, body = [*head, *_COUNTED], [[*line, *_counts(r)] for line, r in zip(body, [*rows, {}])]
+    if any(COUNTED[0] in r for r in rows):
+        head, body = [*head, *COUNTED], [[*line, *_counts(r)] for line, r in zip(body, [*rows, {}])]
     if not alone: return markdown_table(head, body)
     last = [f"{alone[r['name']]:.4g}" for r in rows] + [f"{alone['']:.4g} in floats"]
     return markdown_table([*head, 'alone'], [[*line, cell] for line, cell in zip(body, last)])
@@ -246,10 +245,10 @@ def plot_sensitivity(alone:dict,    # of `sensitivity`
 def plot_oscillation(rows, # of `layer_report`, with what was counted
                     ) -> Figure:
     "Which share of each layer's integers changes in a step of training, changes back, and oscillates"
-    rows = [r for r in rows if _COUNTED[0] in r]
+    rows = [r for r in rows if COUNTED[0] in r]
     at, width = np.arange(len(rows)), .28
     fig, ax = plt.subplots(figsize=(max(6, .5*len(rows) + 2), 4), layout='constrained')
-    for i, (k, said) in enumerate(zip(_COUNTED, ('change in a step', 'change back', 'weights that oscillate'))):
+    for i, (k, said) in enumerate(zip(COUNTED, ('change in a step', 'change back', 'weights that oscillate'))):
         ax.bar(at + (i - 1)*width, [100*r[k] for r in rows], width, label=said)
     names = [f"{r['name']}, {r['weight_bits']}" for r in rows]
     ax.set_xticks(at, names, rotation=60, ha='right', rotation_mode='anchor')

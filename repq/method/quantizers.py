@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
-from .grids import check_bits, fake_quantize, grid, quantize_to_int
+from .grids import broadcast_step, check_bits, fake_quantize, grid, quantize_to_int
 from .minerror import extremes, min_error_step
 
 # %% ../../nbs/1_method/05_quantizers.ipynb #c063
@@ -262,8 +262,7 @@ def extra_repr(self:LSQ):
 @patch
 def _cut(self:LSQ, v, qn, qp):
     "`v` between `qn` and `qp` steps, which get no gradient"
-    s = self.step.detach()
-    s = s.view(-1, *[1]*(v.ndim - 1)) if s.ndim else s
+    s = broadcast_step(self.step.detach(), v)
     return v.clamp(s*qn, s*qp)
 
 @patch

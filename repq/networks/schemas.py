@@ -17,9 +17,9 @@ try: import fcntl
 except ImportError: fcntl = None # Windows
 
 # %% auto #0
-__all__ = ['RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'OSCILLATION', 'naming', 'regular',
-           'read_bytes', 'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite', 'check_memory',
-           'check_files', 'check_room', 'unusable']
+__all__ = ['COUNTED', 'RUN', 'ROWS', 'HISTORY', 'SHARDS', 'STATE', 'NETWORK', 'FIGURES', 'COVERAGE', 'OSCILLATION', 'naming',
+           'regular', 'read_bytes', 'checked', 'read_json', 'csv_rows', 'read_csv', 'check_whole', 'check_finite',
+           'check_memory', 'check_files', 'check_room', 'unusable']
 
 # %% ../../nbs/2_networks/10_schemas.ipynb #w005
 _FULL, _FORBIDDEN, _FOLDER = 'make room on that disk', 'give a place where you may write', 'a folder has its place'
@@ -130,6 +130,9 @@ class _Epoch(TypedDict):
     train_loss: Optional[_Loss]; valid_loss: Optional[_Loss]
     accuracy: NotRequired[Optional[_Share]]
     psnr: NotRequired[Optional[Annotated[float, Field(ge=-1e3, le=1e3)]]]
+
+# of oscillation.csv: which share of a layer's integers changes in a step, changes back, and oscillates
+COUNTED = ('flips', 'back', 'oscillating')
 
 class _Layer(TypedDict):
     "A row of oscillation.csv"

@@ -176,7 +176,6 @@ class Autocast(Callback):
         context, self.context = self.context, None
         if context: context.__exit__(None, None, None)
 
-
 # %% ../../nbs/3_training/19_fitting.ipynb #h629
 def _on_device(learn, precision) -> Learner:
     "Channels last, and in bf16 where that is asked for; on a GPU also where it has it"
@@ -196,4 +195,3 @@ def _autocast(precision, kind):
     "The type that convolutions are computed in; None: float32"
     if kind != 'cuda': return torch.bfloat16 if precision == 'bf16' else None
     return torch.bfloat16 if precision != 'float32' and torch.cuda.is_bf16_supported() else None
-

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
 from matplotlib.figure import Figure
 from torch import Tensor
 from ..method.kernels import Kernel, pair
+from ..method.grids import broadcast_step
 from ..method.batchnorm import STATISTICS
 from ..method.operations import Batch, extend
 from ..method.blocks import Block
@@ -108,8 +109,7 @@ def _weight_quantizer(layer):
 # %% ../../nbs/3_training/15_layer_plots.ipynb #h598
 def in_steps(q, v:Tensor) -> np.ndarray: # flat
     "The values `v` in units of the steps of their quantizer"
-    step = q.step.detach()
-    return (v/(step.view(-1, *[1]*(v.ndim - 1)) if q.per_channel else step)).flatten().numpy(force=True)
+    return (v/broadcast_step(q.step.detach(), v)).flatten().numpy(force=True)
 
 def near_grid(q, *values) -> np.ndarray: # in steps
     "`values`, those far from the grid of `q` moved to two widths of it beyond its ends"

@@ -13,10 +13,11 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos
 from fastai.learner import ValueMetric
 from fastai.torch_core import get_model, rank_distrib
+from ..method.grids import broadcast_step
 from ..method.quantizers import LSQ
 from ..method.layers import RepQLayer
 from ..networks.files import replacing
-from ..networks.schemas import OSCILLATION, read_csv
+from ..networks.schemas import COUNTED, OSCILLATION, read_csv
 
 # %% auto #0
 __all__ = ['MOMENTUM', 'LIMIT', 'observe', 'Rounding', 'integers_of', 'Oscillation', 'read_oscillation', 'dampening', 'Dampening']
@@ -52,30 +53,35 @@ class Rounding:
         for h in self.hooks: h.remove()
         self.last = {}
 
-# %% ../../nbs/3_training/10b_oscillation.ipynb #o016
-@torch.no_grad()
-def integers_of(q:LSQ, rounded:Tensor) -> Tensor: # flat, float32
-    "The integers that an output of `q` stands for"
-    unit = q.parts/q.step
-    return (rounded*(unit.view(-1, *[1]*(rounded.ndim - 1)) if unit.ndim else unit)).round_().flatten()
-
-# %% ../../nbs/3_training/10b_oscillation.ipynb #o019
-class Oscillation(Callback):
-    "Counts which integers of weights change and which change back: columns of the history, and `oscillation.csv`"
-    order = 22 # after steps may be left out, before the history is written
-    kept, rounding = ('layers', 'state', 'counts', 'steps'), None
-    def __init__(self, folder=None): self.folder = folder # of the file; None: there is none
+class _OnRounding(Callback):
+    "Has a `Rounding` of the model while it is fitted"
+    rounding = None
     def before_fit(self):
         self.after_fit() # a fit that failed left its hooks
         self.rounding = Rounding(get_model(self.model))
-        # name -> weights; see `observe`; (2, layers), changes of this epoch and those back; steps that were compared
-        self.layers, self.state, self.counts, self.steps = {}, None, None, 0
 
     def after_fit(self):
         if self.rounding: self.rounding.remove()
 
+# %% ../../nbs/3_training/10b_oscillation.ipynb #o016
+@torch.no_grad()
+def integers_of(q:LSQ, rounded:Tensor) -> Tensor: # flat, float32
+    "The integers that an output of `q` stands for"
+    return (rounded*broadcast_step(q.parts/q.step, rounded)).round_().flatten()
+
+# %% ../../nbs/3_training/10b_oscillation.ipynb #o019
+class Oscillation(_OnRounding):
+    "Counts which integers of weights change and which change back: columns of the history, and `oscillation.csv`"
+    order = 22 # after steps may be left out, before the history is written
+    kept = ('layers', 'state', 'counts', 'steps')
+    def __init__(self, folder=None): self.folder = folder # of the file; None: there is none
+    def before_fit(self):
+        super().before_fit()
+        # name -> weights; see `observe`; (2, layers), changes of this epoch and those back; steps that were compared
+        self.layers, self.state, self.counts, self.steps = {}, None, None, 0
+
     def columns(self) -> list: # of metrics
-        return [ValueMetric(partial(self._share, n), n) for n in ('flips', 'back', 'oscillating')]
+        return [ValueMetric(partial(self._share, n), n) for n in COUNTED]
 
     def _share(self, name) -> float: # nan where nothing was counted
         rows = self.rows()
@@ -125,7 +131,7 @@ def read_oscillation(run) -> dict: # layer -> flips, back, oscillating
     "What a run's `oscillation.csv` says of each layer; empty where it was not asked to count"
     file = Path(run)/'oscillation.csv'
     if not file.exists(): return {}
-    return {r['layer']: {k: float(r[k]) for k in ('flips', 'back', 'oscillating')} for r in read_csv(file, OSCILLATION)}
+    return {r['layer']: {k: float(r[k]) for k in COUNTED} for r in read_csv(file, OSCILLATION)}
 
 # %% ../../nbs/3_training/10b_oscillation.ipynb #o025
 def dampening(q:LSQ,
@@ -136,15 +142,10 @@ def dampening(q:LSQ,
     return (q.within(v) - rounded.detach()).square().sum()
 
 # %% ../../nbs/3_training/10b_oscillation.ipynb #o028
-class Dampening(Callback):
+class Dampening(_OnRounding):
     "Adds `dampening` of all layers to what is minimized, times a factor that rises from 0 to `most` along a cosine"
-    order, rounding = 16, None # after the parts of a batch are summed
+    order = 16 # after the parts of a batch are summed
     def __init__(self, most:float): self.most = most
-    def before_fit(self):
-        self.after_fit()
-        self.rounding = Rounding(get_model(self.model))
-    def after_fit(self):
-        if self.rounding: self.rounding.remove()
     def before_batch(self): self.rounding.last.clear() # a layer that is passed over has no gradient
 
     def after_loss(self):

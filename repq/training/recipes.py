@@ -30,7 +30,8 @@ _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, step_lr=_POSITIVE, eps=_POSITIVE
                warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
                first_last_bits='at least 0 and at most 16',
-               batch_size=_COUNT, calibrate=_COUNT, reestimate='at least 0 and at most 1000000', iterations='at least 1 and at most 10000000',
+               batch_size=_COUNT, calibrate=_COUNT, reestimate='at least 0 and at most 1000000',
+               iterations='at least 1 and at most 10000000',
                image_size='at least 1 and at most 16384', crop='at least 1 and at most 16384',
                scale='at least 1 and at most 16',
                seed=f'at least {-2**63} and at most {2**63 - 1}')
@@ -338,4 +339,3 @@ def _steps_anew(model, state) -> dict:
     theirs, ours = _of_quantizers(state), _of_quantizers(own := model.state_dict())
     return ({n: t for n, t in state.items() if not n.startswith(theirs)} |
             {n: t for n, t in own.items() if n.startswith(ours)})
-

@@ -159,7 +159,6 @@ def _of_more_bits(recipe, first, model, init) -> dict:
     if recipe.norm_after and not first.norm_after: add_norms(model, inplace=True, verbose=False)
     return model.state_dict()
 
-
 # %% ../../nbs/3_training/18_run_folders.ipynb #h937
 def _trained(recipe, how, init) -> Recipe:
     """The recipe whose blocks were trained as those of `init`;
