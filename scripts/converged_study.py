@@ -20,7 +20,8 @@ from repq.training.tasks import evaluate, task_of
 NETWORK = dict(decouple_wd=False, precision='bf16')
 STARTS = {'blocks': 'repq-bn', 'plain': 'plain'} # stage one -> method
 FP, QUANTIZED = dict(weight_decay=5e-4, warmup=.1), dict(weight_decay=1e-4)
-FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .03), (.001, .003)
+FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .02, .04), (.001, .003)
+BEYOND = 2 # where the best of these is the least or the greatest, one this many times beyond is tried too
 NORM = dict(norm_after=True)
 SAFE = NORM | dict(input_noise=True, bound_steps=True)
 CENTRED = dict(centred=True)
@@ -63,15 +64,15 @@ class Converged:
         return Job(f'{key}-fp-lr{lr:g}-s{seed}', self.full_precision(key, lr, seed, self.args.fp_epochs))
 
     def tune_variant(self, key, lr):
-        "A short run of a variant, validated on training images that no stage has seen"
+        "A short run of a variant, validated on training images that no stage has seen, with running statistics averaged anew"
         variant, bits = key
         start = start_of(variant)
         return self._job(f'tune-{variant}-w{bits}-lr{lr:g}', variant, f'tune-{start}-fp-lr{self.lr[start]:g}',
-                         self.quantized(variant, bits, lr, self.args.tune_epochs, TUNING, valid=.1))
+                         self.quantized(variant, bits, lr, self.args.tune_epochs, TUNING, valid=.1, reestimate=32))
 
     def variant(self, variant, bits, seed):
         lr, start = self.lr[variant, LIKE.get(bits, bits)], start_of(variant)
-        return self._job(f'{variant}-w{bits}-s{seed}', variant, f'{start}-fp-lr{self.lr[start]:g}-s{seed}',
+        return self._job(f'{variant}-w{bits}-lr{lr:g}-s{seed}', variant, f'{start}-fp-lr{self.lr[start]:g}-s{seed}',
                          self.quantized(variant, bits, lr, self.args.epochs, seed))
 
     def _job(self, name, variant, start, recipe):
@@ -100,22 +101,27 @@ def main():
     p.add_argument('--fp-lrs', type=float, nargs='+', default=FP_LRS, help='learning rates of stage one to choose from')
     p.add_argument('--tune-fp-epochs', type=int, default=5, help='of the full-precision networks from which tuning runs start')
     p.add_argument('--full-precision-only', action='store_true', help='stop after stage one')
-    p.add_argument('--lr', type=float, help='the learning rate of all quantized runs, which is tuned otherwise')
-    p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), help='these variants')
+    p.add_argument('--tune-bits', type=int, nargs='*', choices=(2, 4), default=[4, 2], help='bits at which learning rates are tuned; 8 bits take those of 4, and 3 those of 2')
+    p.add_argument('--lr', type=float, default=.02, help='the learning rate at other bits')
+    p.add_argument('--only', nargs='+', choices=[*VARIANTS, *(f'{v}-w{b}' for v, (*_, bits) in VARIANTS.items() for b in bits)], metavar='VARIANT',
+                   default=list(VARIANTS), help='these variants, at all bits or at some, as plain merged+norm-w8')
     args = p.parse_args()
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
     command, runs = command_line('scripts/converged_study.py', hidden=[args.data, args.out]), Converged(args)
     def done(**more): args.keep and keep(args.keep, study_results(args.out, command, images=images, **more))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
-        if len(args.fp_lrs) > 1: runs.lr |= study.tune({k: args.fp_lrs for k in STARTS}, runs.tune_start)
+        tuned = len(args.fp_lrs) > 1
+        if tuned: runs.lr |= study.tune(dict.fromkeys(STARTS, args.fp_lrs), runs.tune_start)
         else: runs.lr |= dict.fromkeys(STARTS, args.fp_lrs[0])
         study.run([runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
         if not args.full_precision_only:
-            wanted = {(v, b) for v in args.only for b in VARIANTS[v][3] if b in args.bits}
-            rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in sorted(wanted)}
-            runs.lr |= study.tune(rates, runs.tune_variant) if args.lr is None else dict.fromkeys(rates, args.lr)
-            study.run([runs.variant(v, b, seed) for seed in args.seeds for b in args.bits for v in args.only if (v, b) in wanted], done)
+            wanted = [(v, b) for b in args.bits for v, (*_, bits) in VARIANTS.items() if b in bits and {v, f'{v}-w{b}'} & set(args.only)]
+            rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in wanted}
+            tune = {k: lrs for k, lrs in rates.items() if k[1] in args.tune_bits}
+            if tune and not tuned: study.run([runs.tune_start(k, args.fp_lrs[0]) for k in STARTS], done)
+            runs.lr |= dict.fromkeys(rates, args.lr) | study.tune(tune, runs.tune_variant, BEYOND)
+            study.run([runs.variant(v, b, seed) for b in args.bits for seed in args.seeds for v, bits in wanted if bits == b], done)
     done(reestimated=averaged_anew(args.out))
     print(study_table(args.out))
 

@@ -64,11 +64,12 @@ def test_what_a_job_says_is_heard(capsys):
 # Interruptions
 
 STUDY = """
-import sys
+import signal, sys
 from repq.recipes import get_recipe
 from repq.studies import Job, Study
 def job(name, epochs): return Job(name, get_recipe('repvgg_a0_tiny', 'plain', data='digits', epochs=epochs, batch_size=240))
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler) # what a shell starts in the background would ignore it
     with Study(sys.argv[1], 2) as study: study.run([job('short', 1), job('long', 2000)])
 """
 
