@@ -27,6 +27,7 @@ SAFE = NORM | dict(input_noise=True, bound_steps=True)
 CENTRED = dict(centred=True)
 PEELED = CENTRED | dict(peel=True)
 TAUGHT = '+taught' # by the full-precision run that it starts from
+LONG, TIMES = '+long', 3 # as many times the epochs, at the same rate
 VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'plain': ('plain', {}, LRS, (8, 4, 3, 2)),
     'merged': ('merged', {}, LOW_LRS, (8, 4, 3, 2)),
@@ -40,7 +41,7 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),
     'repq-bn+safe+peeled': ('repq-bn', SAFE | PEELED, LRS, (4, 3, 2)),
     'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2))}
-VARIANTS |= {v + TAUGHT: VARIANTS[v] for v in ('plain+centred', 'merged+norm+peeled', 'repq-bnest+safe+peeled')}
+VARIANTS |= {v + more: VARIANTS[v] for v in ('plain+centred', 'merged+norm+peeled', 'repq-bnest+safe+peeled') for more in (TAUGHT, LONG)}
 LIKE = {8: 4, 3: 2} # bits -> whose learning rates they take
 TUNING = 100        # the seed of tuning runs
 
@@ -71,26 +72,33 @@ class Converged:
                          self.quantized(variant, bits, lr, self.args.tune_epochs, TUNING, valid=.1, reestimate=32))
 
     def variant(self, variant, bits, seed):
-        lr, start = self.lr[variant, LIKE.get(bits, bits)], start_of(variant)
+        lr, start, epochs = self.lr[rate_of(variant, bits)], start_of(variant), self.args.epochs*(TIMES if variant.endswith(LONG) else 1)
         return self._job(f'{variant}-w{bits}-lr{lr:g}-s{seed}', variant, f'{start}-fp-lr{self.lr[start]:g}-s{seed}',
-                         self.quantized(variant, bits, lr, self.args.epochs, seed))
+                         self.quantized(variant, bits, lr, epochs, seed))
 
     def _job(self, name, variant, start, recipe):
         return Job(name, recipe, start, teacher=start if variant.endswith(TAUGHT) else None)
 
 
-def averaged_anew(folder, batches=32) -> dict: # run -> accuracy
-    "Accuracies of quantized runs with running statistics averaged anew, as `reestimate` of recipes does it; kept beside them"
+def averaged_before(folder) -> dict: # run -> accuracy
+    "What `average_anew` has found so far"
     file = Path(folder)/'reestimated.json'
-    res = json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text()) if file.exists() else {}
+
+def average_anew(folder, batches=32):
+    "Accuracies of quantized runs with running statistics averaged anew, as `reestimate` of recipes does it; kept beside them"
+    res = averaged_before(folder)
     for name in finished(folder):
         if '-w' not in name or name in res or name.startswith('tune'): continue
         recipe, model, _ = load_run(Path(folder)/name)
         dls = task_of(recipe).data()
         surgery.calibrate(model, training_images(dls, batches))
         res[name] = evaluate(model, dls.valid)
-        replace_text(file, json.dumps(res, indent=1))
-    return res
+        replace_text(Path(folder)/'reestimated.json', json.dumps(res, indent=1))
+
+def rate_of(variant, bits) -> tuple: # a variant and bits
+    "Whose learning rate a run takes"
+    return variant.removesuffix(LONG), LIKE.get(bits, bits)
 
 def start_of(variant): return 'plain' if VARIANTS[variant][0] == 'plain' else 'blocks'
 
@@ -109,7 +117,7 @@ def main():
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
     command, runs = command_line('scripts/converged_study.py', hidden=[args.data, args.out]), Converged(args)
-    def done(**more): args.keep and keep(args.keep, study_results(args.out, command, images=images, **more))
+    def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images, reestimated=averaged_before(args.out)))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         tuned = len(args.fp_lrs) > 1
         if tuned: runs.lr |= study.tune(dict.fromkeys(STARTS, args.fp_lrs), runs.tune_start)
@@ -117,12 +125,13 @@ def main():
         study.run([runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
         if not args.full_precision_only:
             wanted = [(v, b) for b in args.bits for v, (*_, bits) in VARIANTS.items() if b in bits and {v, f'{v}-w{b}'} & set(args.only)]
-            rates = {(v, LIKE.get(b, b)): VARIANTS[v][2] for v, b in wanted}
+            rates = {rate_of(v, b): VARIANTS[v][2] for v, b in wanted}
             tune = {k: lrs for k, lrs in rates.items() if k[1] in args.tune_bits}
             if tune and not tuned: study.run([runs.tune_start(k, args.fp_lrs[0]) for k in STARTS], done)
             runs.lr |= dict.fromkeys(rates, args.lr) | study.tune(tune, runs.tune_variant, BEYOND)
             study.run([runs.variant(v, b, seed) for b in args.bits for seed in args.seeds for v, bits in wanted if bits == b], done)
-    done(reestimated=averaged_anew(args.out))
+    average_anew(args.out)
+    done()
     print(study_table(args.out))
 
 

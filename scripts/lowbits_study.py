@@ -1,4 +1,4 @@
-"""Do a penalty against oscillating weights, or a lower rate for steps, help at 3 and 2 bits? Small networks on digits, all else as recipes have it.
+"""Do a penalty against oscillating weights, a lower rate for steps, or rates that follow transitions help at 3 and 2 bits? Small networks on digits, all else as recipes have it.
 
     python scripts/lowbits_study.py --out runs/lowbits --keep nbs/experiments/lowbits.json
 
@@ -14,7 +14,8 @@ from repq.training.oscillation import read_oscillation
 from repq.training.run_folders import read_history
 
 MODELS = ('repvgg_a0_tiny', 'ac_resnet18_tiny')
-VARIANTS = {'': {}, '-dampen0.01': dict(dampen=.01), '-dampen0.1': dict(dampen=.1), '-steps0.1': dict(step_lr=.1)}
+VARIANTS = {'': {}, '-dampen0.01': dict(dampen=.01), '-dampen0.1': dict(dampen=.1), '-steps0.1': dict(step_lr=.1),
+            '-transitions0.01': dict(transitions=.01)}
 
 
 def variants(model, bits, seed) -> list:

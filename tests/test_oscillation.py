@@ -111,7 +111,7 @@ class Accident(ReportEpoch):
 
 @pytest.mark.parametrize('at', [.5, 1., 1.5])
 def test_counts_survive_an_interruption(fp, tmp_path, at):
-    recipe = get_recipe(**TINY, weight_bits=3, oscillation=True, dampen=.05, step_lr=.5)
+    recipe = get_recipe(**TINY, weight_bits=3, oscillation=True, dampen=.05, step_lr=.5, transitions=.01)
     train(recipe, tmp_path/'whole', fp, **KW)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(runs, 'ReportEpoch', type('Accident', (Accident,), dict(at=at)))
@@ -145,16 +145,34 @@ def test_steps_have_their_rate(fp):
     assert lr_schedule(recipe)['lr'](0.) == pytest.approx(group_rates(recipe))
     assert [len(g) for g in parameter_groups(get_recipe(**TINY, weight_bits=3), model)] == [len(rest + biases + steps)]
 
-@pytest.mark.parametrize('fields,text', [(dict(dampen=-1.), 'dampen must be at least 0'), (dict(step_lr=0.), 'step_lr must be above 0'), (dict(oscillation=1), 'True or False'), (dict(dampen='much'), 'a number')])
+def test_rates_follow_transitions(fp, tmp_path):
+    "More changes where more are asked for; steps keep the schedule, in a group of their own"
+    recipe = get_recipe('repvgg_a0_tiny', 'merged', 2, epochs=4, batch_size=64, oscillation=True)
+    rates = {}
+    class Rates(ReportEpoch):
+        def after_step(self): rates[self.at].append([h['lr'] for h in self.opt.hypers])
+    for most in 1e-4, .01:
+        rates[most] = []
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(runs, 'ReportEpoch', type('Rates', (Rates,), dict(at=most)))
+            train(replace(recipe, transitions=most), tmp_path/str(most), fp, **KW)
+    few, many = (sum(float(r['flips']) for r in read_history(tmp_path/n)) for n in ('0.0001', '0.01'))
+    assert few < many
+    (rate, steps), n = zip(*rates[1e-4]), len(rates[1e-4])
+    assert rate[0] == rate[1] == recipe.lr and min(rate) >= 0 and max(rates[.01])[0] > recipe.lr
+    want = lr_schedule(replace(recipe, transitions=1e-4))['lr']
+    assert steps == pytest.approx([want(i/n)[1] for i in range(n)]), 'the first two steps have nothing to compare'
+
+@pytest.mark.parametrize('fields,text', [(dict(dampen=-1.), 'dampen must be at least 0'), (dict(step_lr=0.), 'step_lr must be above 0'), (dict(oscillation=1), 'True or False'), (dict(dampen='much'), 'a number'), (dict(transitions=1.), 'transitions must be at least 0 and below 1')])
 def test_values_that_cannot_be_meant(fields, text):
     with pytest.raises(ValueError, match=text): get_recipe(**TINY, weight_bits=3, **fields)
 
 def test_what_has_no_effect_is_refused():
-    for n, v in dict(dampen=.1, oscillation=True).items():
+    for n, v in dict(dampen=.1, oscillation=True, transitions=.01).items():
         with pytest.raises(ValueError, match=f'{n} is for the quantized stage'): get_recipe(**TINY, **{n: v})
     with pytest.raises(ValueError, match='step_lr=0.1 has no effect in full precision'): check_effect(get_recipe(**TINY, step_lr=.1))
     check_effect(get_recipe(**TINY, weight_bits=3, step_lr=.1))
-    with pytest.raises(ValueError, match='oscillation or dampen'): capture(True, 'cuda', guided=True)
+    with pytest.raises(ValueError, match='dampen or transitions'): capture(True, 'cuda', guided=True)
 
 def test_parts_of_a_batch(fp, tmp_path):
     "The penalty is added once to a batch in parts"

@@ -165,11 +165,13 @@ class _Optimizer(TypedDict):
 class _History(TypedDict): rows: Annotated[list[str], Field(min_length=1)]
 class _Skipped(TypedDict): skipped: list[str]
 class _Counted(TypedDict): layers: dict[str, int]; state: Optional[Tensor]; counts: Optional[Tensor]; steps: _Count
+class _Led(TypedDict): layers: dict[str, int]; before: Optional[Tensor]; share: Optional[_Share]; rate: float
 
 class _Callbacks(TypedDict):
     "What callbacks keep"
     __pydantic_config__ = _STRICT
     history: NotRequired[_History]; skip_non_finite: NotRequired[_Skipped]; oscillation: NotRequired[_Counted]
+    transitions: NotRequired[_Led]
 
 class _State(TypedDict):
     "A checkpoint of training"

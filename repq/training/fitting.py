@@ -16,7 +16,7 @@ from fastai.optimizer import Adam
 from fastai.torch_core import default_device, rank_distrib, to_float
 from .learner import Distill, RepQCallback
 from .resume import ResumableLearner, SkipNonFinite
-from .oscillation import Dampening, Oscillation
+from .oscillation import Dampening, Oscillation, Transitions
 from ..method.batchnorm import processes
 from .steps import ListSGD, capture
 from .parallel import Accumulate, DataParallel, by_first
@@ -31,7 +31,8 @@ __all__ = ['group_rates', 'lr_schedule', 'parameter_groups', 'get_optimizer', 'H
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
 def _apart(recipe) -> dict: # name of parameters -> their learning rate, relative to the others'
-    return {n: rate for n, rate in dict(bias=recipe.bias_lr, raw_step=recipe.step_lr).items() if rate != 1}
+    led = ['raw_step']*bool(recipe.transitions) # these keep the schedule
+    return {n: rate for n, rate in dict(bias=recipe.bias_lr, raw_step=recipe.step_lr).items() if rate != 1 or n in led}
 
 def group_rates(recipe:Recipe) -> np.ndarray:
     "The highest learning rate of each of the `parameter_groups`"
@@ -133,7 +134,8 @@ def _brief(v) -> str:
 # %% ../../nbs/3_training/19_fitting.ipynb #c013
 def _on_weights(recipe, path) -> list: # of callbacks
     "What watches or guides the rounding of weights, where the recipe asks for it"
-    return [Oscillation(path)]*recipe.oscillation + ([Dampening(recipe.dampen)] if recipe.dampen else [])
+    led = [Transitions(recipe.transitions, recipe.lr)] if recipe.transitions else []
+    return [Oscillation(path)]*recipe.oscillation + ([Dampening(recipe.dampen)] if recipe.dampen else []) + led
 
 def _columns(cbs) -> list: # of metrics
     "What callbacks add to the history"
@@ -151,7 +153,7 @@ def make_learner(recipe:Recipe, dls, model,
     cbs = [RepQCallback(accumulate*processes()), History(), SkipNonFinite(skips), *_on_weights(recipe, path), *cbs]
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     if processes() > 1: cbs.append(DataParallel())
-    guided = any(isinstance(cb, (Distill, Oscillation, Dampening)) for cb in cbs)
+    guided = any(isinstance(cb, (Distill, Oscillation, Dampening, Transitions)) for cb in cbs)
     cbs += capture(captured, dls.device, accumulate, guided, _autocast(recipe.precision, _kind(dls)))
     learn = ResumableLearner(dls, model, kind.loss_func(), get_optimizer(recipe), lr=recipe.lr, wd=recipe.weight_decay,
                              wd_bn_bias=recipe.decay_norms, metrics=[kind.metric(), *_columns(cbs)], path=path, cbs=cbs,

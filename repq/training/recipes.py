@@ -27,7 +27,7 @@ _KINDS = dict(int=((int,), 'a whole number'), float=((int, float), 'a number'), 
 _POSITIVE, _BELOW_1, _COUNT = 'above 0 and at most 1e+38', 'at least 0 and below 1', 'at least 1 and at most 1000000'
 _RANGES = dict(lr=_POSITIVE, bias_lr=_POSITIVE, step_lr=_POSITIVE, eps=_POSITIVE,
                weight_decay='at least 0 and at most 1e+38', dampen='at least 0 and at most 1e+38',
-               warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1,
+               warmup=_BELOW_1, momentum=_BELOW_1, sqr_mom=_BELOW_1, label_smoothing=_BELOW_1, transitions=_BELOW_1,
                distill='above 0 and at most 1', valid='above 0 and below 1', epochs='at least 0 and at most 1000000',
                first_last_bits='at least 0 and at most 16',
                batch_size=_COUNT, calibrate=_COUNT, reestimate='at least 0 and at most 1000000',
@@ -83,7 +83,7 @@ def _check_bits(r):
 def _check_stage(r):
     "Raise for what has a meaning in the other stage only"
     if r.epochs == 0 and not r.quantized: raise ValueError('epochs must be at least 1 in full precision, got 0')
-    for n in (*QUANTIZED_ONLY, 'layer_bits', 'reestimate', 'oscillation', 'dampen'):
+    for n in (*QUANTIZED_ONLY, 'layer_bits', 'reestimate', 'oscillation', 'dampen', 'transitions'):
         value = getattr(r, n)
         if value and not r.quantized: raise ValueError(f'{n} is for the quantized stage, got {value} at 32 bits')
     if r.sums and not (r.quantized and 2 <= r.sums <= 8):
@@ -178,6 +178,8 @@ class Recipe(Training):
     # count in each step which integers of weights change, and which change back, see `repq.training.oscillation`
     oscillation: bool = False
     dampen: float = 0.             # the largest factor of the penalty against it; 0: none
+    # the share of integers that may change in a step at first, which learning rates then follow; 0: the schedule
+    transitions: float = 0.
     full_precision: str = 'branched' # how blocks train in stage one, or 'merged', with the method's statistics
     calibrate: int = 8             # batches for steps and running statistics before the quantized stage
     # after it batches over which running statistics are averaged anew; 0: they stay those of the last steps

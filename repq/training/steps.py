@@ -178,6 +178,6 @@ def capture(wanted:bool, device, accumulate:int=1, guided=False, dtype=None) -> 
     if torch.device(device).type != 'cuda':
         raise ValueError(f'steps are recorded on a GPU, and training is on {device}: leave out capture')
     if processes() > 1 or accumulate > 1 or guided:
-        raise ValueError('steps are recorded by one process, of whole batches, without a teacher, oscillation or '
-                         'dampen: leave out capture')
+        raise ValueError('steps are recorded by one process, of whole batches, without a teacher, oscillation, '
+                         'dampen or transitions: leave out capture')
     return [CaptureStep(dtype=dtype)]
