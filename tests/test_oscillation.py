@@ -159,9 +159,10 @@ def test_rates_follow_transitions(fp, tmp_path):
     few, many = (sum(float(r['flips']) for r in read_history(tmp_path/n)) for n in ('0.0001', '0.01'))
     assert few < many
     (rate, steps), n = zip(*rates[1e-4]), len(rates[1e-4])
-    assert rate[0] == rate[1] == recipe.lr and min(rate) >= 0 and max(rates[.01])[0] > recipe.lr
+    assert rate[0] == rate[1] == recipe.lr, 'the first two steps have nothing to compare'
+    assert min(rate) >= 0 and max(rates[.01])[0] > recipe.lr
     want = lr_schedule(replace(recipe, transitions=1e-4))['lr']
-    assert steps == pytest.approx([want(i/n)[1] for i in range(n)]), 'the first two steps have nothing to compare'
+    assert steps == pytest.approx([want(i/n)[1] for i in range(n)])
 
 @pytest.mark.parametrize('fields,text', [(dict(dampen=-1.), 'dampen must be at least 0'), (dict(step_lr=0.), 'step_lr must be above 0'), (dict(oscillation=1), 'True or False'), (dict(dampen='much'), 'a number'), (dict(transitions=1.), 'transitions must be at least 0 and below 1')])
 def test_values_that_cannot_be_meant(fields, text):

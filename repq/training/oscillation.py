@@ -165,7 +165,8 @@ class Dampening(_OnRounding):
 PULL, FOLLOW = .05, .1
 
 class Transitions(_OnRounding):
-    "The learning rate of the first group of parameters follows how many integers change: see above"
+    """The learning rate of the first group of parameters follows how many integers change in a step:
+    up while fewer do than a target says, down while more do (arXiv:2404.19248)"""
     order = 61 # after the schedule
     kept = ('layers', 'before', 'share', 'rate')
     def __init__(self, most:float, # the target at first, a share of all integers in a step; it falls to 0 along a cosine
