@@ -31,8 +31,9 @@ __all__ = ['group_rates', 'lr_schedule', 'parameter_groups', 'get_optimizer', 'H
 
 # %% ../../nbs/3_training/19_fitting.ipynb #r406
 def _apart(recipe) -> dict: # name of parameters -> their learning rate, relative to the others'
-    led = ['raw_step']*bool(recipe.transitions) # these keep the schedule
-    return {n: rate for n, rate in dict(bias=recipe.bias_lr, raw_step=recipe.step_lr).items() if rate != 1 or n in led}
+    rates = dict(bias=recipe.bias_lr, raw_step=recipe.step_lr)
+    # steps keep the schedule where other rates follow transitions
+    return {n: r for n, r in rates.items() if r != 1 or (n == 'raw_step' and recipe.transitions)}
 
 def group_rates(recipe:Recipe) -> np.ndarray:
     "The highest learning rate of each of the `parameter_groups`"
@@ -134,8 +135,10 @@ def _brief(v) -> str:
 # %% ../../nbs/3_training/19_fitting.ipynb #c013
 def _on_weights(recipe, path) -> list: # of callbacks
     "What watches or guides the rounding of weights, where the recipe asks for it"
-    led = [Transitions(recipe.transitions, recipe.lr)] if recipe.transitions else []
-    return [Oscillation(path)]*recipe.oscillation + ([Dampening(recipe.dampen)] if recipe.dampen else []) + led
+    cbs = [Oscillation(path)] if recipe.oscillation else []
+    if recipe.dampen: cbs.append(Dampening(recipe.dampen))
+    if recipe.transitions: cbs.append(Transitions(recipe.transitions, recipe.lr))
+    return cbs
 
 def _columns(cbs) -> list: # of metrics
     "What callbacks add to the history"

@@ -160,9 +160,8 @@ class Dampening(_OnRounding):
         self.learn.loss_grad = self.loss_grad + factor*sum(dampening(found[n], *pair) for n, pair in last.items())
 
 # %% ../../nbs/3_training/10b_oscillation.ipynb #o051
-# of the recipe's rate: how far a rate moves in a step where the share is off by the highest target;
-# of the moving average of the share
-PULL, FOLLOW = .05, .1
+PULL = .05  # of the first rate: how far a rate moves in a step where the share is off by the highest target
+FOLLOW = .1 # the factor of the share's moving average
 
 class Transitions(_OnRounding):
     """The learning rate of the first group of parameters follows how many integers change in a step:
