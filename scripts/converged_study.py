@@ -23,7 +23,8 @@ FP, QUANTIZED = dict(weight_decay=5e-4, warmup=.1), dict(weight_decay=1e-4)
 FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .02, .04), (.001, .003)
 BEYOND = 2 # where the best of these is the least or the greatest, one this many times beyond is tried too
 NORM = dict(norm_after=True)
-SAFE = NORM | dict(input_noise=True, bound_steps=True)
+BOUND = dict(bound_steps=True)
+SAFE = NORM | BOUND | dict(input_noise=True)
 CENTRED = dict(centred=True)
 PEELED = CENTRED | dict(peel=True)
 TAUGHT = '+taught' # by the full-precision run that it starts from
@@ -34,14 +35,16 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'merged+norm': ('merged', NORM, LRS, (8, 4, 3, 2)),
     'repq-bn': ('repq-bn', {}, LRS, (8, 4, 3, 2)),
     'repq-bnest': ('repq-bnest', {}, LRS, (8, 4, 3, 2)),
+    'plain+bound': ('plain', BOUND, LRS, (4, 3, 2)),
     'plain+centred': ('plain', CENTRED, LRS, (4, 3, 2)),
     'merged+norm+centred': ('merged', NORM | CENTRED, LRS, (4, 3, 2)),
     'repq-bn+safe': ('repq-bn', SAFE, LRS, (4, 3, 2)),
     'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2)),
     'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),
+    'merged+norm+peeled+bound': ('merged', NORM | PEELED | BOUND, LRS, (4, 3, 2)),
     'repq-bn+safe+peeled': ('repq-bn', SAFE | PEELED, LRS, (4, 3, 2)),
     'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2))}
-VARIANTS |= {v + more: VARIANTS[v] for v in ('plain+centred', 'merged+norm+peeled', 'repq-bnest+safe+peeled') for more in (TAUGHT, LONG)}
+VARIANTS |= {v + more: VARIANTS[v] for v in ('plain+bound', 'plain+centred', 'merged+norm+peeled', 'merged+norm+peeled+bound', 'repq-bnest+safe+peeled') for more in (TAUGHT, LONG)}
 LIKE = {8: 4, 3: 2} # bits -> whose learning rates they take
 TUNING = 100        # the seed of tuning runs
 

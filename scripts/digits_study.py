@@ -9,7 +9,7 @@ Compute: a run takes 5 to 10 seconds of a processor of 2024; a seed has some 100
 from pathlib import Path
 from repq.cli import keep_freed_memory
 from repq.deployment import post_training
-from repq.recipes import get_recipe, low_bit_switches
+from repq.recipes import get_recipe
 from repq.studies import Job, Study, command_line, keep, study_parser, study_results
 
 NETWORKS = {'repvgg_a0_tiny': 'repq-bnest', 'ac_resnet18_tiny': 'repq-bnest', 'mobileone_s0_tiny': 'repq-bnest',
@@ -29,18 +29,19 @@ def quantized(model, method, bits, seed, more='', init=None, teacher=None, **fie
 def as_recipes_are(model, bits, seed) -> list:
     "Plain, merged and RepQ, and plain with the grid that recipes give the others"
     jobs = [quantized(model, m, bits, seed) for m in ('plain', 'merged', NETWORKS[model])]
-    return jobs + ([quantized(model, 'plain', bits, seed, '-centred', centred=True)] if bits < 4 else [])
+    return jobs + ([quantized(model, 'plain', bits, seed, '-centred', as_published=True, centred=True)] if bits < 4 else [])
 
 def as_published(model, seed) -> list:
-    "At 2 bits, where recipes add something"
-    return [quantized(model, m, 2, seed, '-published', as_published=True) for m in ('merged', NETWORKS[model])]
+    "Where recipes add something"
+    few = [(m, b) for b in (4, 2) for m in ('merged', NETWORKS[model])] + [('plain', 3), ('plain', 2)]
+    return [quantized(model, m, b, seed, '-published', as_published=True) for m, b in few]
 
 def tried(model, seed) -> list:
-    "At 4 bits what recipes have below; at 2 bits a teacher, steps from 4 bits, and as many epochs in one go"
+    "At 2 bits a teacher, steps from 4 bits, and as many epochs in one go"
     jobs, start = [], full_precision(model, True, seed).name
     for m in 'merged', NETWORKS[model]:
-        jobs += [quantized(model, m, 4, seed, '-peeled', **low_bit_switches(model, m, 2)), quantized(model, m, 2, seed, '-taught', teacher=start),
-                 quantized(model, m, 2, seed, '-progressive', init=f'{model}-{m}-peeled-w4-s{seed}'),
+        jobs += [quantized(model, m, 2, seed, '-taught', teacher=start),
+                 quantized(model, m, 2, seed, '-progressive', init=quantized(model, m, 4, seed).name),
                  quantized(model, m, 2, seed, '-long', epochs=2*get_recipe(model, m, 2).epochs)]
     return jobs
 

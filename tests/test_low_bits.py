@@ -1,4 +1,4 @@
-"Below 4 bits: grids without zero, and what recipes switch on."
+"At 4 bits and fewer: grids without zero, and what recipes switch on."
 import pytest, torch
 from torch import nn
 from typer.testing import CliRunner
@@ -11,7 +11,7 @@ from repq.method.minerror import min_error_step
 from repq.method.peeled import PeeledLSQ, own_taps
 from repq.models import list_models, task
 from repq.quantizers import LSQ
-from repq.recipes import build, get_recipe
+from repq.recipes import build, get_recipe, low_bit_switches
 from repq.deployed import load_deployed, save_deployed
 from repq.networks.costs import cost
 from repq.method.layers import IntegerKernel
@@ -121,11 +121,12 @@ def test_statistics_of_a_quantized_network_are_of_quantized_inputs():
 
 TINY = [n for n in list_models('*_tiny') if task(n) == 'classification' and 'plain' not in n and not n.startswith('resnet')]
 
+@pytest.mark.parametrize('bits', [4, 2])
 @pytest.mark.parametrize('name', TINY)
-def test_default_recipes_train_at_2_bits(name):
+def test_default_recipes_train(name, bits):
     "Losses and gradients stay finite, and the loss falls"
     torch.manual_seed(0)
-    recipe = get_recipe(name, 'repq' if name.startswith('orepa') else 'repq-bn', 2)
+    recipe = get_recipe(name, 'repq' if name.startswith('orepa') else 'repq-bn', bits)
     model = build(recipe, 4, 1, build(get_recipe(name, recipe.method), 4, 1).state_dict()).train()
     y = torch.arange(64) % 4
     x = torch.randn(64, 1, 8, 8)*.3 + y.view(-1, 1, 1, 1)*torch.linspace(-1, 1, 64).view(8, 8)
@@ -139,14 +140,26 @@ def test_default_recipes_train_at_2_bits(name):
 
 def test_a_norm_after_each_layer_needs_no_smaller_rate():
     "A tenth of the rate is for depthwise layers without one; with it MobileOne ended 15 points lower at 2 bits (digits)"
-    rate = lambda model, bits: get_recipe(model, 'repq-bnest', bits).lr
-    assert rate('mobileone_s0_tiny', 2) == rate('repvgg_a0_tiny', 2)
-    assert rate('mobileone_s0_tiny', 4) < rate('repvgg_a0_tiny', 4)
+    rate = lambda model, bits, **kw: get_recipe(model, 'repq-bnest', bits, **kw).lr
+    for bits in 4, 2: assert rate('mobileone_s0_tiny', bits) == rate('repvgg_a0_tiny', bits)
+    assert rate('mobileone_s0_tiny', 4, as_published=True) < rate('repvgg_a0_tiny', 4, as_published=True)
+
+def test_what_each_recipe_adds():
+    "Blocks at 4 bits and fewer, plain networks bounded steps below 4, super-resolution nothing"
+    added = {(m, b): set(low_bit_switches('repvgg_a0_tiny', m, b)) for m in ('plain', 'merged', 'repq-bnest') for b in (8, 5, 4, 3, 2)}
+    grids = {'norm_after', 'bound_steps', 'centred', 'peel'}
+    for b in 8, 5: assert not any(added[m, b] for m in ('plain', 'merged', 'repq-bnest'))
+    for b in 4, 3, 2:
+        assert added['merged', b] == grids and added['repq-bnest', b] == grids | {'input_noise', 'reestimate'}
+        assert added['plain', b] == (set() if b == 4 else {'bound_steps'})
+        assert not low_bit_switches('ecbsr_m4c8', 'repq', b)
 
 def test_the_command_line_says_what_it_adds(tmp_path):
     run = lambda *a: CliRunner().invoke(app, ['train', 'repvgg_a0_tiny', '--out', str(tmp_path/'x'), '--dry-run', *a])
-    text = 'below 4 bits, beyond the paper: norm_after, bound_steps, centred, peel, input_noise, reestimate (--as-published leaves them out)'
+    text = 'at 2 bits, beyond the paper: norm_after, bound_steps, centred, peel, input_noise, reestimate (--as-published leaves them out)'
     assert text in run('--weight-bits', '2').output
     assert 'centred' not in run('--weight-bits', '2', '--set', 'centred=false').output.split('(--as-published')[0]
-    assert 'beyond the paper' not in run('--weight-bits', '2', '--as-published').output + run('--weight-bits', '4').output
-    assert 'less than 4 bits' in str(run('--weight-bits', '4', '--as-published').exception)
+    assert text.replace('at 2', 'at 4') in run('--weight-bits', '4').output
+    assert 'at 2 bits, beyond the paper: bound_steps (' in run('--weight-bits', '2', '--method', 'plain').output
+    assert 'beyond the paper' not in run('--weight-bits', '4', '--as-published').output + run('--weight-bits', '8').output
+    assert '4 bits and fewer' in str(run('--weight-bits', '8', '--as-published').exception)

@@ -8,6 +8,8 @@ from repq.plans import plan
 from repq.recipes import get_recipe
 from repq.runs import collect, load_run, report, train
 
+W4 = get_recipe(**TINY, weight_bits=4, as_published=True) # as the first version had it
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     "Two full-precision runs, one quantized from the first, the second its teacher, and the beginning of the same"
@@ -15,8 +17,8 @@ def runs(tmp_path_factory):
     torch.set_num_threads(1)
     for seed in 0, 1: train(get_recipe(**TINY, seed=seed), d/f'fp{seed}', **KW)
     kw = dict(init=d/'fp0', teacher=d/'fp1', accumulate=2)
-    train(get_recipe(**TINY, weight_bits=4), d/'w4', **kw, **KW)
-    with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY, weight_bits=4), d/'begun', **kw, on_epoch=cut, timing=0, minutes=0)
+    train(W4, d/'w4', **kw, **KW)
+    with pytest.raises(RuntimeError, match='cut'): train(W4, d/'begun', **kw, on_epoch=cut, timing=0, minutes=0)
     torch.set_num_threads(n)
     return d
 
@@ -27,12 +29,12 @@ def test_another_start_is_another_run(runs, name):
     before = (runs/f'{name}{".part"*(name == "begun")}'/'recipe.json').read_text()
     right = dict(init=runs/'fp0', teacher=runs/'fp1', accumulate=2)
     for change, words in (dict(init=runs/'fp1'), ('init', 'fp0', 'instead of', 'fp1')), (dict(teacher=None), ('teacher', 'fp1', 'instead of None')), (dict(accumulate=1), ('accumulate 2 instead of 1',)):
-        with pytest.raises(ValueError, match='another') as e: train(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **{**right, **change}, **KW)
+        with pytest.raises(ValueError, match='another') as e: train(W4, runs/name, resume=True, **{**right, **change}, **KW)
         for w in words: assert w in str(e.value), str(e.value)
     assert (runs/f'{name}{".part"*(name == "begun")}'/'recipe.json').read_text() == before
     same = {n: v if n == 'accumulate' else Path(os.path.relpath(v)) for n, v in right.items()} # the same folders in other words
-    if name == 'w4': assert train(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **same, **KW)['weight_bits'] == 4
-    else: assert 'going on at epoch 0, batch 6' in plan(get_recipe(**TINY, weight_bits=4), runs/name, resume=True, **same)
+    if name == 'w4': assert train(W4, runs/name, resume=True, **same, **KW)['weight_bits'] == 4
+    else: assert 'going on at epoch 0, batch 6' in plan(W4, runs/name, resume=True, **same)
 
 def test_blocks_of_another_kind(tmp_path):
     with pytest.raises(RuntimeError, match='cut'): train(get_recipe(**TINY), tmp_path/'run', on_epoch=cut, timing=0, minutes=0)
@@ -57,7 +59,7 @@ def test_plan_refuses_what_the_run_would(runs, change, words):
     said = []
     for f, more in (plan, {}), (train, KW):
         kw = {n: runs/v if n in ('out', 'init', 'teacher') and v else v for n, v in (dict(out='new', init='fp0') | change).items()}
-        with pytest.raises((ValueError, OSError), match=words) as e: f(get_recipe(**TINY, weight_bits=4), **kw, **more)
+        with pytest.raises((ValueError, OSError), match=words) as e: f(W4, **kw, **more)
         said.append(str(e.value))
     assert said[0] == said[1] and not (runs/'new.part').exists()
 
@@ -124,18 +126,18 @@ def test_grids_of_the_first_version(runs, tmp_path):
         torch.save({**state, 'model': first(state['model'])}, f)
     kw = dict(init=runs/'fp0', teacher=runs/'fp1', accumulate=2, resume=True, **KW)
     shutil.copytree(runs/'begun.part', tmp_path/'same.part')
-    for name in 'begun', 'same': train(get_recipe(**TINY, weight_bits=4), tmp_path/name, **kw)
+    for name in 'begun', 'same': train(W4, tmp_path/name, **kw)
     same_state(*(load_file(tmp_path/n/'model.safetensors') for n in ('begun', 'same')))
 
 # From more bits to fewer
 
 @pytest.fixture(scope='module')
 def w4(tmp_path_factory):
-    "Full precision and 4 bits from there, of merged and of RepQ"
+    "Full precision and 4 bits from there as published, without norms, of merged and of RepQ"
     d = tmp_path_factory.mktemp('fewer')
     for m in 'merged', 'repq-bnest':
         train(get_recipe('repvgg_a0_tiny', m, epochs=2), d/f'{m}-fp', **KW)
-        train(get_recipe('repvgg_a0_tiny', m, 4, epochs=1), d/f'{m}-w4', init=d/f'{m}-fp', **KW)
+        train(get_recipe('repvgg_a0_tiny', m, 4, epochs=1, as_published=True), d/f'{m}-w4', init=d/f'{m}-fp', **KW)
     return d
 
 @pytest.mark.parametrize('method', ['merged', 'repq-bnest'])
@@ -197,7 +199,7 @@ def test_an_error_inside_a_step_leaves_float32(tmp_path, monkeypatch, stop):
     assert calls.count(True) > 3 and not torch.is_autocast_enabled('cpu')
 
 def test_running_statistics_are_averaged_anew(runs, tmp_path):
-    "Below 4 bits, of statistics inside blocks: other running statistics, the same weights; also in a run that goes on"
+    "At few bits, of statistics inside blocks: other running statistics, the same weights; also in a run that goes on"
     kw = {**TINY, 'weight_bits': 2, 'epochs': 1}
     assert get_recipe(**kw).reestimate == 32 and get_recipe(**kw, as_published=True).reestimate == get_recipe(**{**kw, 'method': 'merged'}).reestimate == 0
     for n, recipe in dict(anew=get_recipe(**kw), last=get_recipe(**kw, reestimate=0)).items(): train(recipe, tmp_path/n, init=runs/'fp0', **KW)

@@ -63,7 +63,8 @@ def _fitting(model, block) -> list:
 def step_cases(model:str, bits:int=4, block:str=None) -> dict: # (stage, method) -> Recipe
     "What is compared for a model: in full precision and at `bits`, plain and every method that fits"
     def get(method, bits=32, fp='branched'):
-        return get_recipe(model, method, bits, full_precision=fp, block=None if method == 'plain' else block)
+        own = None if method == 'plain' else block
+        return get_recipe(model, method, bits, as_published=True, full_precision=fp, block=own)
     methods = _fitting(model, block)
     fp = {'plain': get('plain'), 'branched': get(methods[0])}
     fp |= {f'merged {METHODS[m].statistics or ""}'.strip(): get(m, fp='merged') for m in methods}

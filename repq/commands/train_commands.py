@@ -99,7 +99,7 @@ _Iterations = Annotated[Optional[int], typer.Option(help='Batches in an epoch.')
 _Benchmarks = Annotated[Optional[str],
                         typer.Option(help='Folder of validation images, or of folders of them (Set5, Set14, ...).')]
 _Published = Annotated[bool, typer.Option('--as-published',
-                                          help='Below 4 bits: without what the default recipe adds to the '
+                                          help='At 4 bits and fewer: without what the default recipe adds to the '
                                                'paper (norm_after, input_noise, bound_steps, centred, peel).')]
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #e404
@@ -171,8 +171,8 @@ def _recipe(model, method, weight_bits, input_bits, fields, layer_bits, as_publi
     "The recipe that the options describe"
     from repq.training.recipes import get_recipe, recipe_from
     from repq.training.requests import parse_fields, parse_layer_bits
-    if as_published and weight_bits >= 4:
-        raise ValueError('--as-published is for less than 4 bits, where recipes add to the paper; '
+    if as_published and weight_bits > 4:
+        raise ValueError('--as-published is for 4 bits and fewer, where recipes add to the paper; '
                          f'--weight-bits is {weight_bits}')
     if layer_bits: overrides['layer_bits'] = parse_layer_bits(layer_bits)
     recipe = get_recipe(model, method, weight_bits, input_bits, as_published, **overrides)
@@ -186,12 +186,12 @@ def _check_effect(recipe, teacher):
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #h680
 def _tell_added(recipe):
-    "Say, in the first process, what a recipe below 4 bits has beyond the paper"
+    "Say, in the first process, what a recipe has beyond the paper"
     from fastai.torch_core import rank_distrib
     from repq.training.recipes import low_bit_switches
     added = [n for n in low_bit_switches(recipe.model, recipe.method, recipe.weight_bits) if getattr(recipe, n)]
     if added and not rank_distrib():
-        typer.echo(f'below 4 bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
+        typer.echo(f'at {recipe.weight_bits} bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #b85c
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first

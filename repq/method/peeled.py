@@ -93,8 +93,12 @@ def weight_quantizer(block, # yields the kernel
 
 # %% ../../nbs/1_method/05b_peeled.ipynb #i212
 def few_bits(weight_bits:int,
-             norms=True # are there batch norms inside the blocks?
-            ) -> dict:  # arguments of `quantize`
-    "What blocks need in order to train at so few bits"
-    if weight_bits >= 4: return {}
-    return dict(bound_steps=True, centred=True, peel=True) | (dict(input_noise=True) if norms else {})
+             norms=True,  # are there batch norms inside the blocks?
+             blocks=True, # are there blocks?
+             most=3       # bits that count as few
+            ) -> dict:    # arguments of `quantize`
+    "What networks need in order to train at so few bits"
+    if weight_bits > most: return {}
+    bound = dict(bound_steps=True)
+    if not blocks: return bound
+    return bound | dict(centred=True, peel=True) | (dict(input_noise=True) if norms else {})

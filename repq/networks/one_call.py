@@ -213,7 +213,7 @@ def _prepared(model, batches, forward, block, weight_bits, input_bits, kwargs) -
     model = with_blocks(model, block, inplace=True, own=kwargs.pop('adopt', True))
     blocks, inside = _blocks(model), norms_inside(model)
     if inside and _can_adapt(inside): adapt_statistics(model, batches, forward)
-    on = few_bits(weight_bits, bool(inside)) if blocks else {}
+    on = few_bits(weight_bits, bool(inside), bool(blocks))
     on = {k: v for k, v in on.items() if k not in kwargs}
     model = quantize(model, weight_bits, input_bits, inplace=True, verbose=False, adopt=False, **on, **kwargs)
     if not any(isinstance(m, RepQLayer) for m in model.modules()):

@@ -14,7 +14,7 @@ from ..networks.locks import check_unlocked
 from ..networks.models import image_size, task
 from ..networks.registry import image_channels
 from ..method.quantizers import LSQ
-from .recipes import Recipe, build, get_recipe
+from .recipes import Recipe, build, get_recipe, low_bit_switches
 from .paper import paper_figure
 from .tasks import step_times, task_of
 from .fitting import group_rates, lr_schedule
@@ -43,15 +43,18 @@ def paper_runs(imagenet='imagenet', div2k=DIV2K) -> dict: # run folder -> (recip
         for bits in (8, 4, 2) if sr else (8, 4):
             for m in _COMPARED[kind]:
                 first = f'{folder}/fp-plain' if m == 'plain' else f'{folder}/fp'
-                res[f'{folder}/{m}-w{bits}'] = get_recipe(model, m, bits, **kw), first
+                res[f'{folder}/{m}-w{bits}'] = get_recipe(model, m, bits, as_published=True, **kw), first
     return res
 
 # %% ../../nbs/3_training/22_plans.ipynb #n025
 def command(recipe:Recipe, out, init=None) -> str:
     "The command of a run; whatever differs from the recipe's defaults is in it"
-    usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits)
+    added = low_bit_switches(recipe.model, recipe.method, recipe.weight_bits)
+    published = bool(added) and not any(getattr(recipe, n) for n in added)
+    usual = get_recipe(recipe.model, recipe.method, recipe.weight_bits, as_published=published)
     words = ['repq', 'train', recipe.model, '--method', recipe.method, '--data', recipe.data, '--out', out]
     if recipe.quantized: words += ['--weight-bits', recipe.weight_bits]
+    if published: words += ['--as-published']
     if init: words += ['--init', init]
     for n in recipe.__dataclass_fields__:
         if n != 'data' and getattr(recipe, n) != getattr(usual, n): words += ['--set', f'{n}={getattr(recipe, n)}']

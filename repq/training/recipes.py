@@ -247,10 +247,11 @@ _LR_SCALES = {'mobileone': .1} # of the quantized stage of re-parametrized netwo
 
 # %% ../../nbs/3_training/12_recipes.ipynb #q011
 def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields of a recipe
-    "What a recipe switches on below 4 bits, beyond the paper"
+    "What a recipe switches on at few bits, beyond the paper"
     m = get_method(method)
-    needed = few_bits(weight_bits, bool(m.statistics))
-    if not needed or task(model) == 'super-resolution' or not m.reparametrized: return {}
+    needed = few_bits(weight_bits, bool(m.statistics), m.reparametrized, 4 if m.reparametrized else 3)
+    if task(model) == 'super-resolution': return {}
+    if not needed or not m.reparametrized: return needed
     if m.statistics: needed |= dict(reestimate=32) # a batch of great variance among the last spoils their average
     has_norms = not (m.statistics or m.merge_first) # one after each layer, to begin with
     return needed if has_norms else dict(norm_after=True) | needed
