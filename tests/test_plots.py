@@ -115,6 +115,11 @@ def test_series_of_a_method_have_colours_of_their_own():
     colors = plots.series_colors(rows)
     assert colors['merged'] == plots.METHOD_COLORS['merged'] and len(set(colors.values())) == len(colors) == 4
 
+def test_as_published_is_another_series():
+    "What recipes switch on at few bits was passed over in names, so that one seed with it and one without were averaged"
+    rows = plots.labelled([row('repq', seed=0), row('repq', seed=1, settings=dict(bound_steps=False, centred=False, peel=False))])
+    assert [r['label'] for r in rows] == ['repq', 'repq−bound−centred−peeled'] and len(plots.series_colors(rows)) == 2
+
 def test_networks_of_one_cost_hide_no_other():
     ax = plots.plot_tradeoff([row(m, bit_operations=1e6) for m in ('plain', 'merged', 'repq-bn')])
     at = [c.lines[0].get_xdata()[0] for c in ax.containers]

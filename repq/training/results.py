@@ -44,9 +44,13 @@ def upgrade(row) -> dict: # a copy
     return {**row, 'method': method, 'stage': 'post-training' if untrained else row['stage'], 'settings': settings}
 
 # %% ../../nbs/3_training/13_results.ipynb #g111
+_OF_STEPS = 'input_noise', 'bound_steps' # mean nothing without training
+
 def _name(row) -> str:
-    "Method and switches: merged+norm"
-    return row['method'] + ''.join(f'+{word}' for field, word in QUANTIZED_ONLY.items() if row['settings'].get(field))
+    "Method and switches: merged+norm; merged−norm is without one that recipes have on there"
+    given = {word: row['settings'][field] for field, word in QUANTIZED_ONLY.items() if field in row['settings']
+             and not (row['stage'] == 'post-training' and field in _OF_STEPS)}
+    return row['method'] + ''.join(f'{"+" if on else "−"}{word}' for word, on in given.items())
 
 def _epochs(n) -> str: return f'{n} epoch' + 's'*(n != 1)
 
