@@ -191,7 +191,8 @@ def _tell_added(recipe):
     from repq.training.recipes import low_bit_switches
     added = [n for n in low_bit_switches(recipe.model, recipe.method, recipe.weight_bits) if getattr(recipe, n)]
     if added and not rank_distrib():
-        typer.echo(f'at {recipe.weight_bits} bits, beyond the paper: {", ".join(added)} (--as-published leaves them out)')
+        typer.echo(f'at {recipe.weight_bits} bits, beyond the paper: {", ".join(added)} '
+                   '(--as-published leaves them out)')
 
 # %% ../../nbs/5_commands/04_train_commands.ipynb #b85c
 def _plan(recipe, out, how) -> str: # None in all processes of torchrun but the first
