@@ -20,11 +20,12 @@ from repq.training.tasks import evaluate, task_of
 NETWORK = dict(decouple_wd=False, precision='bf16')
 STARTS = {'blocks': 'repq-bn', 'plain': 'plain'} # stage one -> method
 FP, QUANTIZED = dict(weight_decay=5e-4, warmup=.1), dict(weight_decay=1e-4)
-FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .02, .04), (.001, .003)
+FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .02, .04), (.003, .006, .012)
 BEYOND = 2 # where the best of these is the least or the greatest, one this many times beyond is tried too
 NORM = dict(norm_after=True)
 BOUND = dict(bound_steps=True)
-SAFE = NORM | BOUND | dict(input_noise=True)
+NOISE = dict(input_noise=True)
+SAFE = NORM | BOUND | NOISE
 CENTRED = dict(centred=True)
 PEELED = CENTRED | dict(peel=True)
 TAUGHT = '+taught' # by the full-precision run that it starts from
@@ -38,6 +39,8 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'plain+bound': ('plain', BOUND, LRS, (4, 3, 2)),
     'plain+centred': ('plain', CENTRED, LRS, (4, 3, 2)),
     'merged+norm+centred': ('merged', NORM | CENTRED, LRS, (4, 3, 2)),
+    'repq-bnest+bound': ('repq-bnest', BOUND, LRS, (4, 3, 2)),
+    'repq-bnest+bound+noise': ('repq-bnest', BOUND | NOISE, LRS, (4, 3, 2)),
     'repq-bn+safe': ('repq-bn', SAFE, LRS, (4, 3, 2)),
     'repq-bn+safe+centred': ('repq-bn', SAFE | CENTRED, LRS, (4, 3, 2)),
     'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),

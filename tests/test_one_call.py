@@ -48,6 +48,26 @@ def small(channels=3):
     return nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
+@pytest.mark.parametrize('block,bits,on', [('RepVGGBlock', 4, ['bound_steps', 'input_noise']), ('OREPA', 4, ['bound_steps']), (None, 4, []), (None, 3, ['bound_steps']),
+                                           ('RepVGGBlock', 5, []), ('RepVGGBlock', 3, ['bound_steps', 'centred', 'peel', 'input_noise'])])
+def test_what_few_bits_switch_on(block, bits, on, capsys):
+    "At 4 bits what leaves -8..7 as it is, which hardware for four bits holds; said, and to be switched off"
+    net = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1, bias=False) for _ in range(3)))
+    x = torch.randn(4, 32, 8, 8)
+    repq.prepare(net, x, bits, bits, block=block, first_last_bits=None)
+    said = capsys.readouterr().out
+    assert [n for n in ('bound_steps', 'centred', 'peel', 'input_noise') if f'{n}=True' in said] == on
+    off = repq.prepare(net, x, bits, bits, block=block, first_last_bits=None, verbose=False, **dict.fromkeys(on, False))
+    for m in off.modules():
+        if isinstance(m, RepQLayer): assert not (m.input_noise or m.weight_quantizer.bounded or m.weight_quantizer.centred)
+
+@pytest.mark.parametrize('name,kw,said', [('repvgg_a0_tiny', {}, True), ('mobileone_s0_tiny', {}, True), ('ac_resnet18_tiny', {}, False),
+                                          ('repvgg_a0_tiny', dict(peel=False), False), ('repvgg_a0_tiny', dict(weight_bits=8), False), ('repvgg_a0_tiny', dict(weight_bits=3), False)])
+def test_grids_that_end_before_identities(name, kw, said, capsys):
+    "Is it said that weights of a byte lose less, where they do?"
+    repq.prepare(repq.create_model(name, 10, 3), torch.randn(8, 3, 8, 8), **kw)
+    assert ('centred=True and peel=True' in capsys.readouterr().out.splitlines()[-1]) == said
+
 def test_four_lines(tmp_path, capsys):
     "From a model to a file that a runtime computes as the reference does."
     pytest.importorskip('onnxruntime')

@@ -95,10 +95,10 @@ def weight_quantizer(block, # yields the kernel
 def few_bits(weight_bits:int,
              norms=True,  # are there batch norms inside the blocks?
              blocks=True, # are there blocks?
-             most=3       # bits that count as few
+             grids=3      # bits up to which grids of blocks are others
             ) -> dict:    # arguments of `quantize`
     "What networks need in order to train at so few bits"
-    if weight_bits > most: return {}
-    bound = dict(bound_steps=True)
-    if not blocks: return bound
-    return bound | dict(centred=True, peel=True) | (dict(input_noise=True) if norms else {})
+    if weight_bits > (4 if blocks else 3): return {}
+    needed = dict(bound_steps=True)
+    if blocks and weight_bits <= grids: needed |= dict(centred=True, peel=True)
+    return needed | dict(input_noise=True) if blocks and norms else needed

@@ -9,7 +9,7 @@ from collections import Counter
 import torch, torch.nn as nn
 from fastcore.meta import delegates
 from ..method.blocks import Block
-from ..method.peeled import few_bits
+from ..method.peeled import few_bits, has_own_taps, own_taps
 from ..method.layers import RepQLayer, is_deployed
 from .sites import find_sites, norms_inside, registered
 from .adoption import adopt
@@ -186,14 +186,30 @@ def _float_line(model) -> str:
     return f'in floating point: {"; ".join(said[:3])}{others}'
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j028
-def _next_line(blocks:Counter, faster:bool) -> str: # faster: are there batch norms in blocks, with exact statistics?
+def _next_line(blocks:Counter,
+               faster=False, # are there batch norms in blocks, with exact statistics?
+               grids=False   # do grids end before the identities?
+              ) -> str:
     "How to go on, and what might be better"
     tries = []
     if not blocks: tries.append('block=repq.RepVGGBlock, branches in the place of each convolution')
     if faster: tries.append("statistics='estimated', which trains faster")
+    if grids: tries.append('centred=True and peel=True, weights that lose less and take a byte each')
     return ('next: train at a tenth of the usual rate, SGD(repq.param_groups(model, 1e-4), lr=.01); '
             "then repq.deploy(model), repq.export(model, 'model.onnx', loader)"
             + (f'; to try: {", ".join(tries)}' if tries else ''))
+
+# %% ../../nbs/2_networks/14_one_call.ipynb #s025
+@torch.no_grad()
+def _cuts_identities(model) -> bool:
+    "Is there a layer of 4 bits whose grid ends before the tap on the own input, in most channels?"
+    layers = [m for m in model.modules() if isinstance(m, RepQLayer)]
+    for m in layers:
+        if m.weight_quantizer.bits != 4 or not has_own_taps(m.block): continue
+        w = m.kernel().weight
+        own = own_taps(w)
+        if (m.weight_quantizer.within(w) != w)[own].float().mean() > .5: return True
+    return False
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j030
 def _check_fresh(model):
@@ -231,7 +247,7 @@ def prepare(model:nn.Module,
             images:int=512,   # on which statistics are estimated, the first of the loader
             forward=None,     # function of model and batch; None: by the arguments of the model's own `forward`
             verbose=True,
-            **kwargs          # of `quantize`; below 4 bits, what `few_bits` switches on
+            **kwargs          # of `quantize`; at 4 bits and fewer, what `few_bits` switches on
            ) -> nn.Module:
     "A copy of `model` ready for quantization-aware training: blocks, statistics, quantizers, steps; and what was done"
     check_whole('images', 0 if images is None else images)
@@ -247,7 +263,9 @@ def prepare(model:nn.Module,
     finally: bar.end()
     if not verbose: return model
     seen = f'steps and statistics from {plural(sum(counts), "image")} on {tensors_in(batches)[0].device}'
+    faster = bool(inside) and kwargs.get('statistics') is None
+    grids = 'peel' not in kwargs and _cuts_identities(model)
     lines = (_layer_line(model, blocks), _bit_line(model, weight_bits, input_bits, on), seen, _float_line(model),
-             _next_line(blocks, bool(inside) and kwargs.get('statistics') is None))
+             _next_line(blocks, faster, grids))
     for line in lines: print(f'prepare: {line}')
     return model

@@ -142,7 +142,7 @@ def _differing(own) -> str:
 def _missing(plan, weight_bits, input_noise) -> str:
     "What blocks need at so few bits and were not given, in words"
     norms = any(norms_inside(layer.block) for layer, *_ in plan.layers.values())
-    needed = ', '.join(few_bits(weight_bits)) if norms and not input_noise else ''
+    needed = ', '.join(few_bits(weight_bits)) if weight_bits < 4 and norms and not input_noise else ''
     return needed and f'at so few bits batch norms inside blocks need {needed}, as repq.prepare sets them'
 
 def _planned(plan, weight_bits, input_bits, edge_bits) -> str:
@@ -160,7 +160,7 @@ def quantize(model:nn.Module,
              first_last_bits=8,        # for the first and the last layer; None: as all others
              layer_bits:dict=None,     # name -> bits, (weight bits, input bits), or None for floating point
              inplace=False, verbose=True,
-             input_noise=False,        # do variances inside blocks count the input's rounding error? Below 4 bits
+             input_noise=False,        # do variances inside blocks count the input's rounding error? At few bits
              bound_steps=False,        # may no weight step move a weight farther than it moves? `repq.quantizers.bound`
              centred=False,            # grids without zero for weights of up to 4 bits? `repq.method.grids.grid`
              peel=False,               # may a channel's own tap leave grids of up to 4 bits? `repq.method.peeled`

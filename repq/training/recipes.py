@@ -250,7 +250,7 @@ def low_bit_switches(model:str, method:str, weight_bits:int) -> dict: # fields o
     "What a recipe switches on at few bits, beyond the paper"
     m = get_method(method)
     if task(model) == 'super-resolution': return {}
-    needed = few_bits(weight_bits, bool(m.statistics), m.reparametrized, 4 if m.reparametrized else 3)
+    needed = few_bits(weight_bits, bool(m.statistics), m.reparametrized, grids=4)
     if not needed or not m.reparametrized: return needed
     if m.statistics: needed |= dict(reestimate=32) # a batch of great variance among the last spoils their average
     has_norms = not (m.statistics or m.merge_first) # one after each layer, to begin with

@@ -272,6 +272,6 @@ class SkipNonFinite(Callback):
         if len(self.skipped) <= self.budget:
             return warnings.warn(f'{text}: step skipped, {len(self.skipped)} of at most {self.budget}')
         raise FloatingPointError(f'{text}, after {self.budget} skipped steps: a lower learning rate '
-                                 f'(now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; below 4 bits, '
+                                 f'(now {self.opt.hypers[-1]["lr"]:.2g}) is the usual cure; at 4 bits and fewer, '
                                  'with batch norms '
                                  'inside blocks, so are norm_after, input_noise and bound_steps')
