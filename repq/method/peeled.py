@@ -101,4 +101,5 @@ def few_bits(weight_bits:int,
     if weight_bits > (4 if blocks else 3): return {}
     needed = dict(bound_steps=True)
     if blocks and weight_bits <= grids: needed |= dict(centred=True, peel=True)
-    return needed | dict(input_noise=True) if blocks and norms else needed
+    if blocks and norms: needed |= dict(input_noise=True)
+    return needed

@@ -201,15 +201,17 @@ def _next_line(blocks:Counter,
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #s025
 @torch.no_grad()
+def _cuts_identity(layer) -> bool:
+    "Does the grid end before the tap on the own input, in most channels?"
+    if not has_own_taps(layer.block): return False
+    w = layer.kernel().weight
+    cut = layer.weight_quantizer.within(w) != w
+    return bool(cut[own_taps(w)].float().mean() > .5)
+
 def _cuts_identities(model) -> bool:
-    "Is there a layer of 4 bits whose grid ends before the tap on the own input, in most channels?"
-    layers = [m for m in model.modules() if isinstance(m, RepQLayer)]
-    for m in layers:
-        if m.weight_quantizer.bits != 4 or not has_own_taps(m.block): continue
-        w = m.kernel().weight
-        own = own_taps(w)
-        if (m.weight_quantizer.within(w) != w)[own].float().mean() > .5: return True
-    return False
+    "Does the grid of any layer of 4 bits?"
+    layers = (m for m in model.modules() if isinstance(m, RepQLayer))
+    return any(m.weight_quantizer.bits == 4 and _cuts_identity(m) for m in layers)
 
 # %% ../../nbs/2_networks/14_one_call.ipynb #j030
 def _check_fresh(model):
