@@ -1,6 +1,7 @@
-"""CIFAR-10 until accuracy stands: a RepVGG of 16 convolutions on all 50,000 images, methods and what is added to them at 8 to 2 bits.
+"""CIFAR-10 until accuracy stands: a RepVGG of 16 convolutions, or a network of your choice, on all 50,000 images, methods and what is added to them at 8 to 2 bits.
 
     python scripts/converged_study.py --data DIR --keep nbs/experiments/converged.json
+    python scripts/converged_study.py --data DIR --model orepa_resnet18_small --fp-epochs 15 --out runs/orepa --keep nbs/experiments/converged_orepa.json
 
 The same command goes on where it was: finished runs are kept, and their rows are in the JSON as soon as they are there.
 Compute, for one thread of a processor that multiplies bf16: an epoch of the blocks takes .7 minutes in full precision, .9 quantized with
@@ -11,6 +12,8 @@ from pathlib import Path
 from repq import surgery
 from repq.cli import keep_freed_memory
 from repq.deployment import training_images
+from repq.models import create_model
+from repq.networks.sites import norms_inside
 from repq.recipes import get_recipe
 from repq.runs import load_run
 from repq.studies import Job, Study, command_line, finished, keep, study_parser, study_results, study_table
@@ -18,7 +21,7 @@ from repq.training.run_folders import replace_text
 from repq.training.tasks import evaluate, task_of
 
 NETWORK = dict(decouple_wd=False, precision='bf16')
-STARTS = {'blocks': 'repq-bn', 'plain': 'plain'} # stage one -> method
+STARTS = 'blocks', 'plain'
 FP, QUANTIZED = dict(weight_decay=5e-4, warmup=.1), dict(weight_decay=1e-4)
 FP_LRS, LRS, LOW_LRS = (.1, .3), (.01, .02, .04), (.003, .006, .012)
 BEYOND = 2 # where the best of these is the least or the greatest, one this many times beyond is tried too
@@ -36,6 +39,7 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'merged+norm': ('merged', NORM, LRS, (8, 4, 3, 2)),
     'repq-bn': ('repq-bn', {}, LRS, (8, 4, 3, 2)),
     'repq-bnest': ('repq-bnest', {}, LRS, (8, 4, 3, 2)),
+    'repq': ('repq', {}, LRS, (8, 4, 3, 2)),
     'plain+bound': ('plain', BOUND, LRS, (4, 3, 2)),
     'plain+centred': ('plain', CENTRED, LRS, (4, 3, 2)),
     'merged+norm+centred': ('merged', NORM | CENTRED, LRS, (4, 3, 2)),
@@ -46,7 +50,8 @@ VARIANTS = { # name -> method, fields of the recipe, learning rates tried, bits
     'merged+norm+peeled': ('merged', NORM | PEELED, LRS, (4, 3, 2)),
     'merged+norm+peeled+bound': ('merged', NORM | PEELED | BOUND, LRS, (4, 3, 2)),
     'repq-bn+safe+peeled': ('repq-bn', SAFE | PEELED, LRS, (4, 3, 2)),
-    'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2))}
+    'repq-bnest+safe+peeled': ('repq-bnest', SAFE | PEELED, LRS, (4, 3, 2)),
+    'repq+peeled+bound': ('repq', PEELED | BOUND, LRS, (4, 3, 2))}
 VARIANTS |= {v + more: VARIANTS[v] for v in ('plain+bound', 'plain+centred', 'merged+norm+peeled', 'merged+norm+peeled+bound', 'repq-bnest+safe+peeled') for more in (TAUGHT, LONG)}
 LIKE = {8: 4, 3: 2} # bits -> whose learning rates they take
 TUNING = 100        # the seed of tuning runs
@@ -54,11 +59,19 @@ TUNING = 100        # the seed of tuning runs
 
 class Converged:
     "The runs of the study"
-    def __init__(self, args): self.args, self.lr = args, {} # (stage one) or (variant, bits) -> learning rate
+    def __init__(self, args):
+        self.args, self.lr = args, {} # (stage one) or (variant, bits) -> learning rate
+        self.inside = bool(norms_inside(create_model(args.model)))
+        self.starts = {'blocks': 'repq-bn' if self.inside else 'repq', 'plain': 'plain'} # stage one -> method
+
+    def fits(self, variant):
+        "Is a variant for the blocks of the network? Statistics are for norms inside"
+        method = VARIANTS[variant][0]
+        return not method.startswith('repq') or self.inside == (method != 'repq')
 
     def full_precision(self, key, lr, seed, epochs, **fields):
         a = self.args
-        return get_recipe(a.model, STARTS[key], **NETWORK, **FP, data=str(a.data), lr=lr, epochs=epochs, batch_size=a.batch_size, seed=seed, **fields)
+        return get_recipe(a.model, self.starts[key], **NETWORK, **FP, data=str(a.data), lr=lr, epochs=epochs, batch_size=a.batch_size, seed=seed, **fields)
 
     def quantized(self, variant, bits, lr, epochs, seed, **fields):
         a, (method, own, *_) = self.args, VARIANTS[variant]
@@ -111,18 +124,22 @@ def start_of(variant): return 'plain' if VARIANTS[variant][0] == 'plain' else 'b
 def main():
     p = study_parser(__doc__.splitlines()[0], out=Path('runs/converged'), bits=[4, 2, 3, 8], fp_epochs=20, epochs=5, batch_size=128, jobs=os.cpu_count())
     p.add_argument('--data', type=Path, required=True, help='CIFAR-10 as an ImageFolder tree, train/CLASS/*.jpg and test/')
-    p.add_argument('--model', default='repvgg_b0_cifar', help='of `repq list`, with blocks that have batch norms')
+    p.add_argument('--model', default='repvgg_b0_cifar', help='of `repq list`')
     p.add_argument('--fp-lrs', type=float, nargs='+', default=FP_LRS, help='learning rates of stage one to choose from')
     p.add_argument('--tune-fp-epochs', type=int, default=5, help='of the full-precision networks from which tuning runs start')
     p.add_argument('--full-precision-only', action='store_true', help='stop after stage one')
     p.add_argument('--tune-bits', type=int, nargs='*', choices=(2, 4), default=[4, 2], help='bits at which learning rates are tuned; 8 bits take those of 4, and 3 those of 2')
     p.add_argument('--lr', type=float, default=.02, help='the learning rate at other bits')
     p.add_argument('--only', nargs='+', choices=[*VARIANTS, *(f'{v}-w{b}' for v, (*_, bits) in VARIANTS.items() for b in bits)], metavar='VARIANT',
-                   default=list(VARIANTS), help='these variants, at all bits or at some, as plain merged+norm-w8')
+                   help='these variants, at all bits or at some, as plain merged+norm-w8; all that fit the network if left out')
     args = p.parse_args()
     if not (args.data/'train').is_dir(): p.error(f'{args.data}/train is no folder: give CIFAR-10 as an ImageFolder tree')
+    runs = Converged(args)
+    only = args.only or [v for v in VARIANTS if runs.fits(v)]
+    misfits = [v for v in only if not runs.fits(v.partition('-w')[0])]
+    if misfits: p.error(f'{" ".join(misfits)}: repq is for blocks without batch norms, repq-bn and repq-bnest are for blocks with them; {args.model} has them {"inside" if runs.inside else "after blocks"}')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
-    command, runs = command_line('scripts/converged_study.py', hidden=[args.data, args.out]), Converged(args)
+    command = command_line('scripts/converged_study.py', hidden=[args.data, args.out])
     def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images, reestimated=averaged_before(args.out)))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         tuned = len(args.fp_lrs) > 1
@@ -130,10 +147,10 @@ def main():
         else: runs.lr |= dict.fromkeys(STARTS, args.fp_lrs[0])
         study.run([runs.start(k, seed) for seed in args.seeds for k in STARTS], done)
         if not args.full_precision_only:
-            wanted = [(v, b) for b in args.bits for v, (*_, bits) in VARIANTS.items() if b in bits and {v, f'{v}-w{b}'} & set(args.only)]
+            wanted = [(v, b) for b in args.bits for v, (*_, bits) in VARIANTS.items() if b in bits and {v, f'{v}-w{b}'} & set(only)]
             rates = {rate_of(v, b): VARIANTS[v][2] for v, b in wanted}
             tune = {k: lrs for k, lrs in rates.items() if k[1] in args.tune_bits}
-            if tune and not tuned: study.run([runs.tune_start(k, args.fp_lrs[0]) for k in STARTS], done)
+            if tune and not tuned: study.run([runs.tune_start(k, args.fp_lrs[0]) for k in dict.fromkeys(start_of(v) for v, _ in tune)], done)
             runs.lr |= dict.fromkeys(rates, args.lr) | study.tune(tune, runs.tune_variant, BEYOND)
             study.run([runs.variant(v, b, seed) for b in args.bits for seed in args.seeds for v, bits in wanted if bits == b], done)
     average_anew(args.out)
