@@ -8,7 +8,9 @@ Compute, for one thread of a processor that multiplies bf16: an epoch of the blo
 estimated statistics and 1.5 with exact ones; with 20 and 5 epochs that is 24 minutes a seed for stage one and 5 or 8 for each quantized run.
 """
 import json, os
+from functools import cache
 from pathlib import Path
+from torch import nn
 from repq import surgery
 from repq.cli import keep_freed_memory
 from repq.deployment import training_images
@@ -115,6 +117,12 @@ def average_anew(folder, batches=32):
         res[name] = evaluate(model, dls.valid)
         replace_text(Path(folder)/'reestimated.json', json.dumps(res, indent=1))
 
+@cache
+def kernel_sizes(run) -> list: # root mean squares, by layer
+    "How large the merged kernels of a full-precision run are; those of 1×1 shortcuts left out"
+    model = surgery.merge(load_run(run)[1], verbose=False)
+    return [round(m.weight.square().mean().sqrt().item(), 5) for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+
 def rate_of(variant, bits) -> tuple: # a variant and bits
     "Whose learning rate a run takes"
     return variant.removesuffix(LONG), LIKE.get(bits, bits)
@@ -140,7 +148,10 @@ def main():
     if misfits: p.error(f'{" ".join(misfits)}: repq is for blocks without batch norms, repq-bn and repq-bnest are for blocks with them; {args.model} has them {"inside" if runs.inside else "after blocks"}')
     images = {split: len(list((args.data/split).glob('*/*'))) for split in ('train', 'test')}
     command = command_line('scripts/converged_study.py', hidden=[args.data, args.out])
-    def done(): args.keep and keep(args.keep, study_results(args.out, command, images=images, reestimated=averaged_before(args.out)))
+    def done():
+        if not args.keep: return
+        sizes = {n: kernel_sizes(args.out/n) for n in finished(args.out) if n.startswith(tuple(f'{k}-fp-' for k in STARTS))}
+        keep(args.keep, study_results(args.out, command, images=images, reestimated=averaged_before(args.out), kernels=sizes))
     with Study(args.out, args.jobs, keep_freed_memory) as study:
         tuned = len(args.fp_lrs) > 1
         if tuned: runs.lr |= study.tune(dict.fromkeys(STARTS, args.fp_lrs), runs.tune_start)

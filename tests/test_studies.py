@@ -1,11 +1,11 @@
 "Studies: what they are made of, that processes change nothing, and names that older results have"
-import json
+import json, shutil
 import pytest
 from repq.recipes import get_recipe
 from repq.networks.schemas import read_csv
 from repq.plots import clear, labelled, paired, paper_figures, read_figures, results_table, summarize, upgrade
 from repq.runs import read_rows
-from repq.studies import Job, Study, best_rate, keep, rate_beyond, study_results
+from repq.studies import Job, Study, best_rate, finished, keep, rate_beyond, study_results
 
 def job(name, seed=0, **kw): return Job(name, get_recipe('repvgg_a0_tiny', 'plain', data='digits', epochs=1, batch_size=240, seed=seed, **kw))
 
@@ -38,6 +38,12 @@ class Scored(Study):
         jobs = list(jobs)
         self.asked += jobs
         return [self.scores[j] and dict(accuracy=self.scores[j]) for j in jobs]
+
+def test_a_run_that_is_about_to_end_is_not_finished_yet(tmp_path):
+    "Another process has written its results, and not yet moved them from NAME.part to NAME"
+    with Study(tmp_path) as study: study.run([job('lr0.1')])
+    shutil.copytree(tmp_path/'lr0.1', tmp_path/'lr0.2.part')
+    assert [*finished(tmp_path)] == ['lr0.1']
 
 @pytest.mark.parametrize('scores,beyond,best,asked', [
     ({1: .5, 2: .5, 4: .4}, None, 1, 3), ({1: .5, 2: .6, 4: .4}, 2., 2, 3), ({1: .5, 2: .6, 4: .7, 8: .8}, 2., 8, 4),

@@ -135,8 +135,9 @@ def _scores(self:Study, rates, job) -> dict: # key -> learning rate -> score
 
 # %% ../../nbs/3_training/23_studies.ipynb #g516
 def finished(folder) -> dict: # name -> row of results.json
-    "The finished runs of a study"
-    return {p.parent.name: read_rows(p)[0] for p in sorted(Path(folder).glob('*/results.json'))}
+    "The finished runs of a study, without what another process is about to give its name"
+    files = sorted(Path(folder).glob('*/results.json'))
+    return {p.parent.name: read_rows(p)[0] for p in files if p.parent.suffix != '.part'}
 
 # %% ../../nbs/3_training/23_studies.ipynb #h658
 def _curve(run) -> list:
